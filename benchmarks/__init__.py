@@ -1,0 +1,1 @@
+"""The causal benchmark: problems, arms, runs, grading, statistics, report."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: vLLM's own, with the `steering` field and its telemetry."""
