@@ -83,6 +83,7 @@ class ArmSet(_Data):
     about: str = ""
     temperature: Annotated[float, Field(gt=0.0, le=params.MAX_TEMPERATURE)] | None = None  # base, unless a run says
     threshold_nats: Annotated[float, Field(ge=0.0)] | None = None  # unless the run or the server has a calibration
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02  # scores closer than this count as equal
     baseline: Name
     arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=100)]
     comparisons: tuple[Comparison, ...] = ()

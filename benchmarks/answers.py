@@ -1,0 +1,144 @@
+"""What an endpoint has to answer, checked field by field: nothing from the network is trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+Count = Annotated[int, Field(ge=0)]
+Nats = Annotated[FiniteFloat, Field(ge=0.0)]
+
+
+class MalformedAnswerError(ValueError):
+    """The answer is not what was asked for; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated text. `forks` and `mean_entropy_nats` are None where nothing was steered.
+
+    The lists have one entry a generated token and are None unless they were asked for.
+    """
+
+    text: str
+    finish_reason: str
+    completion_tokens: int
+    forks: int | None = None
+    mean_entropy_nats: float | None = None
+    entropy_nats: list[float | None] | None = None
+    fork: list[bool] | None = None
+    temperature: list[float | None] | None = None
+    token_text: list[str] | None = None
+
+
+class _Telemetry(BaseModel):
+    tokens: Count
+    forks: Count
+    mean_entropy_nats: Nats | None = None  # None where no token was generated
+    threshold_nats: Nats | None = None
+    entropy_nats: list[float | None] | None = None
+    fork: list[bool] | None = None
+    temperature: list[float | None] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None  # the field's older name
+
+
+class _Choice(BaseModel):
+    text: str | None = None
+    message: _Message | None = None
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+    steering: _Telemetry | None = None
+
+
+class _Usage(BaseModel):
+    completion_tokens: Count
+
+
+class _Response(BaseModel):
+    choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
+    usage: _Usage
+
+
+def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | None) -> Answer:
+    """The answer in `body` to a request with this `steering`.
+
+    Raises:
+        MalformedAnswerError: it is no completion of at most `max_tokens`, was not finished, or its
+            telemetry does not say that the steering asked for took place.
+    """
+    try:
+        response = _Response.model_validate_json(body)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the answer"
+        raise MalformedAnswerError(f"{place}: {first['msg']}") from None
+    choice, tokens = response.choices[0], response.usage.completion_tokens
+    if choice.finish_reason not in ("stop", "length"):
+        raise MalformedAnswerError(f'finish_reason is {choice.finish_reason!r}, not "stop" or "length"')
+    if tokens > max_tokens:
+        raise MalformedAnswerError(f"{tokens} tokens were generated where at most {max_tokens} were asked for")
+    answer = Answer(_text(choice), choice.finish_reason, tokens)
+    if steering is None:
+        if choice.steering is not None:
+            raise MalformedAnswerError("a plain request was steered: the server has a default policy")
+        return answer
+    return _with_telemetry(answer, choice, steering)
+
+
+def _text(choice: _Choice) -> str:
+    """The whole text, the reasoning put back in front where a parser on the server cut it off."""
+    if choice.message is None:
+        if choice.text is None:
+            raise MalformedAnswerError("choices.0 has neither text nor message")
+        return choice.text
+    reasoning = choice.message.reasoning or choice.message.reasoning_content
+    content = choice.message.content
+    if not reasoning:
+        return content or ""
+    return f"<think>{reasoning}" if content is None else f"<think>{reasoning}</think>{content}"
+
+
+def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -> Answer:
+    told = choice.steering
+    if told is None:
+        raise MalformedAnswerError("choices.0 has no steering object: the request was not steered")
+    asked, used = steering.get("threshold_nats"), told.threshold_nats
+    if asked is not None and used is not None and not math.isclose(asked, used, rel_tol=1e-5, abs_tol=1e-7):
+        raise MalformedAnswerError(f"threshold_nats is {used:g}, asked was {asked:g}")  # close: it may hold float32
+    if told.forks > told.tokens:
+        raise MalformedAnswerError(f"{told.forks} forks among {told.tokens} tokens")
+    if steering.get("telemetry") == "tokens":
+        for name in ("entropy_nats", "fork", "temperature"):
+            entries = getattr(told, name)
+            if entries is None or len(entries) != told.tokens:
+                raise MalformedAnswerError(f"steering.{name} has not one entry for each of {told.tokens} tokens")
+    return Answer(
+        answer.text,
+        answer.finish_reason,
+        answer.completion_tokens,
+        told.forks,
+        told.mean_entropy_nats,
+        told.entropy_nats,
+        told.fork,
+        told.temperature,
+        _token_text(choice.logprobs, told.tokens),
+    )
+
+
+def _token_text(logprobs: dict[str, Any] | None, tokens: int) -> list[str] | None:
+    """The tokens' texts from the log-probabilities of either API, None where they do not fit."""
+    if logprobs is None:
+        return None
+    texts = logprobs.get("tokens")
+    if texts is None and isinstance(content := logprobs.get("content"), list):
+        texts = [entry.get("token") if isinstance(entry, dict) else None for entry in content]
+    fits = isinstance(texts, list) and len(texts) == tokens and all(isinstance(text, str) for text in texts)
+    return texts if fits else None

@@ -1,0 +1,193 @@
+"""One endpoint over HTTP: requests in, bounded and checked answers out, and what it says of itself.
+
+EndpointError
+├── BusyError      429 or 503: come back later
+├── UnreachableError   no connection
+├── BrokenError    5xx, cut off, timed out: the request itself may be the cause
+└── RefusedError   any other 4xx: the same request will be refused again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+CONTROL_BYTES = 1 << 20  # for answers about the server, and for errors
+LONGEST_RETRY_AFTER_S = 300.0
+CONNECT_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 10.0
+IDLE_CONNECTION_S = 2.0  # uvicorn closes idle connections after 5; a request on one just closed would fail
+
+# A machine that vanished sends no reset: without these a request to it waits until its time-out.
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    ),
+]
+
+
+class EndpointError(Exception):
+    """The endpoint did not answer as hoped; the message is one line."""
+
+
+class BusyError(EndpointError):
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnreachableError(EndpointError):
+    pass
+
+
+class BrokenError(EndpointError):
+    pass
+
+
+class RefusedError(EndpointError):
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def endpoint_url(text: str) -> str:
+    """`text` as http(s)://host[:port][/path] without a closing /v1. Raises ValueError, one line."""
+    url = text.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment or parts.username or re.search(r"\s", url):
+        raise ValueError(f'"{text}" is no endpoint; expected is http://HOST:PORT or https://HOST:PORT')
+    return url
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """`request_s` runs from sending a request to the last byte of its answer."""
+
+    request_s: float = 3600.0
+    connect_s: float = CONNECT_TIMEOUT_S
+
+
+class Endpoint:
+    """A server at `url`. Use inside one event loop; close it at the end."""
+
+    def __init__(self, url: str, *, connections: int, timeouts: Timeouts, api_key: str | None = None) -> None:
+        self.url = url
+        self.connections = connections
+        self._request_s = timeouts.request_s
+        limits = httpx.Limits(
+            max_connections=connections + 2,
+            max_keepalive_connections=connections + 2,
+            keepalive_expiry=IDLE_CONNECTION_S,
+        )
+        headers = {"accept-encoding": "identity"}  # what arrives is what is counted
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=timeouts.connect_s),
+            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=_KEEPALIVE),
+            trust_env=not local,  # a proxy from the environment, but never for this machine itself
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def post(self, path: str, body: dict[str, Any], *, max_bytes: int) -> bytes:
+        """The body of a 200 answer. Raises EndpointError."""
+        return await self._request("POST", path, body, max_bytes, self._request_s)
+
+    async def get_json(self, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
+        """The JSON object at `path`. Raises EndpointError."""
+        answer = await self._request("GET", path, None, CONTROL_BYTES, timeout_s)
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise BrokenError(f"{self.url}{path} did not answer with a JSON object")
+        return value
+
+    async def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, max_bytes: int, timeout_s: float
+    ) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_s), self._client.stream(method, path, json=body) as response:
+                good = response.status_code == 200
+                content = await _bounded(response, max_bytes if good else CONTROL_BYTES)
+        except TimeoutError:
+            raise BrokenError(f"{self.url} gave no whole answer within {timeout_s:g} s") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as e:
+            raise UnreachableError(f"{self.url} cannot be reached ({_line(e)})") from None
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as e:
+            raise BrokenError(f"{self.url} broke the connection off ({_line(e)})") from None
+        if content is None:
+            raise BrokenError(f"{self.url} answered with more than {max_bytes} bytes")
+        if not good:
+            raise self._error(response, content)
+        return content
+
+    def _error(self, response: httpx.Response, content: bytes) -> EndpointError:
+        status = response.status_code
+        message = f"{self.url} answered {status}: {_server_message(content)}"
+        if status in (429, 503):
+            return BusyError(message, _retry_after_s(response.headers.get("retry-after")))
+        if 400 <= status < 500 and status != 408:
+            return RefusedError(message, status)
+        return BrokenError(message)
+
+
+async def _bounded(response: httpx.Response, max_bytes: int) -> bytes | None:
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > max_bytes:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _server_message(content: bytes) -> str:
+    """The message of an OpenAI error body, else the beginning of whatever it was; one line."""
+    text = content[:2000].decode("utf-8", "replace")
+    try:
+        value = json.loads(content)
+        inner = value.get("error", value)
+        text = str(inner.get("message") or inner.get("detail") or text) if isinstance(inner, dict) else str(inner)
+    except (ValueError, RecursionError, AttributeError):
+        pass
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text[:300] or "(no message)"
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds from a Retry-After header: a number or a date; 0 where there is none."""
+    if value is None:
+        return 0.0
+    try:
+        number = re.fullmatch(r"\d+(\.\d+)?", value)
+        seconds = float(value) if number else parsedate_to_datetime(value).timestamp() - time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)

@@ -1,0 +1,54 @@
+"""The HTTP request of one sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steerdec.benchmarks.arms import Arm, ArmSet
+from steerdec.benchmarks.plan import Item
+from steerdec.benchmarks.prompts import request_body
+
+# vLLM fills in what a request leaves out from the model's generation_config.json (Qwen3: top_p 0.95,
+# top_k 20). Truncation would hide what steering does, so it is switched off in so many words.
+SAMPLING: dict[str, float | int] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def is_traced(arms: ArmSet, item: Item) -> bool:
+    """Whether the sample keeps its per-token lists: the first of each problem in the identity arm.
+
+    That arm shows the undisturbed entropies. A set without one keeps those of all steered arms.
+    """
+    if item.sample > 0 or item.arm.steering is None:
+        return False
+    return item.arm.role == "identity" or not any(arm.role == "identity" for arm in arms.arms)
+
+
+def sample_request(
+    item: Item, *, model: str, prompt: str, thinking: bool | None, max_tokens: int, traced: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The path and the body. `traced` asks for one entry a token: entropy, fork, temperature, text."""
+    path, body = request_body(prompt, item.problem, thinking=thinking)
+    body |= {
+        "model": model,
+        "seed": item.seed,
+        "temperature": item.arm.temperature,
+        "max_tokens": max_tokens,
+    } | SAMPLING
+    steering = asked_steering(item.arm, traced)
+    if steering is not None:
+        body["steering"] = steering
+    if traced:  # of the sampled token only, for its text; 0 further candidates
+        body |= {"logprobs": True, "top_logprobs": 0} if "messages" in body else {"logprobs": 0}
+    return path, body
+
+
+def asked_steering(arm: Arm, traced: bool) -> dict[str, Any] | None:
+    """The `steering` object of a request; None for a plain one."""
+    if arm.steering is None:
+        return None
+    return arm.steering | {"telemetry": "tokens"} if traced else arm.steering
+
+
+def max_answer_bytes(max_tokens: int, traced: bool) -> int:
+    """More than an honest answer can have: a token's text is short, and a traced one has a dozen numbers beside it."""
+    return (1 << 20) + max_tokens * (2048 if traced else 256)

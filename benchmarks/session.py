@@ -1,0 +1,269 @@
+"""From what a user asked for to a finished run: problems, arms, a server, a folder, samples."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from steerdec import __version__
+from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve
+from steerdec.benchmarks.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
+from steerdec.benchmarks.dispatch import Retry
+from steerdec.benchmarks.endpoints import Endpoint, Timeouts
+from steerdec.benchmarks.grading_pool import GradingPool
+from steerdec.benchmarks.journal import FolderLock, JournalError
+from steerdec.benchmarks.local_server import local_server
+from steerdec.benchmarks.plan import Item, Plan
+from steerdec.benchmarks.preflight import Server, probe_arms, survey
+from steerdec.benchmarks.problems import ProblemError, ProblemSet, load_problems
+from steerdec.benchmarks.runs import done_samples, make_samples, open_folder
+from steerdec.benchmarks.sample_requests import SAMPLING, sample_request
+from steerdec.benchmarks.settings import Launch, ProblemsUsed, Settings, SettingsError, read_settings
+
+DEFAULT_TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where samples come from: endpoints, or a server to be started for `model`."""
+
+    endpoints: tuple[str, ...]
+    model: str | None
+    dtype: str | None
+    concurrency: int  # requests at once, each endpoint
+    timeout_s: float
+    api_key: str | None
+
+    @contextmanager
+    def urls(self, log: Path) -> Iterator[tuple[str, ...]]:
+        """The endpoints' URLs; while the block lasts, a server of our own is among the living. Raises ServerError."""
+        if self.model is None:
+            yield self.endpoints
+        else:
+            with local_server(self.model, log, dtype=self.dtype) as url:
+                yield (url,)
+
+    @asynccontextmanager
+    async def opened(self, urls: tuple[str, ...]) -> AsyncIterator[list[Endpoint]]:
+        timeouts = Timeouts(self.timeout_s)
+        endpoints = [Endpoint(u, connections=self.concurrency, timeouts=timeouts, api_key=self.api_key) for u in urls]
+        try:
+            yield endpoints
+        finally:
+            for endpoint in endpoints:
+                await endpoint.close()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, read and checked as far as that goes without a server."""
+
+    problem_set: ProblemSet
+    source: str
+    limit: int | None
+    prompt: str
+    thinking: bool | None
+    arms: ArmSet
+    samples: int
+    seed: int
+    temperature: float
+    max_tokens: int
+    threshold: Threshold | None  # None: as the server or the arm set has it
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    samples: int
+    failed: int
+
+
+def read_request(
+    problems: str,
+    arms: str,
+    *,
+    limit: int | None,
+    prompt: str | None,
+    thinking: bool | None,
+    samples: int,
+    seed: int,
+    temperature: float | None,
+    max_tokens: int,
+    threshold: str | None,
+    force: bool,
+) -> Request:
+    """Load and check everything that was named.
+
+    Raises:
+        ProblemError, ArmError, CalibrationError, PromptError: one line.
+    """
+    problem_set = load_problems(problems, limit=limit)
+    arm_set = load_arm_set(arms)
+    request = Request(
+        problem_set,
+        source=str(Path(problems).resolve()) if Path(problems).exists() else problems,
+        limit=limit,
+        prompt=prompt or problem_set.prompt,
+        thinking=thinking,
+        arms=arm_set,
+        samples=samples,
+        seed=seed,
+        temperature=temperature or arm_set.temperature or DEFAULT_TEMPERATURE,
+        max_tokens=max_tokens,
+        threshold=None if threshold is None else parse_threshold(threshold),
+        force=force,
+    )
+    _check_prompt(request)
+    if request.threshold is not None:
+        _resolved(request, request.threshold)
+    else:  # a server's calibration may still bring what is missing here; all else is checked now
+        solved = {arm.name: request.temperature for arm in arm_set.arms}
+        _resolved(request, Threshold(0.0, "", fork_rate=0.5, solved=solved))
+    return request
+
+
+def repeated_request(run_json: Path) -> tuple[Request, Settings]:
+    """What the run in `run_json` was, from that file alone. Raises SettingsError, ProblemError."""
+    old = read_settings(run_json)
+    problem_set = load_problems(old.problems.source, limit=old.problems.limit)
+    if problem_set.sha256 != old.problems.sha256:
+        raise SettingsError(
+            f"{run_json}: the problems {old.problems.source} have changed: sha256 {old.problems.sha256[:12]} -> "
+            f"{problem_set.sha256[:12]}"
+        )
+    request = Request(
+        problem_set,
+        source=old.problems.source,
+        limit=old.problems.limit,
+        prompt=old.prompt,
+        thinking=old.thinking,
+        arms=old.arms,
+        samples=old.samples,
+        seed=old.seed,
+        temperature=old.temperature,
+        max_tokens=old.max_tokens,
+        threshold=Threshold(old.threshold_nats, old.threshold_origin),
+    )
+    return request, old
+
+
+def _resolved(request: Request, threshold: Threshold) -> ArmSet:
+    """The arms in numbers; refuses a threshold that was calibrated on the problems under test."""
+    overlap = threshold.tested_again(request.problem_set.problems)
+    if overlap and not request.force:
+        raise CalibrationError(
+            f"{overlap} of the {len(request.problem_set.problems)} problems were used for the calibration "
+            f"({threshold.origin}); test on others, or say --force"
+        )
+    return resolve(
+        request.arms,
+        temperature=request.temperature,
+        threshold_nats=threshold.nats,
+        fork_rate=threshold.fork_rate,
+        solved=threshold.solved,
+    )
+
+
+def _check_prompt(request: Request) -> None:
+    """The template exists and takes these problems."""
+    arm = Arm(name="B", role="baseline", temperature=1.0)
+    for problem in request.problem_set.problems:
+        item = Item(0, problem, arm, 0, 0)
+        sample_request(item, model="", prompt=request.prompt, thinking=request.thinking, max_tokens=1)
+
+
+def run(request: Request, target: Target, folder: Path, retry: Retry) -> Finished:
+    """Make, or finish, the run in `folder`.
+
+    Raises:
+        PreflightError, ServerError, JournalError, NoEndpointLeftError, NoGoodAnswerError: it cannot go on.
+        SettingsError, ArmError, CalibrationError: it was asked for wrongly.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise JournalError(f"--out {folder} cannot be made ({e.strerror})") from None
+    with FolderLock(folder), target.urls(folder / "server.log") as urls, GradingPool() as pool:
+        return asyncio.run(_run(request, target, urls, folder, pool, retry))
+
+
+async def _run(
+    request: Request, target: Target, urls: tuple[str, ...], folder: Path, pool: GradingPool, retry: Retry
+) -> Finished:
+    async with target.opened(urls) as endpoints:
+        server = await survey(endpoints)
+        settings = open_folder(folder, _settings(request, target, urls, server))
+        plan = Plan(request.problem_set.problems, settings.arms.arms, settings.samples, settings.seed)
+        done = done_samples(folder, plan)
+        if all(done):
+            return Finished(len(plan), 0)
+        await probe_arms(
+            endpoints,
+            settings.arms,
+            request.problem_set.problems[0],
+            model=settings.model,
+            prompt=settings.prompt,
+            thinking=settings.thinking,
+        )
+        failed = await make_samples(folder, settings, plan, done, endpoints, pool, retry)
+        return Finished(len(plan), failed)
+
+
+def check_length(server: Server, max_tokens: int) -> None:
+    """Raises SettingsError where the model's context cannot hold that many tokens."""
+    if server.max_model_len is not None and max_tokens >= server.max_model_len:
+        raise SettingsError(
+            f"--max-tokens: {max_tokens} does not fit the server's context of {server.max_model_len} tokens, "
+            "which has to hold the prompt too"
+        )
+
+
+def _settings(request: Request, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
+    check_length(server, request.max_tokens)
+    threshold = request.threshold or default_threshold(server.steering, request.arms)
+    arms = _resolved(request, threshold)
+    problems = request.problem_set
+    return Settings(
+        steerdec=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+        model=server.model,
+        model_info=server.model_info,
+        launch=None if target.model is None else Launch(model=target.model, dtype=target.dtype),
+        endpoints=urls,
+        server=server.steering,
+        problems=ProblemsUsed(
+            name=problems.name,
+            source=request.source,
+            limit=request.limit,
+            sha256=problems.sha256,
+            n=len(problems.problems),
+            ids=tuple(problem.id for problem in problems.problems),
+        ),
+        prompt=request.prompt,
+        thinking=request.thinking,
+        arms=arms,
+        samples=request.samples,
+        seed=request.seed,
+        temperature=request.temperature,
+        max_tokens=request.max_tokens,
+        sampling=SAMPLING,
+        threshold_nats=threshold.nats,
+        threshold_origin=threshold.origin,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("httpx", "numpy", "scipy", "math-verify", "reasoning-gym"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
