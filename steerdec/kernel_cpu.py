@@ -1,0 +1,192 @@
+"""Steering on a CPU: a row is read once from memory, by one of the threads that torch already has.
+
+Compiled by numba, so that no C compiler is needed where it runs. Only a row that is steered is
+touched again, while it is still in the second-level cache. One thread does the whole of a row, so
+that its outcome depends neither on its neighbours nor on the number of threads.
+
+The threads are torch's: those of a second pool, such as numba's own, would compete with OpenMP
+threads still spinning after the model's last layer, and know neither the cores nor the number of
+threads that torch was given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, cfunc, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from steerdec import rows
+from steerdec.reference import Outcome
+from steerdec.softmax_cpu import jit, largest, measure, target_temperature
+
+# What a call works on. Addresses are of contiguous arrays, but for `logits`, whose rows lie `row_stride` apart.
+TASK: Final = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("logits", "row_stride", "rows", "vocab", "floats", "ints", "slots", "positions", "in_scope"),
+            *("entropy_nats", "selected", "temperature", "taken"),
+        )
+    ]
+)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _address(_: Any, __: Any) -> Any:
+    """The pointer that an integer is."""
+    return types.voidptr(types.int64), lambda c, b, _, a: b.inttoptr(a[0], c.get_value_type(types.voidptr))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _take(_: Any, __: Any) -> Any:
+    """The integer at an address, which is one more for whoever asks next, on whatever thread."""
+    return types.int64(types.int64), lambda c, b, _, a: b.atomic_rmw(
+        "add", b.inttoptr(a[0], ir.IntType(64).as_pointer()), ir.IntType(64)(1), "monotonic"
+    )
+
+
+@jit
+def _hash(key: Any, position: Any) -> Any:
+    """`reference.placebo_hash`."""
+    x = (np.uint64(key) + np.uint64(position) * np.uint64(0x9E3779B9)) & np.uint64(0xFFFFFFFF)
+    x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
+    x = ((x ^ (x >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
+    return np.int64((x ^ (x >> np.uint64(16))) >> np.uint64(8))
+
+
+@jit
+def _steered(z: Any, top: Any, h: Any, f: Any, kind: Any) -> Any:
+    """T' of a selected row, and the factor that steers it there."""
+    if kind == rows.SPLIT:
+        return np.float64(f[rows.FORK_T]), f[rows.FORK_FACTOR]
+    t = np.float64(f[rows.REQUEST_T])
+    a, b, c = np.float64(f[rows.PARAM_A]), np.float64(f[rows.PARAM_B]), np.float64(f[rows.PARAM_C])
+    if kind == rows.ENTROPY_TARGET:
+        steered = target_temperature(z, top, t, a, b, c)
+    elif kind == rows.DYNATEMP:
+        steered = a + (b - a) * (h / math.log(z.size)) ** c if z.size > 1 else a
+    else:
+        steered = max(t * b ** (a / h), 0.01) if h > 0 else 0.01
+    return steered, np.float32(t / steered)
+
+
+@jit
+def _keep_first_largest(z: Any) -> Any:
+    """Leave -inf everywhere but at the first largest logit."""
+    top = largest(z)
+    found = False
+    for i in range(z.size):
+        if z[i] == top and not found:
+            found = True
+        else:
+            z[i] = -np.inf
+
+
+@jit
+def _scale(z: Any, factor: Any) -> Any:
+    for i in range(z.size):
+        z[i] *= factor
+
+
+@jit
+def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
+    """H, whether the row is selected, and T'; `z` is steered in place."""
+    top, measured = measure(z)
+    h = np.float64(np.float32(measured))  # what is reported is what was decided on
+    if np.isnan(h) or not in_scope:
+        return h, False, np.float64(f[rows.REQUEST_T])
+    selected = (
+        i[rows.SELECT] == rows.ALWAYS
+        or (i[rows.SELECT] == rows.BY_ENTROPY and h > f[rows.THRESHOLD])
+        or (i[rows.SELECT] == rows.BY_HASH and _hash(i[rows.KEY], position) < i[rows.CUTOFF])
+    )
+    temperature, factor = np.float64(f[rows.OTHER_T]), f[rows.OTHER_FACTOR]
+    if selected:
+        temperature, factor = _steered(z, top, h, f, i[rows.KIND])
+    if temperature == 0.0:
+        _keep_first_largest(z)
+    elif factor != 1.0:
+        _scale(z, factor)
+    return h, selected, temperature
+
+
+def _work(tasks: Any) -> None:
+    """Steer rows until none is left; any number of threads may do so at once."""
+    task = carray(tasks, 1, TASK)[0]
+    n, vocab = task["rows"], task["vocab"]
+    slots, positions = carray(_address(task["slots"]), n, np.int64), carray(_address(task["positions"]), n, np.int64)
+    entropy_nats = carray(_address(task["entropy_nats"]), n, np.float32)
+    selected = carray(_address(task["selected"]), n, np.bool_)
+    temperature = carray(_address(task["temperature"]), n, np.float32)
+    while True:
+        r = _take(task["taken"])
+        if r >= n:
+            return
+        slot = slots[r]
+        if slot < 0:
+            entropy_nats[r], selected[r], temperature[r] = np.nan, False, np.nan
+            continue
+        z = carray(_address(task["logits"] + 4 * r * task["row_stride"]), vocab, np.float32)
+        f = carray(_address(task["floats"] + 4 * slot * rows.FLOATS), rows.FLOATS, np.float32)
+        i = carray(_address(task["ints"] + 4 * slot * rows.INTS), rows.INTS, np.int32)
+        in_scope = task["in_scope"] == 0 or carray(_address(task["in_scope"]), n, np.bool_)[r]
+        entropy_nats[r], selected[r], temperature[r] = _steer_row(z, f, i, positions[r], in_scope)
+
+
+@cache
+def _worker() -> Any:
+    """`_work` as a C function of one pointer; compiled at the first call (seconds)."""
+    return cfunc(types.void(types.voidptr), error_model="numpy")(_work)
+
+
+@cache
+def _on_torch_threads() -> Callable[[Any, Any, int, int], None] | None:
+    """GOMP_parallel(function, argument, threads, 0) of the OpenMP that torch has loaded; None if it is another kind."""
+    try:
+        run = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return run
+
+
+def steer_(
+    logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
+) -> Outcome:
+    """`reference.steer_` for float32 logits whose rows are contiguous; see `steerdec.kernel`."""
+    n, vocab = logits.shape
+    outcome = Outcome(torch.empty(n), torch.empty(n, dtype=torch.bool), torch.empty(n))
+    floats, ints = floats.contiguous(), ints.contiguous()
+    slots, positions = slots.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
+    in_scope = None if in_scope is None else in_scope.contiguous()
+    if n and int(slots.max()) >= len(floats):  # addresses are taken unchecked below
+        raise IndexError(f"slots: {int(slots.max())} is past the {len(floats)} slots of the tables")
+    taken = np.zeros(1, np.int64)
+    task = np.zeros(1, TASK)
+    for name, tensor in (
+        ("logits", logits),
+        ("floats", floats),
+        ("ints", ints),
+        ("slots", slots),
+        ("positions", positions),
+        ("in_scope", in_scope),
+        *outcome._asdict().items(),
+    ):
+        task[name] = 0 if tensor is None else tensor.data_ptr()
+    task["row_stride"], task["rows"], task["vocab"], task["taken"] = logits.stride(0), n, vocab, taken.ctypes.data
+    threads = min(n, torch.get_num_threads())
+    run = _on_torch_threads()
+    if run is None or threads < 2:
+        _worker().ctypes(task.ctypes.data)
+    else:
+        run(_worker().address, task.ctypes.data, threads, 0)
+    return outcome

@@ -1,0 +1,177 @@
+"""The sums of a row's softmax on a CPU: its largest logit, its entropy, and the temperature that gives another.
+
+Compiled by numba into vector instructions. A row is read in blocks that fit the first-level
+cache, twice each: for its largest logit, then for sum e and sum e d (d = z - largest, e = exp d).
+What a block gives is merged in float64 and in order, so that a row's result is always the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+BLOCK: Final = 4096  # logits; 16 KiB of float32, half of the smallest first-level cache in use
+SOLVED_NATS: Final = 1e-4  # how far from its target `target_temperature` may end
+NEWTON_STEPS: Final = 10  # 4 or 5 are usual; what is not solved then is solved by bisection
+MAX_STEPS: Final = 60
+
+# `contract` lets a product and a sum become one instruction; `reassoc` lets a loop keep one partial
+# sum a vector lane, in an order fixed when it is compiled. Nothing here may assume away NaN or inf.
+jit: Callable[[Any], Any] = njit(error_model="numpy")
+_fused: Callable[[Any], Any] = njit(error_model="numpy", fastmath={"contract"})
+_sum: Callable[[Any], Any] = njit(error_model="numpy", fastmath={"contract", "reassoc"})
+
+
+# exp(d) = 2^n exp(r), n = round(d / ln 2), |r| <= ln(2) / 2. ln 2 comes in two parts, the first
+# short enough for n times it to be exact. Relative error 2e-7, without a table or a branch.
+_EXP = np.polynomial.Chebyshev.interpolate(np.exp, 6, domain=[-math.log(2) / 2, math.log(2) / 2])
+_C0, _C1, _C2, _C3, _C4, _C5, _C6 = _EXP.convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
+_LOG2_E: Final = np.float32(1 / math.log(2))
+_LN2_HIGH: Final = np.float32(355 / 512)
+_LN2_LOW: Final = np.float32(math.log(2) - 355 / 512)
+_ROUND: Final = np.float32(1.5 * 2**23)  # added and taken away again, it leaves the nearest integer
+_SMALLEST: Final = np.float32(-87.0)  # exp of less than this is no normal float32, and is taken as 0
+_ZERO: Final = np.float32(0.0)
+_LOWEST_KEY: Final = np.int32(-(2**31))
+_LOWEST: Final = np.finfo(np.float32).min
+
+
+def _ordered(builder: Any, bits: Any) -> Any:
+    """float32 bits as an integer of the same order, and back: all bits but the sign flipped where it is set."""
+    sign = builder.ashr(bits, ir.IntType(32)(31))
+    return builder.xor(bits, builder.and_(sign, ir.IntType(32)(0x7FFFFFFF)))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _larger_key(_: Any, __: Any, ___: Any) -> Any:
+    """max of a key and a float32's key; as integers, because a vectorised float maximum may lose a NaN."""
+
+    def generate(c: Any, b: Any, _: Any, a: Any) -> Any:
+        key = _ordered(b, b.bitcast(a[1], ir.IntType(32)))
+        return b.select(b.icmp_signed(">", key, a[0]), key, a[0])
+
+    return types.int32(types.int32, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_key(_: Any, __: Any) -> Any:
+    return types.float32(types.int32), lambda c, b, _, a: b.bitcast(_ordered(b, a[0]), ir.FloatType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _times_power_of_2(_: Any, __: Any, ___: Any) -> Any:
+    """p 2^n, from p and the sum n + _ROUND, which has n in its lowest bits."""
+
+    def generate(c: Any, b: Any, _: Any, a: Any) -> Any:
+        exponent = b.shl(b.bitcast(a[1], ir.IntType(32)), ir.IntType(32)(23))
+        return b.fmul(a[0], b.bitcast(b.add(exponent, ir.IntType(32)(127 << 23)), ir.FloatType()))
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@_fused
+def _exp(d: Any) -> Any:
+    """exp of a float32 from _SMALLEST to 0; NaN of NaN."""
+    shifted = d * _LOG2_E + _ROUND
+    n = shifted - _ROUND
+    r = (d - n * _LN2_HIGH) - n * _LN2_LOW
+    p = ((((((_C6 * r + _C5) * r + _C4) * r + _C3) * r) + _C2) * r + _C1) * r + _C0
+    return _times_power_of_2(p, shifted)
+
+
+@jit
+def largest(z: Any) -> Any:
+    key = _LOWEST_KEY
+    for i in range(z.size):
+        key = _larger_key(key, z[i])
+    return _float_of_key(key)
+
+
+@_sum
+def _sums(z: Any, top: Any) -> Any:
+    """sum e and sum e d, d = z - top, e = exp d."""
+    partition, weighted = _ZERO, _ZERO
+    for i in range(z.size):
+        d = z[i] - top
+        clamped = _SMALLEST if d < _SMALLEST else d  # noqa: FURB136 (max may lose a NaN)
+        e = _ZERO if d < _SMALLEST else _exp(clamped)
+        partition += e
+        weighted += e * clamped
+    return partition, weighted
+
+
+@_sum
+def _sums_at(z: Any, top: Any, beta: Any) -> Any:
+    """sum e, sum e d and sum e d^2, d = beta (z - top), e = exp d."""
+    partition, weighted, squared = _ZERO, _ZERO, _ZERO
+    for i in range(z.size):
+        d = beta * (z[i] - top)
+        clamped = _SMALLEST if d < _SMALLEST else d  # noqa: FURB136 (max may lose a NaN)
+        e = _ZERO if d < _SMALLEST else _exp(clamped)
+        partition += e
+        weighted += e * clamped
+        squared += e * clamped * clamped
+    return partition, weighted, squared
+
+
+@jit
+def measure(z: Any) -> Any:
+    """The largest logit of a row and its H; NaN where softmax is undefined."""
+    top, partition, weighted = np.float64(_LOWEST), 0.0, 0.0
+    for start in range(0, z.size, BLOCK):
+        block = z[start : start + BLOCK]
+        block_top = largest(block)
+        if block_top == -np.inf:
+            block_top = _LOWEST  # such a block adds nothing, but it may hold a NaN of negative sign
+        s, w = _sums(block, block_top)
+        new_top = max(top, np.float64(block_top))
+        old_weight, weight = math.exp(top - new_top), math.exp(block_top - new_top)
+        weighted = old_weight * (weighted + partition * (top - new_top)) + weight * (w + s * (block_top - new_top))
+        partition = old_weight * partition + weight * s
+        top = new_top
+    # The largest logit alone adds 1, so a smaller sum means that there is none.
+    return top, math.log(partition) - weighted / partition if partition >= 1.0 else np.nan
+
+
+@jit
+def measure_at(z: Any, top: Any, temperature: Any) -> Any:
+    """H of softmax(z / T), and dH / d ln T, which is the variance of z / T."""
+    partition, weighted, squared = 0.0, 0.0, 0.0
+    for start in range(0, z.size, BLOCK):
+        s, w, q = _sums_at(z[start : start + BLOCK], np.float32(top), np.float32(1.0 / temperature))
+        partition += s
+        weighted += w
+        squared += q
+    mean = weighted / partition
+    return math.log(partition) - mean, squared / partition - mean * mean
+
+
+@jit
+def target_temperature(z: Any, top: Any, request_t: Any, delta_nats: Any, low: Any, high: Any) -> Any:
+    """What `reference.target_temperature` solves, by Newton's method on ln T in a shrinking bracket."""
+    h, slope = measure_at(z, top, request_t)
+    target = h + delta_nats
+    temperature = min(max(request_t, low), high)
+    if temperature != request_t:
+        h, slope = measure_at(z, top, temperature)
+    excess = h - target
+    if excess > SOLVED_NATS and measure_at(z, top, low)[0] >= target:
+        return low
+    if excess < -SOLVED_NATS and measure_at(z, top, high)[0] <= target:
+        return high
+    for step in range(MAX_STEPS):
+        if abs(excess) <= SOLVED_NATS:
+            break
+        low, high = (low, temperature) if excess > 0 else (temperature, high)
+        temperature = temperature * math.exp(-excess / slope) if slope > 0 and step < NEWTON_STEPS else 0.0
+        if not low < temperature < high:
+            temperature = math.sqrt(low * high)
+        h, slope = measure_at(z, top, temperature)
+        excess = h - target
+    return temperature

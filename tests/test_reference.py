@@ -1,0 +1,159 @@
+"""The specification itself, against closed forms and SciPy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from steerdec import params, reference, rows
+
+T = 0.6
+
+
+def tables(steering: dict[str, Any], temperature: float = T, seed: int = 0) -> tuple[Tensor, Tensor]:
+    row = rows.row_of(params.parse(steering), temperature, seed, params.PAPER_THRESHOLD_NATS)
+    return torch.tensor([row.floats]), torch.tensor([row.ints], dtype=torch.int32)
+
+
+def steer(logits: Tensor, steering: dict[str, Any], **kwargs: Any) -> tuple[Tensor, reference.Outcome]:
+    """A steered copy of `logits`, every row the request's, at positions 0, 1, ..."""
+    n = len(logits)
+    steered = logits.clone()
+    slots, positions = torch.zeros(n, dtype=torch.int64), torch.arange(n)
+    return steered, reference.steer_(steered, *tables(steering), slots, positions, **kwargs)
+
+
+def random_logits(n: int, vocab: int, seed: int = 0) -> Tensor:
+    generator = np.random.default_rng(seed)
+    return torch.from_numpy(generator.normal(size=(n, vocab)) * generator.uniform(0.5, 8, size=(n, 1)))
+
+
+def test_entropy_of_a_uniform_row_is_the_log_of_its_size() -> None:
+    for vocab in (1, 2, 1000):
+        assert reference.entropy_nats(torch.full((1, vocab), 3.0)).item() == pytest.approx(math.log(vocab), abs=1e-12)
+
+
+def test_entropy_agrees_with_scipy() -> None:
+    z = random_logits(20, 500)
+    expected = scipy.stats.entropy(np.exp(z.numpy()), axis=-1)
+    np.testing.assert_allclose(reference.entropy_nats(z).numpy(), expected, rtol=1e-12)
+
+
+def test_masked_tokens_add_nothing_to_the_entropy() -> None:
+    z = random_logits(5, 100)
+    masked = torch.full((5, 300), -math.inf, dtype=torch.float64)
+    masked[:, 7:107] = z
+    torch.testing.assert_close(reference.entropy_nats(masked), reference.entropy_nats(z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf])
+@pytest.mark.parametrize("where", [slice(0, 1), slice(9, 10), slice(None)])
+def test_a_row_with_nan_or_inf_is_measured_as_nan_and_left_alone(fill: float, where: slice) -> None:
+    z = random_logits(1, 10)
+    z[0, where] = fill
+    steered, outcome = steer(z, {"select": "all", "fork_temperature": 2.0})
+    assert torch.equal(steered.view(torch.int64), z.view(torch.int64))
+    assert math.isnan(outcome.entropy_nats[0])
+    assert not outcome.selected[0]
+    assert outcome.temperature[0] == pytest.approx(T)
+
+
+def test_a_fully_masked_row_is_measured_as_nan_and_left_alone() -> None:
+    steered, outcome = steer(torch.full((1, 10), -math.inf), {"select": "all", "fork_temperature": 0.0})
+    assert math.isnan(outcome.entropy_nats[0])
+    assert not outcome.selected[0]
+    assert steered.isneginf().all()
+
+
+def test_the_sampler_gets_the_temperatures_asked_for_at_forks_and_elsewhere() -> None:
+    z = random_logits(40, 200)
+    threshold = reference.entropy_nats(z).quantile(0.7).item()
+    steering = {"threshold_nats": threshold, "fork_temperature": 1.5, "other_temperature": 0.3}
+    steered, outcome = steer(z, steering)
+    assert torch.equal(outcome.selected, reference.entropy_nats(z) > np.float32(threshold))
+    assert 0 < outcome.selected.sum() < 40
+    wanted = torch.where(outcome.selected, 1.5, 0.3)[:, None]
+    torch.testing.assert_close(torch.softmax(steered / T, -1), torch.softmax(z / wanted, -1), rtol=1e-5, atol=1e-9)
+
+
+def test_a_threshold_above_every_entropy_changes_nothing() -> None:
+    z = random_logits(10, 50)
+    steered, outcome = steer(z, {"threshold_nats": 4.0, "fork_temperature": 2.0})
+    assert torch.equal(steered, z)
+    assert not outcome.selected.any()
+
+
+def test_greedy_keeps_the_first_largest_logit_alone() -> None:
+    z = torch.tensor([[1.0, 5.0, 5.0, -2.0]])
+    steered, _ = steer(z, {"select": "all", "fork_temperature": 0.0})
+    assert steered.tolist() == [[-math.inf, 5.0, -math.inf, -math.inf]]
+
+
+def test_rows_without_a_slot_and_out_of_scope_are_left_alone() -> None:
+    z = random_logits(3, 20)
+    steered = z.clone()
+    outcome = reference.steer_(
+        steered,
+        *tables({"select": "all", "fork_temperature": 2.0}),
+        torch.tensor([-1, 0, 0]),
+        torch.arange(3),
+        torch.tensor([True, False, True]),
+    )
+    assert torch.equal(steered[:2], z[:2])
+    assert not torch.equal(steered[2], z[2])
+    assert outcome.selected.tolist() == [False, False, True]
+    assert outcome.entropy_nats.isnan().tolist() == [True, False, False]
+    assert outcome.temperature.isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("delta", [-1.0, -0.2, 0.0, 0.3, 1.5])
+def test_entropy_target_reaches_the_entropy_it_names(delta: float) -> None:
+    z = random_logits(12, 300, seed=1)
+    steering = {"policy": "entropy_target", "select": "all", "delta_nats": delta}
+    steered, outcome = steer(z, steering)
+    before, after = reference.entropy_nats(z / T), reference.entropy_nats(steered / T)
+    low, high = (outcome.temperature == x for x in (np.float64(np.float32(0.05)), 5.0))
+    torch.testing.assert_close(after[~low & ~high], (before + delta)[~low & ~high], rtol=0, atol=1e-6)
+    assert (after[low] >= (before + delta)[low]).all()
+    assert (after[high] <= (before + delta)[high]).all()
+    assert (~low & ~high).sum() >= 3
+
+
+def test_dynatemp_goes_from_its_minimum_to_its_maximum() -> None:
+    z = torch.zeros(3, 64, dtype=torch.float64)
+    z[0, 1:] = -math.inf  # H = 0
+    z[1, 8:] = -math.inf  # H = ln 8 = half of ln 64
+    steering = {"policy": "dynatemp", "min_temperature": 0.5, "max_temperature": 1.5, "exponent": 2.0}
+    _, outcome = steer(z, steering)
+    np.testing.assert_allclose(outcome.temperature, [0.5, 0.75, 1.5], rtol=1e-12)
+
+
+def test_edt_is_the_papers_formula_and_never_below_a_hundredth() -> None:
+    z = torch.zeros(2, 64, dtype=torch.float64)
+    z[0, 1:] = -math.inf
+    _, outcome = steer(z, {"policy": "edt", "theta": 0.1, "base": 0.8})
+    np.testing.assert_allclose(outcome.temperature, [0.01, T * 0.8 ** (0.1 / math.log(64))], rtol=1e-6)
+
+
+def test_the_placebo_hash_is_murmurs_finaliser() -> None:
+    # MurmurHash3_x86_32 of the empty string is the finaliser of its seed; published values.
+    assert reference.placebo_hash(0, 0) == 0
+    assert reference.placebo_hash(1, 0) == 0x514E28B7 >> 8
+    assert reference.placebo_hash(-1, 0) == 0x81F16F39 >> 8
+
+
+def test_the_placebo_takes_its_share_of_the_tokens_and_the_same_ones_again() -> None:
+    z = random_logits(4000, 2)
+    steering = {"select": "random", "fork_rate": 0.2, "fork_temperature": 1.0}
+    _, first = steer(z, steering)
+    _, again = steer(z.flip(-1), steering)
+    assert torch.equal(first.selected, again.selected)
+    assert scipy.stats.binomtest(int(first.selected.sum()), 4000, 0.2).pvalue > 1e-3
+    correlation = scipy.stats.pearsonr(first.selected[:-1].double(), first.selected[1:].double())
+    assert correlation.pvalue > 1e-3
