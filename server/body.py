@@ -1,0 +1,142 @@
+"""A request body with `steering` in it -> the body vLLM understands, plus what to do with the answer.
+
+Everything wrong with the steering is found here, before the engine hears of the request.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from steerdec import params, request, rows, scope
+from steerdec.params import Steering, SteeringError
+from steerdec.telemetry import Lane, LanePool
+
+RESPONSES = "/v1/responses"
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the checks must know of the server: filled in once the engine is up."""
+
+    default: Steering | None
+    threshold_nats: float
+    default_temperature: float  # of requests that name none: the model's generation config, else 1
+    delimiters: tuple[int | None, int | None]
+    pool: LanePool | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A steered request: the body to pass on, and how to answer."""
+
+    body: dict[str, Any]
+    telemetry: str
+    threshold_nats: float
+    lanes: list[Lane]  # one a choice; empty with telemetry "none"
+    pool: LanePool | None  # to give the lanes back to
+    strip_token_ids: bool  # the client did not ask for them, we did
+
+
+def may_be_steered(raw: bytes, host: Host) -> bool:
+    """Whether a body needs looking at; False only if it surely has no `steering` and there is no default.
+
+    A key may be spelled with escapes ("steer\\u0069ng"), hence the second test.
+    """
+    return host.default is not None or b"steering" in raw or b"\\u" in raw
+
+
+def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
+    """The steered form of a parsed body, None where it asks for none.
+
+    Raises:
+        SteeringError: the steering is wrong, or does not go with the rest of the body.
+        LanesExhaustedError: telemetry is asked for, and every lane is in use.
+    """
+    xargs = body.get("vllm_xargs")
+    if isinstance(xargs, dict):
+        for key in request.RESERVED_ARGS:
+            if key in xargs:
+                raise SteeringError("", f"vllm_xargs.{key} is the server's own and cannot be sent")
+    if "steering" not in body:
+        if host.default is None or (isinstance(xargs, dict) and request.STEERING_ARG in xargs):
+            return None
+        steering, own = host.default, False
+    elif body["steering"] is None:
+        del body["steering"]
+        return None
+    else:
+        steering, own = params.parse(body.pop("steering")), True
+        if isinstance(xargs, dict) and request.STEERING_ARG in xargs:
+            raise SteeringError("", "is given twice: as `steering` and in vllm_xargs")
+    try:
+        return _prepared(path, body, steering, host)
+    except SteeringError:
+        if own:
+            raise
+        return None  # a server-wide default steps back from requests it does not fit
+
+
+def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -> Prepared:
+    _check_sampling(body, steering, host)
+    if steering.scope != "all":
+        start_id = host.delimiters[0] if steering.thinking_start_id is None else steering.thinking_start_id
+        end_id = host.delimiters[1] if steering.thinking_end_id is None else steering.thinking_end_id
+        start_id, end_id = scope.checked_delimiters(start_id, end_id)
+        steering = steering.model_copy(update={"thinking_start_id": start_id, "thinking_end_id": end_id})
+    threshold = host.threshold_nats if steering.threshold_nats is None else steering.threshold_nats
+    steering = steering.model_copy(update={"threshold_nats": threshold})
+
+    xargs = body.get("vllm_xargs") or {}
+    if not isinstance(xargs, dict):
+        raise SteeringError("", "goes with vllm_xargs only where that is an object")
+    xargs = {**xargs, request.STEERING_ARG: steering.model_dump_json(exclude_none=True)}
+    lanes: list[Lane] = []
+    if steering.telemetry != "none" and host.pool is not None:
+        n = _sequences(path, body, host.pool)
+        if n > 1 and body.get("seed") is None:
+            body["seed"] = secrets.randbits(53)  # vLLM tells the n sequences apart by their seeds alone
+        lanes = host.pool.lend(n)
+        xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
+        xargs[request.BASE_SEED_ARG] = body.get("seed") or 0
+    body["vllm_xargs"] = xargs
+    strip = False
+    if lanes and path != RESPONSES and not body.get("return_token_ids"):
+        body["return_token_ids"] = strip = True  # how many tokens each choice (of each chunk) has
+    return Prepared(body, steering.telemetry, threshold, lanes, host.pool, strip)
+
+
+def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> None:
+    """Refuse what could not be steered, where the values are of the right type (vLLM refuses the others)."""
+    temperature = body.get("temperature")
+    if temperature is None:
+        temperature = host.default_temperature
+    seed = body.get("seed")
+    if isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature >= 0:
+        rows.row_of(steering, float(temperature), seed if isinstance(seed, int) else None, host.threshold_nats)
+    if body.get("use_beam_search"):
+        raise SteeringError("", "does not go with use_beam_search, which does not sample")
+
+
+def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
+    """How many sequences the request generates, each of which needs a lane."""
+    if path == RESPONSES and body.get("background"):
+        raise SteeringError("telemetry", 'must be "none" with background, whose answer is fetched later')
+    prompt = body.get("prompt")
+    if path == "/v1/completions" and isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
+        raise SteeringError("telemetry", 'must be "none" with several prompts in one request; send them one by one')
+    n = body.get("n") or 1
+    if not isinstance(n, int) or n < 1:
+        return 1  # vLLM's own check refuses it
+    if n > (most := max(1, pool.count // 4)):
+        raise SteeringError("telemetry", f'must be "none" with n = {n}; with telemetry n is at most {most}')
+    return n
+
+
+def error_body(status: int, message: str, param: str | None) -> bytes:
+    """An OpenAI error."""
+    kind = {400: "BadRequestError", 413: "PayloadTooLargeError", 429: "RateLimitError"}[status]
+    return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}}).encode()

@@ -1,0 +1,107 @@
+"""What steerdec adds to vLLM's server: the steering middleware, GET /v1/steering, and the page at /.
+
+Found by vLLM through the entry point group `vllm.endpoint_plugins`.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import vllm
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import State
+from vllm.engine.protocol import EngineClient
+
+import steerdec
+from steerdec import params, scope
+from steerdec.server.body import Host
+from steerdec.server.middleware import SteeringMiddleware
+from steerdec.server.settings import ServerSettings
+from steerdec.telemetry import LaneFile, LanePool
+
+PAGE = Path(str(files("steerdec.server"))) / "page"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class SteeringRoutes:
+    """vLLM's EndpointPlugin: routes are attached first, the state is filled in when the engine is up."""
+
+    name = "steerdec"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._host: Host | None = None
+        self._about: dict[str, Any] = {}
+
+    def attach_router(self, app: FastAPI) -> None:
+        # vLLM adds its API-key check after this, and what is added later sits further out: the check
+        # comes first, and nothing is read or allocated for a caller without a key.
+        app.add_middleware(SteeringMiddleware, host=self._ready)
+        app.get("/v1/steering")(self._steering)
+        app.get("/", include_in_schema=False)(self._page)
+        app.mount("/page", _PageFiles(directory=PAGE), name="steerdec-page")
+
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+        assert engine_client is not None  # only without one for tasks other than generate
+        config = engine_client.vllm_config
+        settings = ServerSettings.of(config.additional_config)
+        tokenizer = engine_client.get_tokenizer()
+        pool = None
+        if settings.lanes is not None:
+            lanes = settings.lanes
+            pool = LanePool(LaneFile(lanes.path, lanes.lanes, lanes.capacity_tokens), lanes.parts)
+        default = None if settings.default is None else params.parse(settings.default)
+        self._host = Host(
+            default=default,
+            threshold_nats=settings.threshold_nats,
+            default_temperature=float(config.model_config.get_diff_sampling_param().get("temperature", 1.0)),
+            delimiters=scope.delimiters(tokenizer) if tokenizer is not None else (None, None),
+            pool=pool,
+        )
+        self._about = {
+            "steerdec": steerdec.__version__,
+            "vllm": vllm.__version__,
+            "runner": "v2" if config.use_v2_model_runner else "v1",
+            "model": config.model_config.served_model_name,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "processor": _processor_loaded(config),
+            "telemetry_lanes": None if pool is None else pool.count,
+            "default": None if default is None else default.model_dump(exclude_none=True),
+            "threshold_nats": settings.threshold_nats,
+            "threshold_origin": settings.threshold_origin,
+            "calibration": settings.calibration,
+        }
+
+    def _ready(self) -> Host:
+        assert self._host is not None, "vLLM serves requests only after init_state"
+        return self._host
+
+    async def _steering(self) -> Response:
+        pool = self._ready().pool
+        lent = {} if pool is None else {"telemetry_lanes_lent": pool.lent}
+        return JSONResponse(self._about | lent)
+
+    async def _page(self) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+
+class _PageFiles(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+def _processor_loaded(config: Any) -> bool:
+    """Whether the engine runs the processor: it is named to it, and V1 drops it under speculative decoding."""
+    named = any("EntropySteering" in str(p) for p in config.model_config.logits_processors or [])
+    return named and (config.use_v2_model_runner or config.speculative_config is None)

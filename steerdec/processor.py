@@ -1,0 +1,98 @@
+"""The vLLM adapter: one class for both of vLLM's model runners.
+
+Both call `apply` on unscaled logits, after bias, bad words and grammar and before temperature, min-p,
+top-k and top-p; so what is scaled here is divided by the request's own temperature afterwards, and
+truncation sees the steered distribution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import torch
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+
+from steerdec import kernel, request
+from steerdec.recorder import Recorder
+from steerdec.runner_v1 import BatchRows
+from steerdec.runner_v2 import SlotRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
+
+# vLLM loads a processor both for its entry point and for its name on the command line, and would then
+# apply two instances. The newest built for an engine acts, the others stand aside. Keyed by the id of
+# the engine's configuration, which the instance keeps alive (the object itself is not hashable).
+_acting: WeakValueDictionary[int, EntropySteering] = WeakValueDictionary()
+
+
+class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped to mypy here
+    """Steers every request that brings `extra_args={"steering": {...}}`, or the server's default."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, place: torch.device | LogitsProcRequestState, is_pin_memory: bool = False
+    ) -> None:
+        """Called by vLLM: V1 gives a device and a flag, V2 the state of its request slots.
+
+        Raises:
+            ValueError: the `steerdec` entry of vLLM's additional config is wrong.
+        """
+        self._vllm_config = vllm_config
+        _acting[id(vllm_config)] = self
+        settings = request.EngineSettings.of(vllm_config)
+        device = place if isinstance(place, torch.device) else place.device
+        recorder = Recorder.opened(settings.lanes, device) if settings.lanes else None
+        kernel.warm_up(vllm_config.model_config.get_vocab_size(), device)
+        # Exactly one of the two, by the runner that built this.
+        self._v1: BatchRows | None = None
+        self._v2: SlotRows | None = None
+        if isinstance(place, torch.device):
+            self._v1 = BatchRows(settings, recorder, device)
+        else:
+            self._v2 = SlotRows(settings, recorder, vllm_config, place)
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raises ValueError (HTTP 400), at admission, where steering is wrong or could not be exact."""
+        request.validate(sampling_params)
+
+    @property
+    def acting(self) -> bool:
+        """Whether this instance steers, and not a newer one that was loaded beside it."""
+        return _acting.get(id(self._vllm_config)) is self
+
+    # V1 runner ------------------------------------------------------------------------------------
+
+    def is_argmax_invariant(self) -> bool:
+        """False asks V1 for the early stage: unscaled logits, before min-p. (It may also cut to the argmax.)"""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if self._v1 is not None and batch_update is not None and self.acting:
+            self._v1.update(batch_update)
+
+    # V2 runner ------------------------------------------------------------------------------------
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        return self._v2 is not None and self.acting and self._v2.add(req_idx, sampling_params)
+
+    def apply_staged_writes(self) -> None:
+        if self._v2 is not None:
+            self._v2.flush()
+
+    # Both -----------------------------------------------------------------------------------------
+
+    def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
+        """Steer [rows, vocab] logits in place; nothing is launched when no row is steered."""
+        if ctx is None:
+            if self._v1 is not None and self.acting:
+                self._v1.apply(logits)
+        elif self._v2 is not None:
+            self._v2.apply(logits, ctx)
+        return logits

@@ -1,0 +1,232 @@
+"""What was done to each token, carried from the worker's memory to the server's: shared lanes.
+
+A lane is one generated sequence's stretch of a file in shared memory. The server hands a lane and
+a generation number to a request, the worker writes one record a token, the server reads them back.
+Every record carries the generation it was written under, so a reader of a reused lane can never
+take another request's record for its own: it sees a foreign number and reports "unknown".
+
+No torch and no vLLM here: this file is shared by processes that should not import either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHARED_MEMORY: Final = Path("/dev/shm")
+PREFIX: Final = "steerdec-"
+
+# One record: H (float32 bits), T' (float32 bits), generation << 1 | fork. 12 bytes.
+WORDS: Final = 3
+ENTROPY, TEMPERATURE, TAG = 0, 1, 2
+MAX_GENERATION: Final = 2**30 - 1
+
+# A lane whose request was aborted may still be written to by the step in flight. Generations already
+# keep a reader from being fooled; the rest keeps the late write from hiding a new request's record.
+REST_AFTER_ABORT_S: Final = 5.0
+
+
+class LanesExhaustedError(RuntimeError):
+    """Every lane is in use: the request must wait or go without telemetry."""
+
+
+@dataclass(frozen=True)
+class LaneFile:
+    """Where the lanes are: int32 [lanes, capacity_tokens, WORDS] in the file `path`."""
+
+    path: str
+    lanes: int
+    capacity_tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.lanes * self.capacity_tokens * WORDS * 4
+
+    def open(self) -> NDArray[np.int32]:
+        """The records, shared with every process that opened the same file.
+
+        Raises:
+            OSError: the file is gone, or is not this large.
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = mmap.mmap(fd, self.nbytes)
+        except ValueError as e:
+            raise OSError(f"{self.path}: {e}") from None
+        finally:
+            os.close(fd)
+        return np.frombuffer(memory, np.int32).reshape(self.lanes, self.capacity_tokens, WORDS)
+
+
+@contextlib.contextmanager
+def created(capacity_tokens: int, max_lanes: int = 1024, max_bytes: int = 512 * 2**20) -> Iterator[LaneFile]:
+    """A new lane file, readable by this user alone, removed on leaving.
+
+    As many lanes as fit into `max_bytes` and half of the free shared memory. The space is taken now:
+    running out of it later would kill the writing engine with SIGBUS.
+
+    Raises:
+        OSError: not even two lanes fit.
+    """
+    remove_stale()
+    free = os.statvfs(SHARED_MEMORY)
+    budget = min(max_bytes, free.f_bavail * free.f_frsize // 2)
+    lanes = min(max_lanes, budget // (capacity_tokens * WORDS * 4))
+    if lanes < 2:  # one to lend, one as the sink of records nobody asked for
+        raise OSError(
+            f"{SHARED_MEMORY} has {free.f_bavail * free.f_frsize / 2**20:.0f} MiB free, too little for one lane of "
+            f"{capacity_tokens} tokens; enlarge it (docker: --shm-size) or lower --max-model-len"
+        )
+    path = SHARED_MEMORY / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # held while this process lives; how a leftover is told from a file in use
+        file = LaneFile(str(path), lanes, capacity_tokens)
+        os.posix_fallocate(fd, 0, file.nbytes)
+        yield file
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def remove_stale() -> None:
+    """Remove this user's lane files whose server is gone (it was killed and could not)."""
+    for path in SHARED_MEMORY.glob(f"{PREFIX}*"):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # another user's, or just removed
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass  # in use
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class Records:
+    """One sequence's records, [tokens] each; NaN and False where nothing was recorded under its generation."""
+
+    entropy_nats: NDArray[np.float32]
+    temperature: NDArray[np.float32]
+    fork: NDArray[np.bool_]
+
+    def summary(self, threshold_nats: float) -> dict[str, float | int | None]:
+        known = self.entropy_nats[np.isfinite(self.entropy_nats)]
+        forks, tokens = int(self.fork.sum()), len(self.fork)
+        return {
+            "tokens": tokens,
+            "forks": forks,
+            "fork_rate": forks / tokens if tokens else None,
+            "mean_entropy_nats": float(known.mean(dtype=np.float64)) if len(known) else None,
+            "threshold_nats": threshold_nats,
+        }
+
+    def lists(self) -> dict[str, list[float | None] | list[bool]]:
+        return {
+            "entropy_nats": _jsonable(self.entropy_nats),
+            "fork": self.fork.tolist(),
+            "temperature": _jsonable(self.temperature),
+        }
+
+
+def _jsonable(values: NDArray[np.float32]) -> list[float | None]:
+    """JSON has no NaN; 7 digits hold a float32's information without float64's tail of noise."""
+    return [float(f"{v:.7g}") if math.isfinite(v) else None for v in values.tolist()]
+
+
+class Lane:
+    """One sequence's place: written by the worker under (`index`, `generation`), read here."""
+
+    __slots__ = ("_words", "generation", "index")
+
+    def __init__(self, words: NDArray[np.int32], index: int, generation: int) -> None:
+        self._words, self.index, self.generation = words, index, generation
+
+    def read(self, start: int, stop: int) -> Records:
+        """The records of tokens `start` to `stop` (exclusive) of the sequence."""
+        words = np.zeros((stop - start, WORDS), np.int32)
+        held = self._words[start:stop]
+        words[: len(held)] = held
+        ours = words[:, TAG] >> 1 == self.generation
+        entropy, temperature = (words[:, column].view(np.float32).copy() for column in (ENTROPY, TEMPERATURE))
+        entropy[~ours] = temperature[~ours] = np.nan
+        return Records(entropy, temperature, (words[:, TAG] & 1 == 1) & ours)
+
+    def recorded_tokens(self) -> int:
+        """Tokens recorded without a gap from the first: for answers that do not tell their length."""
+        ours = self._words[:, TAG] >> 1 == self.generation
+        return len(ours) if ours.all() else int(ours.argmin())
+
+
+class LanePool:
+    """The lanes of one server process, lent to requests and taken back. Not thread-safe: one event loop.
+
+    The servers of one launch share a file in equal parts. A record lock on byte i of the file stands
+    for part i; the kernel drops it when the process ends.
+
+    Raises:
+        OSError: the file cannot be opened, or all `parts` are taken.
+    """
+
+    def __init__(self, file: LaneFile, parts: int = 1) -> None:
+        self._words = file.open()
+        # Record locks go when the process closes *any* descriptor of the file, so this one is the last
+        # to be opened, and stays open.
+        self._fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
+        self.count = (file.lanes - 1) // parts  # the last lane is the recorder's sink
+        first = self._claimed_part(parts) * self.count
+        self._free = deque(range(first, first + self.count))
+        self._resting: deque[tuple[int, float]] = deque()
+        self._generation = dict.fromkeys(self._free, 0)
+
+    def _claimed_part(self, parts: int) -> int:
+        for i in range(parts):
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, i)
+                return i
+        os.close(self._fd)
+        raise OSError(f"all {parts} parts of the telemetry lanes are taken by other server processes")
+
+    @property
+    def lent(self) -> int:
+        """Lanes in the hands of requests now."""
+        return self.count - len(self._free) - len(self._resting)
+
+    def lend(self, n: int) -> list[Lane]:
+        """`n` lanes, the longest unused first.
+
+        Raises:
+            LanesExhaustedError: fewer than `n` are free.
+        """
+        while self._resting and self._resting[0][1] <= time.monotonic():
+            self._free.append(self._resting.popleft()[0])
+        if len(self._free) < n:
+            raise LanesExhaustedError(f"{n} telemetry lanes asked for, {len(self._free)} of {self.count} free")
+        indices = [self._free.popleft() for _ in range(n)]
+        for index in indices:
+            self._generation[index] = self._generation[index] % MAX_GENERATION + 1
+        return [Lane(self._words[index], index, self._generation[index]) for index in indices]
+
+    def take_back(self, lanes: list[Lane], *, aborted: bool) -> None:
+        """End the loan. Call it only once the engine has finished or been told to abort the sequences."""
+        for lane in lanes:
+            if aborted:
+                self._resting.append((lane.index, time.monotonic() + REST_AFTER_ABORT_S))
+            else:
+                self._free.append(lane.index)
