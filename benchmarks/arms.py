@@ -165,8 +165,8 @@ def _place(value: Any, loc: tuple[int | str, ...]) -> str:
     """`loc` in words, an arm by its name where it has one."""
     if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
         entry = value["arms"][loc[1]]
-        name = entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1
-        return " ".join([f'arm "{name}"', *map(str, loc[2:])])
+        name = str(entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1)
+        return " ".join([f'arm "{" ".join(name.split())}"', *map(str, loc[2:])])
     return " ".join(map(str, loc)) or "the arm set"
 
 

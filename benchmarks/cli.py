@@ -37,7 +37,9 @@ def run(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(parser=whole(1, 100_000), metavar="K", help=f"Samples of each problem in each arm. Default: {SAMPLES}."),
+        typer.Option(
+            parser=whole(1, 100_000), metavar="K", help=f"Samples of each problem in each arm. Default: {SAMPLES}."
+        ),
     ] = None,
     limit: options.Limit = None,
     seed: Annotated[
@@ -61,10 +63,14 @@ def run(
     ] = None,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
-    force: Annotated[bool, typer.Option("--force", help="Test on the problems of the calibration all the same.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Test on the problems of the calibration all the same.")
+    ] = False,
     repeat: Annotated[
         Path | None,
-        typer.Option(metavar="RUN.JSON", help="Run once more what this file records; goes with --out, and where to run it."),
+        typer.Option(
+            metavar="RUN.JSON", help="Run once more what this file records; goes with --out, and where to run it."
+        ),
     ] = None,
     concurrency: options.Concurrency = CONCURRENCY,
     timeout: options.Timeout = TIMEOUT_S,
@@ -183,7 +189,9 @@ def plan(
     problems: Annotated[int, typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Number of problems.")] = 60,
     samples: Annotated[int, typer.Option(parser=whole(1, 100_000), metavar="K", help="Samples of each problem.")] = 32,
     arms: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a file.")] = "causal",
-    accuracy: Annotated[float, typer.Option(parser=number(0, 1), metavar="P", help="Expected score of the baseline.")] = 0.71,
+    accuracy: Annotated[
+        float, typer.Option(parser=number(0, 1), metavar="P", help="Expected score of the baseline.")
+    ] = 0.71,
     mean_tokens: Annotated[
         float | None, typer.Option(parser=number(1, 1e6), metavar="L", help="Expected length of an answer.")
     ] = None,
@@ -205,8 +213,12 @@ def plan(
             problems, samples, count, p_bar=accuracy, p_sd=spread, mean_tokens=mean_tokens or math.nan
         )
     print(f"{problems} problems x {samples} samples x {count} arms = {expected.samples} samples")
-    print(f"smallest difference seen with 80% power, these problems:      {100 * expected.mde_these_problems:.1f} points")
-    print(f"smallest difference seen with 80% power, problems like these: {100 * expected.mde_problems_like_these:.1f} points")
+    print(
+        f"smallest difference seen with 80% power, these problems:      {100 * expected.mde_these_problems:.1f} points"
+    )
+    print(
+        f"smallest difference seen with 80% power, problems like these: {100 * expected.mde_problems_like_these:.1f} points"
+    )
     if mean_tokens is not None:
         print(f"expected tokens: {expected.tokens:.3g}")
         if tokens_per_s is not None:
@@ -220,10 +232,14 @@ def calibrate(
     problems: options.Problems = None,
     endpoint: options.Endpoints = None,
     model: options.Model = None,
-    tokens: Annotated[int, typer.Option(parser=whole(1, 100_000_000), metavar="N", help="Tokens to measure, at least.")] = 100_000,
+    tokens: Annotated[
+        int, typer.Option(parser=whole(1, 100_000_000), metavar="N", help="Tokens to measure, at least.")
+    ] = 100_000,
     limit: options.Limit = None,
     seed: Annotated[int, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed.")] = 0,
-    max_tokens: Annotated[int, typer.Option(parser=whole(1, 1_000_000), metavar="M", help="Longest answer.")] = MAX_TOKENS,
+    max_tokens: Annotated[
+        int, typer.Option(parser=whole(1, 1_000_000), metavar="M", help="Longest answer.")
+    ] = MAX_TOKENS,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
     concurrency: options.Concurrency = CONCURRENCY,
@@ -251,7 +267,17 @@ def calibrate(
         urls = options.one_source(endpoint, model, dtype)
         target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
         found = calibrate_session.run(
-            problems, target, out, tokens=tokens, limit=limit, seed=seed, max_tokens=max_tokens, prompt=prompt, thinking=thinking
+            problems,
+            target,
+            out,
+            tokens=tokens,
+            limit=limit,
+            seed=seed,
+            max_tokens=max_tokens,
+            prompt=prompt,
+            thinking=thinking,
         )
     low, high = found.p80_ci95
-    print(f"p80 {found.threshold_nats:.4f} nats (95% interval {low:.4f} to {high:.4f}) over {found.tokens} tokens; {out}")
+    print(
+        f"p80 {found.threshold_nats:.4f} nats (95% interval {low:.4f} to {high:.4f}) over {found.tokens} tokens; {out}"
+    )

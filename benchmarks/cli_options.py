@@ -48,7 +48,9 @@ def number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
 
 Problems = Annotated[
     str | None,
-    typer.Option(metavar="NAME|FILE", help="Built-in problem set, or a JSONL file of id, problem, answer.", show_default=False),
+    typer.Option(
+        metavar="NAME|FILE", help="Built-in problem set, or a JSONL file of id, problem, answer.", show_default=False
+    ),
 ]
 Endpoints = Annotated[
     list[str] | None,
@@ -61,21 +63,29 @@ Endpoints = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="Start a server for this model and stop it afterwards; folder, hub id, or embedded model.", show_default=False),
+    typer.Option(
+        help="Start a server for this model and stop it afterwards; folder, hub id, or embedded model.",
+        show_default=False,
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Of --model. Default: float32 without a GPU, so that A/A equals B exactly; else the model's own."),
+    typer.Option(
+        help="Of --model. Default: float32 without a GPU, so that A/A equals B exactly; else the model's own."
+    ),
 ]
 Limit = Annotated[
     int | None, typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Use N problems only.", show_default=False)
 ]
 Prompt = Annotated[
-    str | None, typer.Option(metavar="TEMPLATE", help="Prompt template. Default: the problem set's own.", show_default=False)
+    str | None,
+    typer.Option(metavar="TEMPLATE", help="Prompt template. Default: the problem set's own.", show_default=False),
 ]
 Thinking = Annotated[
     bool | None,
-    typer.Option("--thinking/--no-thinking", help="Switch the model's thinking mode. Default: as its chat template does."),
+    typer.Option(
+        "--thinking/--no-thinking", help="Switch the model's thinking mode. Default: as its chat template does."
+    ),
 ]
 Concurrency = Annotated[
     int, typer.Option(parser=whole(1, 10_000), metavar="N", help="Requests at once, to each endpoint.")

@@ -25,6 +25,7 @@ CONTROL_BYTES = 1 << 20  # for answers about the server, and for errors
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 10.0
+CLIENT_CONNECTIONS = 16  # httpx looks at all connections of a client for every request: many small ones are faster
 IDLE_CONNECTION_S = 2.0  # uvicorn closes idle connections after 5; a request on one just closed would fail
 
 # A machine that vanished sends no reset: without these a request to it waits until its time-out.
@@ -90,33 +91,44 @@ class Endpoint:
         self.url = url
         self.connections = connections
         self._request_s = timeouts.request_s
-        limits = httpx.Limits(
-            max_connections=connections + 2,
-            max_keepalive_connections=connections + 2,
-            keepalive_expiry=IDLE_CONNECTION_S,
-        )
         headers = {"accept-encoding": "identity"}  # what arrives is what is counted
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
         local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=timeouts.connect_s),
-            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=_KEEPALIVE),
-            trust_env=not local,  # a proxy from the environment, but never for this machine itself
-        )
+        tls = httpx.create_ssl_context()
+
+        def client(size: int) -> httpx.AsyncClient:
+            limits = httpx.Limits(
+                max_connections=size, max_keepalive_connections=size, keepalive_expiry=IDLE_CONNECTION_S
+            )
+            return httpx.AsyncClient(
+                base_url=url,
+                headers=headers,
+                timeout=httpx.Timeout(None, connect=timeouts.connect_s),
+                verify=tls,
+                transport=httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=_KEEPALIVE),
+                trust_env=not local,  # a proxy from the environment, but never for this machine itself
+            )
+
+        self._control = client(2)
+        self._clients = [client(CLIENT_CONNECTIONS) for _ in range(0, connections, CLIENT_CONNECTIONS)]
+        self._free = self._clients * CLIENT_CONNECTIONS  # a client stands here once for each unused connection
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for client in (self._control, *self._clients):
+            await client.aclose()
 
     async def post(self, path: str, body: dict[str, Any], *, max_bytes: int) -> bytes:
-        """The body of a 200 answer. Raises EndpointError."""
-        return await self._request("POST", path, body, max_bytes, self._request_s)
+        """The body of a 200 answer; for at most `connections` callers at once. Raises EndpointError."""
+        client = self._free.pop()
+        try:
+            return await self._request(client, "POST", path, body, max_bytes, self._request_s)
+        finally:
+            self._free.append(client)
 
     async def get_json(self, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
         """The JSON object at `path`. Raises EndpointError."""
-        answer = await self._request("GET", path, None, CONTROL_BYTES, timeout_s)
+        answer = await self._request(self._control, "GET", path, None, CONTROL_BYTES, timeout_s)
         try:
             value = json.loads(answer)
         except (ValueError, RecursionError):
@@ -126,10 +138,16 @@ class Endpoint:
         return value
 
     async def _request(
-        self, method: str, path: str, body: dict[str, Any] | None, max_bytes: int, timeout_s: float
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        max_bytes: int,
+        timeout_s: float,
     ) -> bytes:
         try:
-            async with asyncio.timeout(timeout_s), self._client.stream(method, path, json=body) as response:
+            async with asyncio.timeout(timeout_s), client.stream(method, path, json=body) as response:
                 good = response.status_code == 200
                 content = await _bounded(response, max_bytes if good else CONTROL_BYTES)
         except TimeoutError:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -153,7 +154,8 @@ class Journal:
             while written < len(line):  # a disk about to be full: the rest says why
                 written += os.write(self._fd, line[written:])
         except OSError as e:
-            os.ftruncate(self._fd, self._end)
+            with suppress(OSError):  # else the torn end is cut off when the run goes on
+                os.ftruncate(self._fd, self._end)
             raise JournalError(f"{self._path} cannot be written ({e.strerror}); all samples before are safe") from None
         self._end += len(line)
 

@@ -1,0 +1,184 @@
+"""A server with known success probabilities, for tests of the benchmark runner.
+
+This is the one place where something stands in for the real thing: how often a real model is right
+is not known in advance, so a real model cannot show that the runner, the grading and the statistics
+find it. It is a real HTTP server on a loopback port that speaks what `steerdec serve` speaks
+(/health, /v1/models, /v1/steering, both completion routes with `steering` telemetry), and it fails on
+demand: errors, hangs, cut connections, nonsense.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Body = dict[str, Any]
+Fault = str | Response | None  # "hang", "cut", or an answer to give instead; None: behave
+
+
+def always(p: float) -> Callable[[str, Body], float]:
+    return lambda problem, body: p
+
+
+@dataclass
+class Script:
+    """What the server does.
+
+    `probability(problem_text, body)` is the chance of a right answer. The coin is a hash of the
+    request's seed and the problem, so arms that share seeds share luck, as with common random numbers.
+    `fault(number, body)` is asked before each answer, with the number of the request from 0.
+    """
+
+    answers: Mapping[str, str]  # problem text -> answer
+    probability: Callable[[str, Body], float] = always(0.5)
+    fault: Callable[[int, Body], Fault] = lambda number, body: None
+    latency_s: float = 0.0
+    tokens: int = 6
+    max_model_len: int = 4096
+    model: str = "scripted"
+    about: dict[str, Any] = field(default_factory=dict)  # over GET /v1/steering
+    ignores_steering: bool = False
+
+
+class ScriptedEndpoint:
+    """Serve a script while the `with` block lasts; what was asked is in `bodies`."""
+
+    def __init__(self, script: Script, port: int = 0) -> None:
+        self.script = script
+        self.bodies: list[Body] = []
+        self.times_s: list[float] = []
+        self.authorizations: list[str | None] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", port))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        routes = [
+            Route("/health", self._health),
+            Route("/v1/models", self._models),
+            Route("/v1/steering", self._steering),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/chat/completions", self._complete, methods=["POST"]),
+        ]
+        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off", backlog=4096)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def _serve(self) -> None:
+        with suppress(asyncio.CancelledError, KeyboardInterrupt):
+            self._server.run(sockets=[self._socket])
+
+    def __enter__(self) -> ScriptedEndpoint:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port at once, cutting every connection."""
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(10)
+        self._socket.close()
+
+    async def _health(self, request: Request) -> Response:
+        return Response()
+
+    async def _models(self, request: Request) -> Response:
+        entry = {"id": self.script.model, "object": "model", "max_model_len": self.script.max_model_len}
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def _steering(self, request: Request) -> Response:
+        about = {"steerdec": "0", "vllm": "0", "runner": "v1", "dtype": "float32", "processor": True, "default": None}
+        return JSONResponse(about | {"calibration": None} | self.script.about)
+
+    async def _complete(self, request: Request) -> Response:
+        body = json.loads(await request.body())
+        number = len(self.bodies)
+        self.bodies.append(body)
+        self.times_s.append(time.monotonic())
+        self.authorizations.append(request.headers.get("authorization"))
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            fault = self.script.fault(number, body)
+            if fault == "hang":
+                await asyncio.sleep(3600)
+            if fault == "cut":
+                return _Cut()
+            if isinstance(fault, Response):
+                return fault
+            await asyncio.sleep(self.script.latency_s)
+            return JSONResponse(answer(self.script, body))
+        finally:
+            self._at_once -= 1
+
+
+class _Cut(Response):
+    """Promise a body and end the connection in the middle of it."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+        raise asyncio.CancelledError
+
+
+def answer(script: Script, body: Body) -> Body:
+    """The completion object for one request."""
+    chat = "messages" in body
+    asked = body["messages"][-1]["content"] if chat else body["prompt"]
+    # The last one: a few-shot prompt may hold other problems before it.
+    problem = max((p for p in script.answers if p in asked), key=asked.rfind)
+    u = int.from_bytes(hashlib.blake2b(f"{body['seed']} {problem}".encode(), digest_size=6).digest()) / 2**48
+    right = u < script.probability(problem, body)
+    text = f"So \\boxed{{{script.answers[problem] if right else 'no idea'}}}. #### {script.answers[problem] if right else 'none'}"
+    tokens = min(script.tokens, body["max_tokens"])
+    choice: Body = {"index": 0, "finish_reason": "stop"}
+    choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    if "logprobs" in body:
+        choice["logprobs"] = (
+            {"content": [{"token": f"t{i}"} for i in range(tokens)]}
+            if chat
+            else {"tokens": [f"t{i}" for i in range(tokens)]}
+        )
+    if "steering" in body and not script.ignores_steering:
+        choice["steering"] = telemetry(body, tokens)
+    return {"object": "completion", "model": script.model, "choices": [choice], "usage": {"completion_tokens": tokens}}
+
+
+def telemetry(body: Body, tokens: int) -> Body:
+    """Every fifth token is a fork of 2 nats, the others have 0.001."""
+    steering = body["steering"]
+    fork = [i % 5 == 0 or steering.get("select") == "all" for i in range(tokens)]
+    entropy = [2.0 if f else 0.001 for f in fork]
+    told: Body = {
+        "tokens": tokens,
+        "forks": sum(fork),
+        "fork_rate": sum(fork) / tokens if tokens else 0.0,
+        "mean_entropy_nats": sum(entropy) / tokens if tokens else None,
+        "threshold_nats": steering.get("threshold_nats", 0.672),
+    }
+    if steering.get("telemetry") == "tokens":
+        own = body["temperature"]
+        at = (steering.get("other_temperature", own), steering.get("fork_temperature", own))
+        told |= {"entropy_nats": entropy, "fork": fork, "temperature": [at[f] for f in fork]}
+    return told
