@@ -1,0 +1,195 @@
+"""What the report shows, section by section, as plain values for the templates.
+
+A section that cannot be shown is a reason in words: the templates print it where the section would stand.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steerdec.benchmarks import charts, doses, forks, wording
+from steerdec.benchmarks.run_folder import Cell, RunFolder
+
+_HIDDEN_PROVENANCE = ("arms",)
+
+# Simulated for paired designs of this kind; stated in every report, because a reader of "undecided" has to know.
+_SIMULATED_POWER = (
+    "In simulation, 60 problems with 16, 32 and 64 samples show a difference of 4.5, 3.2 and 2.2 points with 80% power "
+    "if it is the same on every problem, and of 5.8, 4.9 and 4.3 points if it varies. One or two points on 60 problems "
+    "cannot be settled."
+)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a section is left out."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What an arm asked for and what it got."""
+
+    arm: str
+    role: str
+    dose: doses.Dose | None
+    fork_rate: float | None
+    mean_entropy_nats: float | None
+    shift_nats: float | None  # of the mean entropy against the reference arm
+
+
+def model_name(run: Mapping[str, Any]) -> str:
+    """The last part of a path or hub name; the whole name stands in the provenance."""
+    return str(run["model"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def set_name(run: Mapping[str, Any]) -> str:
+    return str(run["problems"]["name"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def page(folder: RunFolder) -> dict[str, Any]:
+    """Everything the report's templates read."""
+    run, summary = folder.run, folder.summary
+    delta = summary.get("delta")
+    subject = f"{model_name(run)} and {set_name(run)}"
+    curves = doses.dose_curves(run, summary)
+    return {
+        "run": run,
+        "summary": summary,
+        "model": model_name(run),
+        "set_name": set_name(run),
+        "instrument": wording.instrument_sentence(summary),
+        "claims": [(claim, *wording.claim_parts(claim, subject)) for claim in summary["claims"]],
+        "delta": delta,
+        "forest": charts.forest(summary, delta),
+        "accuracy_axis": _accuracy_axis(summary),
+        "delivered": _delivered(run, summary),
+        "reference": _telemetry_reference(run, summary),
+        "dose": charts.dose_chart(curves) if curves else Missing(_no_doses()),
+        "paper_labels": doses.PAPER_LABELS_PERCENT,
+        "paper_temperatures": doses.PAPER_TEMPERATURES,
+        "problem_ids": list(dict.fromkeys(problem for problem, _ in folder.cells)),
+        "cells": folder.cells,
+        "empty_cell": Cell(),
+        "missing_samples": sum(arm.get("missing") or 0 for arm in summary["arms"].values()),
+        "strata": _by_pair(summary.get("strata") or [], "stratum"),
+        "mediators": {f"{row['arm']} − {row['baseline']}": row for row in summary.get("mediators") or []},
+        "trends": summary.get("trends") or [],
+        "simulated_power": _SIMULATED_POWER,
+        "sent_arms": doses.arm_list(run),
+        "provenance": _provenance(run),
+        "command": _command(run),
+        **_token_sections(folder),
+    }
+
+
+def _accuracy_axis(summary: Mapping[str, Any]) -> charts.Axis:
+    arms = summary["arms"].values()
+    values = [v for arm in arms for v in (arm["avg_at_k"], *(arm.get("avg_at_k_ci95") or ())) if v is not None]
+    return charts.axis(values or [0.0, 1.0], bins=4)
+
+
+def _no_doses() -> str:
+    return (
+        f"no group of tokens was given {doses.MIN_DOSES} or more temperatures in this run; "
+        "the arm set `figure3` holds the paper's grid"
+    )
+
+
+def _telemetry_reference(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    told = [name for name, arm in summary["arms"].items() if arm["mean_entropy_nats"] is not None]
+    name = doses.reference_arm(run, told)
+    asked = doses.doses(run).get(name or "")
+    return name if asked and asked.role in doses.AT_BASE else None
+
+
+def _delivered(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Delivered]:
+    asked = doses.doses(run)
+    reference = _telemetry_reference(run, summary)
+    base = summary["arms"][reference]["mean_entropy_nats"] if reference else None
+    rows = []
+    for name, arm in summary["arms"].items():
+        dose, entropy = asked.get(name), arm["mean_entropy_nats"]
+        shift = None if entropy is None or base is None else entropy - base
+        rows.append(Delivered(name, dose.role if dose else "", dose, arm["fork_rate"], entropy, shift))
+    return rows
+
+
+def _token_sections(folder: RunFolder) -> dict[str, Any]:
+    """Histogram, fork tokens and the pair of traces, or why each is missing."""
+    threshold = folder.run["threshold_nats"]
+    with_data = list(dict.fromkeys(trace.arm for trace in folder.traces))
+    reference = doses.reference_arm(folder.run, with_data)
+    if reference is None:
+        lost = f" ({folder.dropped_traces} had lists of unequal length)" if folder.dropped_traces else ""
+        missing = Missing(f"no sample of this run kept its per-token lists{lost}")
+        return {"token_arm": None, "histogram": missing, "fork_tokens": missing, "pair": missing}
+    own = [trace for trace in folder.traces if trace.arm == reference]
+    data = forks.histogram(own, threshold)
+    no_text = Missing("the samples with per-token lists kept no token text")
+    texts = any(trace.token_text for trace in own)
+    pair = forks.pair_of_traces(folder.traces, reference)
+    frequent = forks.frequent_fork_tokens(own, threshold)
+    tokens = frequent or (Missing("no token exceeded the threshold") if texts else no_text)
+    return {
+        "token_arm": reference,
+        "token_samples": len(own),
+        "histogram_data": data,
+        "histogram": charts.histogram_chart(data, threshold) if data else Missing("no entropy of the traces is finite"),
+        "fork_tokens": tokens,
+        "pair": pair or no_text,
+    }
+
+
+def _by_pair(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Rows of the summary as {`arm − baseline`: {row[key]: row}}."""
+    table: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        table.setdefault(f"{row['arm']} − {row['baseline']}", {})[str(row[key])] = row
+    return table
+
+
+def _provenance(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """`run.json` as dotted names and plain values; long lists by their length. The arms have a table of their own."""
+    rows: list[tuple[str, Any]] = []
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                walk(f"{name}.{key}" if name else str(key), inner)
+        elif isinstance(value, list) and len(value) > 8:
+            rows.append((name, f"{len(value)} entries"))
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(str(item) for item in value) or wording.MISSING))
+        else:
+            plain = value if isinstance(value, str) else json.dumps(value)
+            rows.append((name, wording.MISSING if value is None else plain))
+
+    walk("", {key: value for key, value in run.items() if key not in _HIDDEN_PROVENANCE})
+    return rows
+
+
+def _command(run: Mapping[str, Any]) -> str:
+    """The command that repeats the run, as a shell would read it."""
+    lines = ["steerdec bench run"]
+    problems, launch = run["problems"], run.get("launch")
+    flags = {
+        "--problems": problems.get("source") or problems.get("name"),
+        "--limit": problems.get("limit"),
+        "--arms": run["arms"].get("name"),
+        "--samples": run["samples"],
+        "--seed": run["seed"],
+        "--max-tokens": run.get("max_tokens"),
+        "--temperature": run["temperature"],
+        "--threshold": run["threshold_nats"],
+    }
+    servers = [("--model", launch["model"])] if launch else [("--endpoint", url) for url in run.get("endpoints") or []]
+    for flag, value in (*flags.items(), *servers):
+        if value is not None:
+            lines.append(shlex.join([flag, str(value)]))
+    return " \\\n  ".join([*lines, "--out DIR"])
