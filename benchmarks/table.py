@@ -16,7 +16,7 @@ from steerdec.benchmarks import charts, wording
 _LEGEND = "forks: share of tokens above the threshold; nats: mean entropy; cut: stopped by the token limit"
 _STYLE = {"holds": "green", "fails": "red", "valid": "green", "invalid": "bold red"}
 # What a console that cannot write UTF-8 gets in place of the signs `wording` uses.
-_ASCII = str.maketrans({wording.MINUS: "-", wording.MISSING: "-"})
+_ASCII = str.maketrans({wording.MINUS: "-", wording.MISSING: "-", "“": '"', "”": '"', "±": "+-"})
 
 
 def print_table(summary: Mapping[str, Any], console: Console) -> None:
@@ -84,4 +84,6 @@ def _print_sentence(sentence: str, console: Console, style: str) -> None:
 
 def _text(content: str, console: Console, style: str = "") -> Text:
     """As `Text`, so that an arm called `[red]` is printed and not obeyed."""
-    return Text(content if console.encoding.lower().startswith("utf") else content.translate(_ASCII), style)
+    if not console.encoding.lower().startswith("utf"):
+        content = content.translate(_ASCII).encode(console.encoding, "replace").decode(console.encoding)
+    return Text(content, style)
