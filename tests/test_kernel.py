@@ -43,8 +43,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "edt": {"policy": "edt"},
     "edt at forks": {"policy": "edt", "select": "entropy", "theta": 1.0},
 }
-SHAPES = ["random", "peaked", "flat", "equal", "masked", "bf16", "tied", "wide"]
-VOCABS = [1, 2, 63, 1000, 4095, 4097, 49_152, 151_936]
+SHAPES = ["random", "peaked", "flat", "equal", "two levels", "masked", "bf16", "tied", "wide"]
+VOCABS = [1, 2, 63, 1000, 4095, 4097, 9000, 49_152, 151_936]
+# The interpreter takes a second for what a GPU does in microseconds; many blocks of any shape are one case there.
+CASES = [(s, v) for s in SHAPES for v in VOCABS if not INTERPRETED or v < 49_152 or (s, v) == ("masked", 49_152)]
 
 
 class Call(NamedTuple):
@@ -85,6 +87,9 @@ def logits_of(shape: str, n: int, vocab: int) -> Tensor:
         z = 1e-3 * z
     elif shape == "equal":
         z = np.repeat(z[:, :1], vocab, axis=1)
+    elif shape == "two levels":  # every error of exp is the same one, so that none cancels
+        z = np.repeat(z[:, :1], vocab, axis=1) - np.linspace(8, 14, n)[:, None]
+        z[:, vocab // 2] += np.linspace(8, 14, n)
     elif shape == "masked":
         z[generator.random((n, vocab)) < 0.7] = -np.inf
         z[:, : vocab // 2] = -np.inf
@@ -207,17 +212,16 @@ def assert_entropy_reached(z: Tensor, f: Tensor, steered_t: float) -> None:
     assert entropy_at(steered_t) == pytest.approx(nearest, abs=1e-3)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "vocab"), CASES)
 def test_parity(shape: str, vocab: int, backend: str) -> None:
-    n = 2 * len(POLICIES) if vocab < 10_000 and backend == "cpu" else len(POLICIES) + 1
+    n = 2 * len(POLICIES) if vocab < 10_000 and not INTERPRETED else len(POLICIES) + 1
     assert_like_reference(logits_of(shape, n, vocab), call_for(n, seed=vocab), backend)
 
 
 def test_parity_holds_in_many_random_batches(backend: str) -> None:
-    for seed in range(40):
+    for seed in range(8 if INTERPRETED else 60):
         generator = np.random.default_rng(seed)
-        n, vocab = int(generator.integers(1, 12)), int(generator.integers(1, 6000))
+        n, vocab = int(generator.integers(1, 12)), int(generator.integers(1, 12_000))
         shape = SHAPES[int(generator.integers(len(SHAPES)))]
         assert_like_reference(logits_of(shape, n, vocab), call_for(n, seed=seed), backend)
 
@@ -239,9 +243,9 @@ def test_a_row_without_an_entropy_is_left_alone(bad: str, vocab: int, backend: s
     assert not outcome.selected.any()
 
 
-@pytest.mark.parametrize("vocab", [3, 1000, 9000])
+@pytest.mark.parametrize("vocab", [3, 9000])
 def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(vocab: int, backend: str) -> None:
-    n = 2 * len(POLICIES)
+    n = len(POLICIES)
     logits, call = logits_of("random", n, vocab), call_for(n, seed=3)
     together = steered(logits, call, backend)
     threads = torch.get_num_threads()
@@ -339,6 +343,47 @@ def test_a_slot_past_the_tables_is_refused_on_a_cpu() -> None:
     call = call_for(4)._replace(slots=torch.tensor([0, 1, len(POLICIES), 2]))
     with pytest.raises(IndexError, match=f"slots: {len(POLICIES)} is past the {len(POLICIES)} slots"):
         kernel.steer_(torch.zeros(4, 10), *call)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("compute_capability", [80, 90])
+def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes what the compiler refuses, so a machine without a GPU asks the compiler as well."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from steerdec import kernel_triton
+
+    monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
+    integers = {"slots": "*i32", "ints": "*i32", "keep_block": "*i32", "positions": "*i64"}
+    integers |= {"in_scope": "*u8", "selected": "*u8"}
+    for function in (kernel_triton._measure, kernel_triton._decide, kernel_triton._apply):
+        for scoped in (True, False):
+            constants: dict[str, Any] = {"VOCAB": 151_936, "BLOCK": kernel_triton.BLOCK}
+            if not scoped and "in_scope_ptr" in function.arg_names:
+                constants["in_scope_ptr"] = None
+            signature = {
+                name: "constexpr" if name in constants else integers.get(name.removesuffix("_ptr"), "*fp32")
+                for name in function.arg_names
+            }
+            signature["row_stride"] = "i32"
+            source = ASTSource(function, signature, {(function.arg_names.index(k),): v for k, v in constants.items()})
+            target = GPUTarget("cuda", compute_capability, 32)
+            compiled = triton.compile(source, target=target, options=kernel_triton.OPTIONS)
+            assert "atom." not in compiled.asm["ptx"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_steering_on_cuda_never_waits_for_the_gpu() -> None:
+    arguments = [None if x is None else x.cuda() for x in call_for(20, seed=1)]
+    logits = logits_of("random", 20, 9000).cuda()
+    kernel.warm_up(9000, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kernel.steer_(logits, *arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="already compared in this process")
