@@ -160,13 +160,17 @@ def report(folder: Folder) -> None:
 
     It reads the run as far as it is, also while it still goes on.
     """
+    import json
+
+    from rich.console import Console
+
     from steerdec.benchmarks import report as reports
     from steerdec.benchmarks import summary
 
     with told_plainly():
-        summary.write_summary(folder)
+        written = summary.write_summary(folder)
         page = reports.write_report(folder)
-        reports.print_table(folder)
+        reports.print_table(json.loads(written.read_text("utf-8")), Console())
     print(page)
 
 

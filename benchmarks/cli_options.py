@@ -148,6 +148,7 @@ def told_plainly(interrupted: str = "") -> Iterator[None]:
     from steerdec.benchmarks.calibrate import TooFewTokensError
     from steerdec.benchmarks.dispatch import NoEndpointLeftError, NoGoodAnswerError
     from steerdec.benchmarks.endpoints import EndpointError
+    from steerdec.benchmarks.grading_pool import GradingError
     from steerdec.benchmarks.journal import JournalError
     from steerdec.benchmarks.local_server import ServerError
     from steerdec.benchmarks.preflight import PreflightError
@@ -157,7 +158,7 @@ def told_plainly(interrupted: str = "") -> Iterator[None]:
         yield
     except ValueError as e:  # ArmError, ProblemError, CalibrationError, SettingsError, UsageError, ...
         fail(e, 2)
-    except (NoEndpointLeftError, NoGoodAnswerError, JournalError, OSError) as e:
+    except (NoEndpointLeftError, NoGoodAnswerError, GradingError, JournalError, OSError) as e:
         fail(f"{e}; {interrupted}" if interrupted else e, 1)
     except (PreflightError, ServerError, EndpointError, TooFewTokensError) as e:
         fail(e, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 NAME = "samples.jsonl"
+MAX_LINE_BYTES = 1 << 28  # far above any sample; an end without line breaks is read in pieces
 Sample = dict[str, Any]
 
 
@@ -72,8 +74,11 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 def _whole_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[Sample, bytes]]:
     """Each sample with its line. What cannot be read is a torn end only if nothing readable follows it."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise JournalError(f"{path} is not a regular file")
     torn_at = 0
-    for number, line in enumerate(file, start=1):
+    lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+    for number, line in enumerate(lines, start=1):
         sample = _sample(line)
         if sample is None:
             torn_at = torn_at or number

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from steerdec import __version__
+from steerdec.benchmarks import embedded, hub
 from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve
 from steerdec.benchmarks.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
 from steerdec.benchmarks.dispatch import Retry
@@ -21,7 +22,7 @@ from steerdec.benchmarks.journal import FolderLock, JournalError
 from steerdec.benchmarks.local_server import local_server
 from steerdec.benchmarks.plan import Item, Plan
 from steerdec.benchmarks.preflight import Server, probe_arms, survey
-from steerdec.benchmarks.problems import ProblemError, ProblemSet, load_problems
+from steerdec.benchmarks.problems import ProblemSet, load_problems
 from steerdec.benchmarks.runs import done_samples, make_samples, open_folder
 from steerdec.benchmarks.sample_requests import SAMPLING, sample_request
 from steerdec.benchmarks.settings import Launch, ProblemsUsed, Settings, SettingsError, read_settings
@@ -107,7 +108,7 @@ def read_request(
     arm_set = load_arm_set(arms)
     request = Request(
         problem_set,
-        source=str(Path(problems).resolve()) if Path(problems).exists() else problems,
+        source=_source(problems),
         limit=limit,
         prompt=prompt or problem_set.prompt,
         thinking=thinking,
@@ -126,6 +127,12 @@ def read_request(
         solved = {arm.name: request.temperature for arm in arm_set.arms}
         _resolved(request, Threshold(0.0, "", fork_rate=0.5, solved=solved))
     return request
+
+
+def _source(name: str) -> str:
+    """What loads the same problems from any working directory."""
+    built_in = name in hub.SETS or name in embedded.SETS or name.startswith("gym:")
+    return name if built_in else str(Path(name).resolve())
 
 
 def repeated_request(run_json: Path) -> tuple[Request, Settings]:

@@ -150,7 +150,8 @@ def answer(script: Script, body: Body) -> Body:
     problem = max((p for p in script.answers if p in asked), key=asked.rfind)
     u = int.from_bytes(hashlib.blake2b(f"{body['seed']} {problem}".encode(), digest_size=6).digest()) / 2**48
     right = u < script.probability(problem, body)
-    text = f"So \\boxed{{{script.answers[problem] if right else 'no idea'}}}. #### {script.answers[problem] if right else 'none'}"
+    # A wrong number, not a wrong text, so that grading needs no computer algebra system to start up.
+    text = f"So it is \\boxed{{{script.answers[problem] if right else 998}}}."
     tokens = min(script.tokens, body["max_tokens"])
     choice: Body = {"index": 0, "finish_reason": "stop"}
     choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}

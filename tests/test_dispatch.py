@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from scripted_endpoint import Body, Fault, Script, ScriptedEndpoint
 from starlette.responses import JSONResponse, Response
 
 from steerdec.benchmarks.answers import Answer, parse_answer
 from steerdec.benchmarks.dispatch import NoEndpointLeftError, NoGoodAnswerError, Retry, dispatch
 from steerdec.benchmarks.endpoints import Endpoint, RefusedError, Timeouts, endpoint_url
+from tests.scripted_endpoint import Body, Fault, Script, ScriptedEndpoint
 
 QUICK = Retry(attempts=3, endpoint_failures=4, first_pause_s=0.02, longest_pause_s=0.05)
 PROBLEM = "How much is it?"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -138,6 +137,8 @@ def test_a_device_that_is_always_full_is_told(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "samples.jsonl")
     with pytest.raises(JournalError, match="No space left"):
         journal.append(sample(0))
+    with pytest.raises(JournalError, match="not a regular file"):  # it would be read for ever
+        kept(tmp_path / "samples.jsonl")
 
 
 def test_a_rewrite_that_finds_the_disk_full_leaves_the_file_as_it_was(path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_rewrite_that_finds_the_disk_full_leaves_the_file_as_it_was(path: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_rewrite_changes_what_it_is_told_to(path: Path) -> None:
