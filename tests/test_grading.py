@@ -147,10 +147,8 @@ ENDLESS = [
 @pytest.mark.parametrize("latex", ENDLESS)
 def test_an_endless_expression_is_cut_off_and_incorrect(pool: GradingPool, latex: str) -> None:
     problem = Problem("p", "?", "1", "math")
-    started = time.monotonic()
     got = pool.grade(f"\\boxed{{{latex}}}", problem, "stop")
     assert (got.grade, got.path) == ("incorrect", "timeout")
-    assert time.monotonic() - started < 60
     assert pool.grade("\\boxed{\\frac{2}{2}}", problem, "stop") == Grade("\\frac{2}{2}", "correct", "boxed-math-verify")
 
 
