@@ -13,7 +13,8 @@ from steerdec.benchmarks.plan import Item
 from steerdec.benchmarks.preflight import survey
 from steerdec.benchmarks.problems import load_problems
 from steerdec.benchmarks.sample_requests import sample_request
-from steerdec.benchmarks.session import Target, check_length
+from steerdec.benchmarks.session import check_length
+from steerdec.benchmarks.targets import Target
 
 
 def run(

@@ -1,4 +1,4 @@
-"""`steerdec bench` and `steerdec calibrate`. What a command needs is imported when it runs."""
+"""`steerdec bench`; `calibrate` is imported for `steerdec calibrate`. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from steerdec.benchmarks import cli_options as options
-from steerdec.benchmarks.cli_options import UsageError, fail, number, told_plainly, whole
+from steerdec.benchmarks.cli_calibrate import calibrate
+from steerdec.benchmarks.cli_options import (
+    CONCURRENCY,
+    MAX_TOKENS,
+    TIMEOUT_S,
+    UsageError,
+    fail,
+    number,
+    told_plainly,
+    whole,
+)
+
+__all__ = ["bench_app", "calibrate"]
 
 SAMPLES = 16
-MAX_TOKENS = 2048
-CONCURRENCY = 64
-TIMEOUT_S = 3600.0
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -85,7 +94,7 @@ def run(
 
     Examples:
 
-    steerdec bench run --problems embedded --model embedded --out runs/first
+    steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --out runs/first
 
     steerdec bench run --problems aime25.jsonl --endpoint http://gpu1:8000 --endpoint http://gpu2:8000
     --arms causal --threshold qwen3.json --samples 32 --max-tokens 28672 --out runs/aime25
@@ -94,6 +103,7 @@ def run(
     """
     from steerdec.benchmarks import session
     from steerdec.benchmarks.dispatch import Retry
+    from steerdec.benchmarks.targets import Target
 
     asked: dict[str, Any] = {
         "problems": problems,
@@ -133,7 +143,7 @@ def run(
                 force=force,
             )
         urls = options.one_source(endpoint, model, dtype)
-        target = session.Target(urls, model, dtype, concurrency, timeout, options.api_key())
+        target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
         finished = session.run(request, target, options.out_folder(out), Retry(seed=request.seed))
     if finished.failed:
         fail(f"{finished.failed} of {finished.samples} samples failed (`error` in {out}/samples.jsonl); "
@@ -216,72 +226,13 @@ def plan(
         expected = power.plan(
             problems, samples, count, p_bar=accuracy, p_sd=spread, mean_tokens=mean_tokens or math.nan
         )
+    these, like_these = 100 * expected.mde_these_problems, 100 * expected.mde_problems_like_these
     print(f"{problems} problems x {samples} samples x {count} arms = {expected.samples} samples")
-    print(
-        f"smallest difference seen with 80% power, these problems:      {100 * expected.mde_these_problems:.1f} points"
-    )
-    print(
-        f"smallest difference seen with 80% power, problems like these: {100 * expected.mde_problems_like_these:.1f} points"
-    )
+    print(f"smallest difference seen with 80% power, these problems:      {these:.1f} points")
+    print(f"smallest difference seen with 80% power, problems like these: {like_these:.1f} points")
     if mean_tokens is not None:
         print(f"expected tokens: {expected.tokens:.3g}")
         if tokens_per_s is not None:
             print(f"expected time: {expected.tokens / tokens_per_s / 3600:.1f} h")
     elif tokens_per_s is not None:
         print("expected time: unknown without --mean-tokens", file=sys.stderr)
-
-
-def calibrate(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The calibration to write (JSON).")],
-    problems: options.Problems = None,
-    endpoint: options.Endpoints = None,
-    model: options.Model = None,
-    tokens: Annotated[
-        int, typer.Option(parser=whole(1, 100_000_000), metavar="N", help="Tokens to measure, at least.")
-    ] = 100_000,
-    limit: options.Limit = None,
-    seed: Annotated[int, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed.")] = 0,
-    max_tokens: Annotated[
-        int, typer.Option(parser=whole(1, 1_000_000), metavar="M", help="Longest answer.")
-    ] = MAX_TOKENS,
-    prompt: options.Prompt = None,
-    thinking: options.Thinking = None,
-    concurrency: options.Concurrency = CONCURRENCY,
-    timeout: options.Timeout = TIMEOUT_S,
-    dtype: options.Dtype = None,
-) -> None:
-    """Measure a model's token entropies at temperature 1; their 80th percentile is where forks begin.
-
-    Use problems other than those you test on. The file goes to `steerdec bench run --threshold FILE` or
-    `steerdec serve MODEL --threshold FILE`.
-
-    Example:
-
-    steerdec calibrate --endpoint http://gpu1:8000 --problems gsm8k.jsonl --tokens 1000000 --out qwen3.json
-    """
-    from steerdec.benchmarks import calibrate_session
-    from steerdec.benchmarks.session import Target
-
-    with told_plainly():
-        if problems is None:
-            raise UsageError("--problems is missing: the name of a problem set or a JSONL file")
-        options.out_folder(out.absolute().parent)
-        if out.is_dir():
-            raise UsageError(f"--out: {out} is a folder, not a file")
-        urls = options.one_source(endpoint, model, dtype)
-        target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
-        found = calibrate_session.run(
-            problems,
-            target,
-            out,
-            tokens=tokens,
-            limit=limit,
-            seed=seed,
-            max_tokens=max_tokens,
-            prompt=prompt,
-            thinking=thinking,
-        )
-    low, high = found.p80_ci95
-    print(
-        f"p80 {found.threshold_nats:.4f} nats (95% interval {low:.4f} to {high:.4f}) over {found.tokens} tokens; {out}"
-    )

@@ -14,6 +14,9 @@ from typing import Annotated, NoReturn
 import typer
 
 API_KEY_VARIABLE = "STEERDEC_API_KEY"
+MAX_TOKENS = 2048
+CONCURRENCY = 64
+TIMEOUT_S = 3600.0
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

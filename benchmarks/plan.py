@@ -13,9 +13,9 @@ from steerdec.benchmarks.problems import Problem
 
 
 class Item(NamedTuple):
-    """One sample to make; `index` numbers the items of a plan in their order."""
+    """One sample to make; `number` numbers the items of a plan in their order."""
 
-    index: int
+    number: int
     problem: Problem
     arm: Arm
     sample: int

@@ -124,7 +124,7 @@ async def _probe(
 
 def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
     """What is wrong with the temperatures applied; only split names them in advance."""
-    steering = arm.steering or {}
+    steering: dict[str, Any] = arm.steering or {}
     if steering.get("policy", "split") != "split" or steering.get("scope", "all") != "all":
         return None
     wanted = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,49 +14,17 @@ from steerdec.benchmarks import embedded, hub
 from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve
 from steerdec.benchmarks.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
 from steerdec.benchmarks.dispatch import Retry
-from steerdec.benchmarks.endpoints import Endpoint, Timeouts
 from steerdec.benchmarks.grading_pool import GradingPool
 from steerdec.benchmarks.journal import FolderLock, JournalError
-from steerdec.benchmarks.local_server import local_server
 from steerdec.benchmarks.plan import Item, Plan
 from steerdec.benchmarks.preflight import Server, probe_arms, survey
 from steerdec.benchmarks.problems import ProblemSet, load_problems
 from steerdec.benchmarks.runs import done_samples, make_samples, open_folder
 from steerdec.benchmarks.sample_requests import SAMPLING, sample_request
 from steerdec.benchmarks.settings import Launch, ProblemsUsed, Settings, SettingsError, read_settings
+from steerdec.benchmarks.targets import Target
 
 DEFAULT_TEMPERATURE = 1.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where samples come from: endpoints, or a server to be started for `model`."""
-
-    endpoints: tuple[str, ...]
-    model: str | None
-    dtype: str | None
-    concurrency: int  # requests at once, each endpoint
-    timeout_s: float
-    api_key: str | None
-
-    @contextmanager
-    def urls(self, log: Path) -> Iterator[tuple[str, ...]]:
-        """The endpoints' URLs; while the block lasts, a server of our own is among the living. Raises ServerError."""
-        if self.model is None:
-            yield self.endpoints
-        else:
-            with local_server(self.model, log, dtype=self.dtype) as url:
-                yield (url,)
-
-    @asynccontextmanager
-    async def opened(self, urls: tuple[str, ...]) -> AsyncIterator[list[Endpoint]]:
-        timeouts = Timeouts(self.timeout_s)
-        endpoints = [Endpoint(u, connections=self.concurrency, timeouts=timeouts, api_key=self.api_key) for u in urls]
-        try:
-            yield endpoints
-        finally:
-            for endpoint in endpoints:
-                await endpoint.close()
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,6 @@ Body = dict[str, Any]
 Fault = str | Response | None  # "hang", "cut", or an answer to give instead; None: behave
 
 
-def always(p: float) -> Callable[[str, Body], float]:
-    return lambda problem, body: p
-
-
 @dataclass
 class Script:
     """What the server does.
@@ -44,7 +40,7 @@ class Script:
     """
 
     answers: Mapping[str, str]  # problem text -> answer
-    probability: Callable[[str, Body], float] = always(0.5)
+    probability: Callable[[str, Body], float] = lambda problem, body: 0.5
     fault: Callable[[int, Body], Fault] = lambda number, body: None
     latency_s: float = 0.0
     tokens: int = 6

@@ -21,6 +21,7 @@ from steerdec.benchmarks.calibration import (
     parse_threshold,
 )
 from steerdec.benchmarks.cli import bench_app
+from steerdec.benchmarks.targets import Target
 from tests.scripted_endpoint import Script, ScriptedEndpoint
 
 PROBLEMS = {f"What is {i} plus {i * 7}?": str(i * 8) for i in range(1, 7)}
@@ -32,8 +33,8 @@ def write_problems(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def target(url: str) -> session.Target:
-    return session.Target((url,), None, None, concurrency=4, timeout_s=10.0, api_key=None)
+def target(url: str) -> Target:
+    return Target((url,), None, None, concurrency=4, timeout_s=10.0, api_key=None)
 
 
 @pytest.fixture(scope="module")

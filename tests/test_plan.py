@@ -26,9 +26,9 @@ def plan(problems: int = 5, samples: int = 4, seed: int = 0) -> Plan:
 
 def test_every_sample_is_planned_once_and_found_by_its_key() -> None:
     items = list(plan().items())
-    assert [item.index for item in sorted(items)] == list(range(len(plan()))) == list(range(5 * 4 * 5))
+    assert sorted(item.number for item in items) == list(range(len(plan()))) == list(range(5 * 4 * 5))
     assert len({(item.problem.id, item.arm.name, item.sample) for item in items}) == len(items)
-    assert all(plan().index(item.problem.id, item.arm.name, item.sample) == item.index for item in items)
+    assert all(plan().index(item.problem.id, item.arm.name, item.sample) == item.number for item in items)
 
 
 def test_all_arms_of_one_problem_and_sample_follow_each_other() -> None:
@@ -74,7 +74,7 @@ def test_neighbouring_runs_share_no_seeds(run: int, other: int, i: int, j: int) 
 @given(st.lists(st.booleans(), min_size=100, max_size=100))
 def test_what_is_done_is_left_out_and_the_rest_keeps_order_and_seed(done: list[bool]) -> None:
     rest = list(plan().items(bytearray(done)))
-    assert rest == [item for item in plan().items() if not done[item.index]]
+    assert rest == [item for item in plan().items() if not done[item.number]]
 
 
 def test_a_million_samples_are_planned_without_being_held() -> None:

@@ -22,6 +22,7 @@ from steerdec.benchmarks.cli import bench_app
 from steerdec.benchmarks.dispatch import NoEndpointLeftError, Retry
 from steerdec.benchmarks.preflight import PreflightError
 from steerdec.benchmarks.settings import SettingsError
+from steerdec.benchmarks.targets import Target
 from tests.scripted_endpoint import Body, Script, ScriptedEndpoint
 
 QUICK = Retry(attempts=2, endpoint_failures=3, first_pause_s=0.02, longest_pause_s=0.05)
@@ -37,9 +38,9 @@ def problems(tmp_path: Path) -> Path:
     return path
 
 
-def target(*urls: str, **changes: Any) -> session.Target:
+def target(*urls: str, **changes: Any) -> Target:
     settings = {"model": None, "dtype": None, "concurrency": 8, "timeout_s": 5.0, "api_key": None} | changes
-    return session.Target(urls, **settings)
+    return Target(urls, **settings)
 
 
 def request(problems: Path, **changes: Any) -> session.Request:

@@ -1,0 +1,67 @@
+"""`steerdec calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerdec.benchmarks import cli_options as options
+from steerdec.benchmarks.cli_options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, told_plainly, whole
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The calibration to write (JSON).")],
+    problems: options.Problems = None,
+    endpoint: options.Endpoints = None,
+    model: options.Model = None,
+    tokens: Annotated[
+        int, typer.Option(parser=whole(1, 100_000_000), metavar="N", help="Tokens to measure, at least.")
+    ] = 100_000,
+    limit: options.Limit = None,
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed.")] = 0,
+    max_tokens: Annotated[
+        int, typer.Option(parser=whole(1, 1_000_000), metavar="M", help="Longest answer.")
+    ] = MAX_TOKENS,
+    prompt: options.Prompt = None,
+    thinking: options.Thinking = None,
+    concurrency: options.Concurrency = CONCURRENCY,
+    timeout: options.Timeout = TIMEOUT_S,
+    dtype: options.Dtype = None,
+) -> None:
+    """Measure a model's token entropies at temperature 1; their 80th percentile is where forks begin.
+
+    Use problems other than those you test on. The file goes to `steerdec bench run --threshold FILE` or
+    `steerdec serve MODEL --threshold FILE`.
+
+    Example:
+
+    steerdec calibrate --endpoint http://gpu1:8000 --problems gsm8k.jsonl --tokens 1000000 --out qwen3.json
+    """
+    from steerdec.benchmarks import calibrate_session
+    from steerdec.benchmarks.targets import Target
+
+    with told_plainly():
+        if problems is None:
+            raise UsageError("--problems is missing: the name of a problem set or a JSONL file")
+        options.out_folder(out.absolute().parent)
+        if out.is_dir():
+            raise UsageError(f"--out: {out} is a folder, not a file")
+        urls = options.one_source(endpoint, model, dtype)
+        target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
+        found = calibrate_session.run(
+            problems,
+            target,
+            out,
+            tokens=tokens,
+            limit=limit,
+            seed=seed,
+            max_tokens=max_tokens,
+            prompt=prompt,
+            thinking=thinking,
+        )
+    low, high = found.p80_ci95
+    print(
+        f"p80 {found.threshold_nats:.4f} nats (95% interval {low:.4f} to {high:.4f}) over {found.tokens} tokens; {out}"
+    )
