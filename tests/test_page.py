@@ -65,6 +65,7 @@ def test_two_arms_stream_in_with_entropies_forks_and_nothing_on_the_console(chro
     page = Page(chrome, os.environ.get("STEERDEC_PAGE_URL", stub.url))
     if key := os.environ.get("STEERDEC_PAGE_KEY"):
         page.set("api_key", key)
+        page.log()  # the browser notes the refusals from before the key
     page.set("max_tokens", 48)
     page.set("threshold_nats", 0.5)
     page.generate(timeout_s=300)
