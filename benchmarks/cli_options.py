@@ -67,14 +67,17 @@ Endpoints = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Start a server for this model and stop it afterwards; folder, hub id, or embedded model.",
+        metavar="MODEL",
+        help="Start a server for this model and stop it afterwards: a folder, a hub id, or the embedded "
+        "SmolLM2-135M-Instruct.",
         show_default=False,
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Of --model. Default: float32 without a GPU, so that A/A equals B exactly; else the model's own."
+        metavar="DTYPE",
+        help="Of --model. Default: float32 without a GPU, so that A/A equals B exactly; else the model's own.",
     ),
 ]
 Limit = Annotated[

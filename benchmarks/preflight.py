@@ -75,6 +75,9 @@ async def _ask(endpoint: Endpoint) -> Server:
             f"{endpoint.url} steers plain requests too (its default policy), so there would be no baseline; "
             "start it without --steering"
         )
+    lanes = steering.get("telemetry_lanes")
+    if type(lanes) is int and lanes > 0:  # more steered requests at once would be turned away
+        endpoint.connections = min(endpoint.connections, lanes)
     info = {key: entry[key] for key in ("id", "root", "parent", "max_model_len") if key in entry}
     return Server(model, longest if type(longest) is int else None, info, steering)
 
@@ -87,14 +90,18 @@ async def probe_arms(
     Raises:
         PreflightError: a request fails, or an answer does not show the temperatures of its arm.
     """
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(_probe(endpoint, arm, problem, model, prompt, thinking))
-            for endpoint in endpoints
-            for arm in arms.arms
-        ]
-    for task in tasks:
-        if (complaint := task.result()) is not None:
+
+    async def probe_all(endpoint: Endpoint) -> list[str | None]:
+        slots = asyncio.Semaphore(endpoint.connections)
+
+        async def probe(arm: Arm) -> str | None:
+            async with slots:
+                return await _probe(endpoint, arm, problem, model, prompt, thinking)
+
+        return await asyncio.gather(*(probe(arm) for arm in arms.arms))
+
+    for complaints in await asyncio.gather(*(probe_all(endpoint) for endpoint in endpoints)):
+        for complaint in filter(None, complaints):
             raise PreflightError(complaint)
 
 

@@ -158,6 +158,8 @@ def run(request: Request, target: Target, folder: Path, retry: Retry) -> Finishe
         PreflightError, ServerError, JournalError, NoEndpointLeftError, NoGoodAnswerError: it cannot go on.
         SettingsError, ArmError, CalibrationError: it was asked for wrongly.
     """
+    if target.model is not None and request.threshold is None:  # that server will bring no calibration
+        _resolved(request, default_threshold({}, request.arms))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -267,6 +267,24 @@ def test_an_endpoint_that_cannot_do_it_is_refused_before_the_first_sample(
     assert not (tmp_path / "run" / "samples.jsonl").exists()
 
 
+def test_no_more_is_asked_at_once_than_the_server_can_measure(problems: Path, tmp_path: Path) -> None:
+    script = Script(PROBLEMS, latency_s=0.01, about={"telemetry_lanes": 2})
+    with ScriptedEndpoint(script) as server:
+        session.run(request(problems), target(server.url, concurrency=32), tmp_path / "run", QUICK)
+        assert server.most_at_once == 2
+
+
+def test_many_arms_are_probed_over_one_connection(problems: Path, tmp_path: Path) -> None:
+    arms = [{"name": "B", "role": "baseline"}]
+    arms += [{"name": f"F{i}", "role": "treatment", "steering": {"fork_temperature": 1 + i / 100}} for i in range(40)]
+    path = tmp_path / "arms.yaml"
+    path.write_text(json.dumps({"name": "many", "baseline": "B", "arms": arms}))
+    with ScriptedEndpoint(Script(PROBLEMS)) as server:
+        run = request(problems, arms=str(path), samples=1, limit=1)
+        assert session.run(run, target(server.url, concurrency=1), tmp_path / "run", QUICK).samples == 41
+        assert server.most_at_once == 1
+
+
 def test_a_context_that_cannot_hold_the_answer_is_told_at_once(problems: Path, tmp_path: Path) -> None:
     with (
         ScriptedEndpoint(Script(PROBLEMS, max_model_len=64)) as server,
