@@ -17,7 +17,9 @@ class Annotator:
         self._returned_tokens = [0] * len(prepared.lanes)
 
     def whole(self, answer: dict[str, Any]) -> None:
-        """A complete chat, text or responses answer."""
+        """A complete chat, text or responses answer, in place."""
+        if self._prepared.strip_token_ids and "prompt_token_ids" in answer:
+            answer["prompt_token_ids"] = None
         for choice in answer.get("choices") or []:
             lane = self._lane(choice)
             if lane is not None:
@@ -64,7 +66,8 @@ class Annotator:
         ids = choice.get("token_ids")
         if self._prepared.strip_token_ids:
             for key in ("token_ids", "prompt_token_ids"):
-                choice.pop(key, None)
+                if key in choice:
+                    choice[key] = None  # as vLLM answers who did not ask for them
         if ids is not None:
             return len(ids)
         if len(self._prepared.lanes) == 1 and usage and isinstance(usage.get("completion_tokens"), int):

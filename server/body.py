@@ -42,11 +42,11 @@ class Prepared:
 
 
 def may_be_steered(raw: bytes, host: Host) -> bool:
-    """Whether a body needs looking at; False only if it surely has no `steering` and there is no default.
+    """Whether a body needs looking at; False only if it surely names nothing of ours and there is no default.
 
     A key may be spelled with escapes ("steer\\u0069ng"), hence the second test.
     """
-    return host.default is not None or b"steering" in raw or b"\\u" in raw
+    return host.default is not None or b"steer" in raw or b"\\u" in raw
 
 
 def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:

@@ -9,6 +9,9 @@ import typer
 
 import steerdec
 
+# typer carries click inside itself and does not export this base of all its usage errors.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="steerdec",
     no_args_is_help=True,
@@ -121,4 +124,15 @@ def main() -> None:
 
     app.add_typer(bench_app, name="bench")
     app.command()(calibrate)
-    app()
+    try:
+        status = app(standalone_mode=False)  # else typer frames usage errors in a box of many lines
+    except _USAGE_ERROR as e:
+        if type(e).__name__ == "NoArgsIsHelpError":
+            e.show()
+        else:
+            where = f" (see {e.ctx.command_path} --help)" if e.ctx is not None else ""
+            print(f"steerdec: {' '.join(e.format_message().split())}{where}", file=sys.stderr)
+        status = 2
+    except typer.Abort:
+        status = 130
+    sys.exit(status if isinstance(status, int) else 0)

@@ -78,6 +78,13 @@ def test_swapping_the_arms_changes_the_sign_and_nothing_else(scope):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+def test_every_problem_weighs_the_same_whatever_its_number_of_samples(scope):
+    arm, against = counts([6, 50], [8, 100]), counts([1, 25], [2, 100])
+    assert difference(arm, against, scope).value == pytest.approx(((0.75 - 0.5) + (0.5 - 0.25)) / 2)
+    assert difference(arm, counts([1, 100], [2, 100]), scope).value == pytest.approx((0.25 - 0.5) / 2)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_a_problem_ungraded_in_one_arm_drops_out_and_is_counted(scope):
     full = difference(counts([4, 3, 1], 4), counts([2, 3, 2], 4), scope)
     found = difference(counts([4, 0, 3, 1, 4], [4, 0, 4, 4, 4]), counts([2, 3, 3, 2, 0], [4, 4, 4, 4, 0]), scope)
