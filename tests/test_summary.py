@@ -119,7 +119,8 @@ def test_numbers_by_hand(tmp_path):
     lines += [sample("p1", "B", s, s == 0, finish_reason="stop" if s < 3 else "length") for s in range(4)]
     lines += [sample("p0", "F-up", s, True, forks=10, mean_entropy_nats=0.2) for s in range(4)]
     lines += [sample("p1", "F-up", s, s == 0, forks=50, completion_tokens=200, mean_entropy_nats=0.5) for s in range(2)]
-    lines.append(sample("p1", "F-up", 2, False, grade="ungraded", answer=None, forks=None, mean_entropy_nats=None))
+    lines[-1]["finish_reason"] = "length"
+    lines.append(sample("p1", "F-up", 2, False, grade="ungraded", forks=None, mean_entropy_nats=None))
     failed = {"grade": "ungraded", "answer": None, "forks": None, "mean_entropy_nats": None, "completion_tokens": None}
     lines.append(sample("p1", "F-up", 3, False, error="ReadTimeout", finish_reason=None, **failed))
     summary = summarise(write_run(tmp_path / "run", lines, ["p0", "p1"], 4))
@@ -129,8 +130,9 @@ def test_numbers_by_hand(tmp_path):
     assert baseline["k"] == arm["k"] == 4
     assert baseline["pass_at"] == {"1": 0.5, "2": pytest.approx((1 + 0.5) / 2), "4": 1.0}
     assert (arm["pass_at_k"], arm["pass_at_k_problems"]) == (1.0, 1)  # p1 has two graded samples only
-    assert (baseline["maj_at_k"], arm["maj_at_k"]) == (0.5, 1.0)  # p1, F-up: a tie, the first answer wins
-    assert (baseline["truncation_rate"], arm["truncation_rate"]) == (1 / 8, 0.0)
+    # p1, F-up: a tie, the first answer wins; the answer that was not graded does not vote.
+    assert (baseline["maj_at_k"], arm["maj_at_k"]) == (0.5, 1.0)
+    assert (baseline["truncation_rate"], arm["truncation_rate"]) == (1 / 8, 1 / 7)
     assert baseline["mean_tokens"] == (10 + 20 + 30 + 40 + 400) / 8
     assert arm["mean_tokens"] == (400 + 400 + 100) / 7
     assert arm["fork_rate"] == (4 * 10 + 2 * 50) / (4 * 100 + 2 * 200)
@@ -256,6 +258,32 @@ def test_truncation_explains_a_difference_made_by_truncation(tmp_path):
     row = next(row for row in summary["mediators"] if (row["arm"], row["baseline"]) == ("F-up", "B"))
     assert row["by_finishing"]["diff"] == pytest.approx(comparison(summary, "F-up")["diff"])
     assert row["by_answers"]["diff"] == 0.0
+
+
+def test_length_is_the_log_ratio_of_mean_tokens_and_a_correct_sample_counts_as_finished(tmp_path):
+    problems = ["p0", "p1", "p2", "p3"]
+    lines = [sample(p, "B", s, True, finish_reason="length") for p in problems for s in range(2)]
+    lines += [
+        sample(p, "F-up", s, i < 2, completion_tokens=100 * (1 + i) + 20 * s)
+        for i, p in enumerate(problems)
+        for s in range(2)
+    ]
+    summary = summarise(write_run(tmp_path / "run", lines, problems, 2))
+    row = next(row for row in summary["mediators"] if (row["arm"], row["baseline"]) == ("F-up", "B"))
+    assert row["log_length_ratio"]["diff"] == pytest.approx(np.mean(np.log([1.1, 2.1, 3.1, 4.1])))
+    assert row["by_finishing"]["diff"] == 0.0
+    fit = scipy.stats.linregress(np.log([1.1, 2.1, 3.1, 4.1]), [0, 0, -1, -1])
+    assert row["at_equal_length"]["diff"] == pytest.approx(fit.intercept)
+
+
+def test_problems_like_these_decide_and_these_problems_stand_beside(tmp_path):
+    lines = [sample(p, "B", s, s < 20) for p in ("p0", "p1") for s in range(64)]
+    lines += [sample(p, "F-up", s, s < right) for p, right in (("p0", 56), ("p1", 24)) for s in range(64)]
+    summary = summarise(write_run(tmp_path / "run", lines, ["p0", "p1"], 64))
+    claim = summary["claims"][0]
+    assert (claim["verdict"], claim["verdict_these_problems"]) == ("undecided", "holds")
+    low, high = comparison(summary, "F-up")["ci95"]
+    assert f"95% CI [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−") in claim["reason"]
 
 
 @pytest.mark.parametrize("name", ["quick", "figure3", "causal"])

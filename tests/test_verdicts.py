@@ -41,6 +41,7 @@ def estimate(value, se, df=59.0):
         (DOWN, 0.05, 0.01, 0.001, "fails"),
         (UP, -0.05, 0.01, 0.9, "fails"),  # the interval alone counts against a claim
         (UP, -0.05, 0.04, 0.9, "undecided"),
+        (UP, -0.018, 0.01, 0.9, "undecided"),  # one-sided p .038: the interval reaches over 0
         (UP, 0.0, 0.005, 1.0, "fails"),  # equivalent
         (UP, 0.0, 0.02, 1.0, "undecided"),  # too few samples for that
         (UP, 0.012, 0.002, 0.001, "holds"),  # small, but there
