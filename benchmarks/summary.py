@@ -18,6 +18,7 @@ import numpy as np
 from steerdec.benchmarks import comparisons, verdicts
 from steerdec.benchmarks.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
 from steerdec.benchmarks.designs import Design, DesignError, read_design
+from steerdec.benchmarks.journal import JournalError
 from steerdec.benchmarks.stats import Counts, Estimate
 from steerdec.benchmarks.summary_rows import METHODS, arm_row, estimate_fields, mediator_row, strata_rows, trend_row
 from steerdec.benchmarks.tally import SampleError, Tally, read_samples
@@ -46,7 +47,10 @@ def summarise(directory: str | Path) -> dict[str, Any]:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
         design = read_design(run["arms"])
         problems, k = [str(name) for name in run["problems"]["ids"]], int(run["samples"])
+        (path / "samples.jsonl").stat()  # to the journal, no file is a run without samples
         tally = read_samples(path / "samples.jsonl", problems, design.arms)
+    except JournalError as e:
+        raise SummaryError(str(e)) from None
     except FileNotFoundError as e:
         raise SummaryError(f"{e.filename} is missing; a summary needs run.json and samples.jsonl") from None
     except KeyError as e:

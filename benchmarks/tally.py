@@ -7,10 +7,9 @@ A sample becomes about 80 bytes (its text a 63-bit fingerprint), so a million sa
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steerdec.benchmarks import journal
 from steerdec.benchmarks.stats import Counts, Floats, Ints
 
 Bools = NDArray[np.bool_]
@@ -99,14 +99,15 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
     """Read the samples of a run. Of several lines for one sample the last counts: a second request replaced the first.
 
     Raises:
-        SampleError: a line is no sample, or of an arm or problem the run does not have.
-        OSError: the file cannot be read.
+        SampleError: a line lacks something, or is of an arm or problem the run does not have.
+        JournalError: the file, or a line before the last, cannot be read.
     """
     columns = {name: array("q") for name in _INTEGERS}
     entropy = array("d")
     at_problem, at_arm = ({name: i for i, name in enumerate(known)} for known in (problems, arms))
     answers: dict[str, int] = {}
-    for place, line in _lines(path):
+    for number, line in enumerate(journal.read_samples(path), start=1):
+        place = f"{path.name} line {number}"
         try:
             columns["problem"].append(_index(at_problem, "problem_id", line["problem_id"]))
             columns["arm"].append(_index(at_arm, "arm", line["arm"]))
@@ -139,21 +140,6 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         entropy_nats=np.array(entropy, dtype=np.float64)[last],
         repeated=len(entropy) - len(last),
     )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for number, text in enumerate(file, start=1):
-            place = f"{path.name} line {number}"
-            try:
-                line = json.loads(text)
-            except ValueError as e:
-                if not text.endswith("\n"):
-                    return  # the run was stopped while it wrote this line
-                raise SampleError(f"{place} is not JSON ({e})") from None
-            if not isinstance(line, dict):
-                raise SampleError(f"{place} is a JSON {type(line).__name__}; a sample is an object")
-            yield place, line
 
 
 def _index(known: dict[str, int], field: str, name: object) -> int:
