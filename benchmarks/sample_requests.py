@@ -13,14 +13,20 @@ from steerdec.benchmarks.prompts import request_body
 SAMPLING: dict[str, float | int] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-def is_traced(arms: ArmSet, item: Item) -> bool:
-    """Whether the sample keeps its per-token lists: the first of each problem in the identity arm.
+# Problems whose first sample keeps its tokens under every arm, to be laid side by side in the report.
+TRACED_IN_ALL_ARMS = 2
 
-    That arm shows the undisturbed entropies. A set without one keeps those of all steered arms.
+
+def is_traced(arms: ArmSet, item: Item) -> bool:
+    """Whether the sample keeps its per-token lists: the first of each problem in the identity arm, which
+    shows the undisturbed entropies, and those of the first problems in every steered arm. A set without an
+    identity arm keeps those of all steered arms.
     """
     if item.sample > 0 or item.arm.steering is None:
         return False
-    return item.arm.role == "identity" or not any(arm.role == "identity" for arm in arms.arms)
+    if item.arm.role == "identity" or not any(arm.role == "identity" for arm in arms.arms):
+        return True
+    return item.number < TRACED_IN_ALL_ARMS * len(arms.arms)  # the plan goes problem by problem
 
 
 def sample_request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_run import make_run
+from tests.make_run import make_run
 
 from steerdec.benchmarks import charts, doses
 from steerdec.benchmarks.forks import Histogram

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_run import make_run
+from tests.make_run import make_run
 
 from steerdec.benchmarks.run_folder import Cell, ReportError, read_run
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from make_run import make_run
+from tests.make_run import make_run
 from rich.console import Console
 
 from steerdec.benchmarks import wording
