@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai import BadRequestError, OpenAI
-
-from tests.serving import serving
 
 pytestmark = pytest.mark.engine
 
@@ -23,16 +20,8 @@ QUESTION = [{"role": "user", "content": "Name three animals."}]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    flags = ["--dtype", "float32", "--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    with serving(log, *flags) as base:
-        yield base
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def client(server_url: str) -> OpenAI:
+    return OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0)
 
 
 def lanes_lent(url: str) -> int:
@@ -70,10 +59,10 @@ def entropies(steps: list[dict[str, float]]) -> list[float]:
 # What comes back ---------------------------------------------------------------------------------
 
 
-def test_completion_telemetry_is_right_by_a_second_computation(url: str) -> None:
+def test_completion_telemetry_is_right_by_a_second_computation(server_url: str) -> None:
     # by id: many tokens decode to the same text, and would overwrite each other
     every_token = {"logprobs": 49_152, "return_tokens_as_token_ids": True}
-    answer = complete(url, max_tokens=12, seed=1, temperature=1.0, steering=STEERING, **every_token)
+    answer = complete(server_url, max_tokens=12, seed=1, temperature=1.0, steering=STEERING, **every_token)
     choice = answer["choices"][0]
     assert_steered(choice["steering"], answer["usage"]["completion_tokens"])
     expected = entropies(choice["logprobs"]["top_logprobs"])
@@ -83,7 +72,14 @@ def test_completion_telemetry_is_right_by_a_second_computation(url: str) -> None
 @pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("stream", [False, True])
 def test_chat_with_the_openai_client(client: OpenAI, stream: bool, n: int) -> None:
-    sampling: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 16, "seed": 5, "temperature": 1.0, "n": n}
+    sampling: dict[str, Any] = {
+        "model": MODEL,
+        "messages": QUESTION,
+        "max_tokens": 16,
+        "seed": 5,
+        "temperature": 1.0,
+        "n": n,
+    }
     whole = client.chat.completions.create(**sampling, extra_body={"steering": STEERING, "return_token_ids": True})
     for choice in whole.choices:
         assert_steered(choice.steering, len(choice.token_ids))  # type: ignore[attr-defined]
@@ -112,7 +108,12 @@ def test_chat_with_the_openai_client(client: OpenAI, stream: bool, n: int) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_responses_with_the_openai_client(client: OpenAI, stream: bool) -> None:
-    sampling: dict[str, Any] = {"model": MODEL, "input": "Name three animals.", "max_output_tokens": 16, "temperature": 1.0}
+    sampling: dict[str, Any] = {
+        "model": MODEL,
+        "input": "Name three animals.",
+        "max_output_tokens": 16,
+        "temperature": 1.0,
+    }
     extra = {"extra_body": {"steering": STEERING, "seed": 5}}
     if stream:
         events = list(client.responses.create(**sampling, **extra, stream=True))
@@ -123,12 +124,12 @@ def test_responses_with_the_openai_client(client: OpenAI, stream: bool) -> None:
     assert_steered(response.steering, response.usage.output_tokens)  # type: ignore[union-attr]
 
 
-def test_summary_is_the_default_and_none_is_none(url: str) -> None:
+def test_summary_is_the_default_and_none_is_none(server_url: str) -> None:
     sampling = {"max_tokens": 6, "seed": 1, "temperature": 1.0}
-    summary = complete(url, **sampling, steering={"fork_temperature": 1.1})["choices"][0]["steering"]
+    summary = complete(server_url, **sampling, steering={"fork_temperature": 1.1})["choices"][0]["steering"]
     assert set(summary) == {"tokens", "forks", "fork_rate", "mean_entropy_nats", "threshold_nats"}
     assert summary["threshold_nats"] == 0.672
-    silent = complete(url, **sampling, steering={"fork_temperature": 1.1, "telemetry": "none"})
+    silent = complete(server_url, **sampling, steering={"fork_temperature": 1.1, "telemetry": "none"})
     assert "steering" not in silent["choices"][0]
 
 
@@ -145,7 +146,8 @@ def test_tools_and_structured_output_are_unharmed(client: OpenAI) -> None:
     )
     assert json.loads(answer.choices[0].message.content or "")["name"] in ("Ann", "Bob")
     assert_steered(answer.choices[0].steering, answer.usage.completion_tokens)  # type: ignore
-    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}}}  # fmt: skip
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
     asked: dict[str, Any] = {
         "model": MODEL,
         "messages": QUESTION,
@@ -167,14 +169,15 @@ def test_tools_and_structured_output_are_unharmed(client: OpenAI) -> None:
 # What is not steered -----------------------------------------------------------------------------
 
 
-def test_without_steering_the_answer_has_nothing_of_ours(url: str) -> None:
-    plain = complete(url, max_tokens=8, seed=1, temperature=1.0)
+def test_without_steering_the_answer_has_nothing_of_ours(server_url: str) -> None:
+    plain = complete(server_url, max_tokens=8, seed=1, temperature=1.0)
     assert "steering" not in plain["choices"][0]
-    same = complete(url, max_tokens=8, seed=1, temperature=1.0, steering={"fork_temperature": 1.0})
+    same = complete(server_url, max_tokens=8, seed=1, temperature=1.0, steering={"fork_temperature": 1.0})
     assert same["choices"][0]["text"] == plain["choices"][0]["text"]
     assert set(same["choices"][0]) - {"steering"} == set(plain["choices"][0])
     assert set(same) == set(plain)
-    assert complete(url, max_tokens=8, seed=1, temperature=1.0, steering=None)["choices"][0].keys() == plain["choices"][0].keys()  # fmt: skip
+    none = complete(server_url, max_tokens=8, seed=1, temperature=1.0, steering=None)
+    assert none["choices"][0].keys() == plain["choices"][0].keys()
 
 
 # What is refused ---------------------------------------------------------------------------------
@@ -196,16 +199,18 @@ BAD = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("steering", "param"), BAD, ids=[p for _, p in BAD])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
-def test_wrong_steering_is_a_400_that_names_the_field(url: str, path: str, steering: Any, param: str, stream: bool) -> None:
+def test_wrong_steering_is_a_400_that_names_the_field(
+    server_url: str, path: str, steering: Any, param: str, stream: bool
+) -> None:
     content = {"/v1/completions": {"prompt": "x"}, "/v1/responses": {"input": "x"}}.get(path, {"messages": QUESTION})
-    response = post(url, path, **content, stream=stream, steering=steering, seed=1, temperature=1.0)
+    response = post(server_url, path, **content, stream=stream, steering=steering, seed=1, temperature=1.0)
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == param
     assert error["message"].startswith(param)
     assert error["type"] == "BadRequestError"
     assert "\n" not in error["message"]
-    assert lanes_lent(url) == 0
+    assert lanes_lent(server_url) == 0
 
 
 def test_the_openai_client_raises_its_own_error(client: OpenAI) -> None:
@@ -227,44 +232,48 @@ def test_the_openai_client_raises_its_own_error(client: OpenAI) -> None:
         ({"vllm_xargs": {"steering": '{"fork_temperature": -3}'}}, "fork_temperature"),
     ],
 )
-def test_steering_that_does_not_go_with_the_rest_is_refused(url: str, body: dict[str, Any], words: str) -> None:
-    response = post(url, "/v1/completions", **({"prompt": "x", "max_tokens": 2} | body))
+def test_steering_that_does_not_go_with_the_rest_is_refused(server_url: str, body: dict[str, Any], words: str) -> None:
+    response = post(server_url, "/v1/completions", **({"prompt": "x", "max_tokens": 2} | body))
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
-    assert lanes_lent(url) == 0
+    assert lanes_lent(server_url) == 0
 
 
-def test_a_key_spelled_with_escapes_is_still_seen(url: str) -> None:
-    raw = '{"model": "%s", "prompt": "x", "st\\u0065ering": {"fork": 1}}' % MODEL
-    response = httpx.post(f"{url}/v1/completions", content=raw, headers={"content-type": "application/json"})
+def test_a_key_spelled_with_escapes_is_still_seen(server_url: str) -> None:
+    raw = json.dumps({"model": MODEL, "prompt": "x", "steering": {"fork": 1}}).replace("steer", "st\\u0065er")
+    response = httpx.post(f"{server_url}/v1/completions", content=raw, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "steering.fork"
 
 
-def test_broken_bodies_are_vllms_to_refuse(url: str) -> None:
+def test_broken_bodies_are_vllms_to_refuse(server_url: str) -> None:
     for raw in (b"", b"{", b"[]", b'{"steering": {}}', b"\xff\xfe", b'{"steering":' + b"[" * 100_000):
-        response = httpx.post(f"{url}/v1/completions", content=raw, headers={"content-type": "application/json"})
+        response = httpx.post(f"{server_url}/v1/completions", content=raw, headers={"content-type": "application/json"})
         assert 400 <= response.status_code < 500, raw[:40]
 
 
-def test_a_body_beyond_all_measure_is_cut_off(url: str) -> None:
+def test_a_body_beyond_all_measure_is_cut_off(server_url: str) -> None:
     big = b'{"steering": {}, "prompt": "' + b"x" * (65 * 2**20) + b'"}'
     try:
-        response = httpx.post(f"{url}/v1/completions", content=big, headers={"content-type": "application/json"}, timeout=60)
+        response = httpx.post(
+            f"{server_url}/v1/completions", content=big, headers={"content-type": "application/json"}, timeout=60
+        )
         assert response.status_code == 413
     except httpx.TransportError:
         pass  # closed while sending, which is as good
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{server_url}/health").status_code == 200
 
 
 # Lanes and life ----------------------------------------------------------------------------------
 
 
-def test_requests_cancelled_midway_give_their_lanes_back(url: str) -> None:
+def test_requests_cancelled_midway_give_their_lanes_back(server_url: str) -> None:
     async def cancelled() -> None:
         async with httpx.AsyncClient(timeout=60) as http:
             body = {"model": MODEL, "prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
-            async with http.stream("POST", f"{url}/v1/completions", json=body | {"steering": STEERING}) as response:
+            async with http.stream(
+                "POST", f"{server_url}/v1/completions", json=body | {"steering": STEERING}
+            ) as response:
                 async for line in response.aiter_lines():
                     if line.startswith("data:"):
                         return
@@ -274,52 +283,62 @@ def test_requests_cancelled_midway_give_their_lanes_back(url: str) -> None:
 
     asyncio.run(all_of_them())
     for _ in range(100):
-        if lanes_lent(url) == 0:
+        if lanes_lent(server_url) == 0:
             break
         asyncio.run(asyncio.sleep(0.1))
-    assert lanes_lent(url) == 0
+    assert lanes_lent(server_url) == 0
 
 
-def test_seeded_request_with_a_long_prompt_does_not_kill_the_engine(url: str) -> None:
+def test_seeded_request_with_a_long_prompt_does_not_kill_the_engine(server_url: str) -> None:
     prompt = "word " * 3000
-    assert post(url, "/v1/completions", prompt=prompt, max_tokens=2, seed=1, temperature=1.0, steering={}).status_code == 200
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert (
+        post(
+            server_url, "/v1/completions", prompt=prompt, max_tokens=2, seed=1, temperature=1.0, steering={}
+        ).status_code
+        == 200
+    )
+    assert httpx.get(f"{server_url}/health").status_code == 200
 
 
-def test_what_the_server_says_of_itself(url: str) -> None:
-    about = httpx.get(f"{url}/v1/steering").json()
+def test_what_the_server_says_of_itself(server_url: str) -> None:
+    about = httpx.get(f"{server_url}/v1/steering").json()
     assert about["processor"] is True
     assert about["runner"] == "v1"
     assert about["threshold_nats"] == 0.672
     assert about["model"] == MODEL
 
 
-def test_metrics_count_tokens_forks_and_entropies(url: str) -> None:
+def test_metrics_count_tokens_forks_and_entropies(server_url: str) -> None:
     def value(name: str) -> float:
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        lines = httpx.get(f"{server_url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
 
     names = ["steerdec_requests_total", "steerdec_tokens_total", "steerdec_forks_total", "steerdec_entropy_nats_count"]
     before = [value(name) for name in names]
-    steering = complete(url, max_tokens=9, seed=4, temperature=1.0, steering=STEERING)["choices"][0]["steering"]
+    steering = complete(server_url, max_tokens=9, seed=4, temperature=1.0, steering=STEERING)["choices"][0]["steering"]
     after = [value(name) for name in names]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, steering["tokens"], steering["forks"], steering["tokens"]]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [
+        1,
+        steering["tokens"],
+        steering["forks"],
+        steering["tokens"],
+    ]
 
 
-def test_the_page_is_served_with_nothing_from_elsewhere(url: str) -> None:
-    page = httpx.get(f"{url}/")
+def test_the_page_is_served_with_nothing_from_elsewhere(server_url: str) -> None:
+    page = httpx.get(f"{server_url}/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    assert httpx.get(f"{url}/page/style.css").headers["content-type"].startswith("text/css")
-    assert httpx.get(f"{url}/page/../routes.py").status_code == 404
+    assert httpx.get(f"{server_url}/page/style.css").headers["content-type"].startswith("text/css")
+    assert httpx.get(f"{server_url}/page/../routes.py").status_code == 404
 
 
-def test_errors_show_nothing_of_the_host(url: str, weights: Path) -> None:
+def test_errors_show_nothing_of_the_host(server_url: str, weights: Path) -> None:
     texts = [
-        post(url, "/v1/completions", prompt="x", steering={"x": 1}).text,
-        post(url, "/v1/completions", prompt="x", temperature="a").text,
-        post(url, "/v1/nothing").text,
-        httpx.get(f"{url}/page/none.js").text,
+        post(server_url, "/v1/completions", prompt="x", steering={"x": 1}).text,
+        post(server_url, "/v1/completions", prompt="x", temperature="a").text,
+        post(server_url, "/v1/nothing").text,
+        httpx.get(f"{server_url}/page/none.js").text,
     ]
     for text in texts:
         assert str(weights) not in text
