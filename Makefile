@@ -15,7 +15,9 @@ $(VENV)/.ready: requirements/cpu.txt requirements/dev.txt pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --arms quick --out demo
+	$(BIN)/python -m steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --arms quick \
+		--samples 4 --max-tokens 64 --out demo
+	$(BIN)/python -m steerdec bench report demo
 
 test: setup
 	$(BIN)/python -m pytest

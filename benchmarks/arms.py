@@ -121,6 +121,22 @@ def _no_repeats(what: str, names: list[str]) -> None:
             raise ArmError(f'{what} "{name}" stands there {names.count(name)} times')
 
 
+def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
+    """The set, with plain requests run twice where the engine may answer them differently.
+
+    Where a batch's make-up changes the last bits of its logits, A/A differs from B in a few answers without
+    steering having done anything. How many, only two plain arms with equal seeds can tell.
+    """
+    roles = [arm.role for arm in arm_set.arms]
+    if batch_invariant or "identity" not in roles or "replicate" in roles:
+        return arm_set
+    baseline = arm_set.arm(arm_set.baseline)
+    again = baseline.model_copy(
+        update={"name": f"{baseline.name}-again", "role": "replicate", "about": "the same seeds: the engine's own floor"}
+    )
+    return ArmSet.model_validate(arm_set.model_copy(update={"arms": (*arm_set.arms, again)}).model_dump())
+
+
 def load_arm_set(name_or_path: str) -> ArmSet:
     """A built-in set by name, else the set in the file.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steerdec import __version__
 from steerdec.benchmarks import embedded, hub
-from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve
+from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve, with_engine_floor
 from steerdec.benchmarks.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
 from steerdec.benchmarks.dispatch import Retry
 from steerdec.benchmarks.grading_pool import GradingPool
@@ -202,7 +202,7 @@ def check_length(server: Server, max_tokens: int) -> None:
 def _settings(request: Request, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
     check_length(server, request.max_tokens)
     threshold = request.threshold or default_threshold(server.steering, request.arms)
-    arms = _resolved(request, threshold)
+    arms = with_engine_floor(_resolved(request, threshold), server.steering.get("batch_invariant") is True)
     problems = request.problem_set
     return Settings(
         steerdec=__version__,

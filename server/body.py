@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from steerdec import params, request, rows, scope
 from steerdec.params import Steering, SteeringError
@@ -16,6 +18,11 @@ from steerdec.telemetry import Lane, LanePool
 
 RESPONSES = "/v1/responses"
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
+
+_T = TypeVar("_T")
+_INTEGER: Final = TypeAdapter(int)
+_FLOAT: Final = TypeAdapter(float)
+_BOOLEAN: Final = TypeAdapter(bool)
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,9 @@ class Prepared:
 def may_be_steered(raw: bytes, host: Host) -> bool:
     """Whether a body needs looking at; False only if it surely names nothing of ours and there is no default.
 
-    A key may be spelled with escapes ("steer\\u0069ng"), hence the second test.
+    A key may be spelled with escapes ("steer\\u0069ng") or in UTF-16 or UTF-32, hence the other tests.
     """
-    return host.default is not None or b"steer" in raw or b"\\u" in raw
+    return host.default is not None or b"steer" in raw or b"\\u" in raw or b"\0" in raw
 
 
 def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
@@ -74,9 +81,11 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
             raise SteeringError("", "is given twice: as `steering` and in vllm_xargs")
     try:
         return _prepared(path, body, steering, host)
-    except SteeringError:
+    except SteeringError as e:
         if own:
             raise
+        if e.field == "telemetry":  # nobody asked for it here; the steering itself fits
+            return _prepared(path, body, steering.model_copy(update={"telemetry": "none"}), host)
         return None  # a server-wide default steps back from requests it does not fit
 
 
@@ -90,7 +99,9 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     threshold = host.threshold_nats if steering.threshold_nats is None else steering.threshold_nats
     steering = steering.model_copy(update={"threshold_nats": threshold})
 
-    xargs = body.get("vllm_xargs") or {}
+    xargs = body.get("vllm_xargs")
+    if xargs is None:
+        xargs = {}
     if not isinstance(xargs, dict):
         raise SteeringError("", "goes with vllm_xargs only where that is an object")
     xargs = {**xargs, request.STEERING_ARG: steering.model_dump_json(exclude_none=True)}
@@ -101,23 +112,23 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
             body["seed"] = secrets.randbits(53)  # vLLM tells the n sequences apart by their seeds alone
         lanes = host.pool.lend(n)
         xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
-        xargs[request.BASE_SEED_ARG] = body.get("seed") or 0
+        xargs[request.BASE_SEED_ARG] = _read(_INTEGER, body.get("seed")) or 0
     body["vllm_xargs"] = xargs
     strip = False
-    if lanes and path != RESPONSES and not body.get("return_token_ids"):
+    ids = body.get("return_token_ids")
+    if lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
         body["return_token_ids"] = strip = True  # how many tokens each choice (of each chunk) has
     return Prepared(body, steering.telemetry, threshold, lanes, host.pool, strip)
 
 
 def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> None:
     """Refuse what could not be steered, where the values are of the right type (vLLM refuses the others)."""
-    temperature = body.get("temperature")
-    if temperature is None:
+    temperature, seed = _read(_FLOAT, body.get("temperature")), _read(_INTEGER, body.get("seed"))
+    if body.get("temperature") is None:
         temperature = host.default_temperature
-    seed = body.get("seed")
-    if isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature >= 0:
-        rows.row_of(steering, float(temperature), seed if isinstance(seed, int) else None, host.threshold_nats)
-    if body.get("use_beam_search"):
+    if temperature is not None and temperature >= 0:
+        rows.row_of(steering, temperature, seed, host.threshold_nats)
+    if _read(_BOOLEAN, body.get("use_beam_search")):
         raise SteeringError("", "does not go with use_beam_search, which does not sample")
 
 
@@ -128,12 +139,23 @@ def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
     prompt = body.get("prompt")
     if path == "/v1/completions" and isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
         raise SteeringError("telemetry", 'must be "none" with several prompts in one request; send them one by one')
-    n = body.get("n") or 1
-    if not isinstance(n, int) or n < 1:
-        return 1  # vLLM's own check refuses it
+    if path == "/v1/completions" and _read(_BOOLEAN, body.get("echo")):
+        # Telemetry needs return_token_ids, with which vLLM leaves the prompt out of the text.
+        raise SteeringError("telemetry", 'must be "none" with echo')
+    n = _read(_INTEGER, body.get("n"))
+    if n is None or n < 1:
+        return 1  # the default, or vLLM's own check refuses it
     if n > (most := max(1, pool.count // 4)):
         raise SteeringError("telemetry", f'must be "none" with n = {n}; with telemetry n is at most {most}')
     return n
+
+
+def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:
+    """`value` as vLLM's request models take it ("2" and 2.0 are 2 to them); None where they refuse it."""
+    try:
+        return None if value is None else kind.validate_python(value)
+    except ValidationError:
+        return None
 
 
 def error_body(status: int, message: str, param: str | None) -> bytes:

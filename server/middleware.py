@@ -121,7 +121,10 @@ class _Sender:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _annotated(self, body: bytes) -> bytes:
-        answer: dict[str, Any] = json.loads(body)
+        answer: Any = json.loads(body)
+        if not isinstance(answer, dict):  # null: the client left, and vLLM's handler was cancelled
+            self.answered = self.complete = False
+            return body
         self._annotator.whole(answer)
         return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -24,7 +24,8 @@ class SteeringError(ValueError):
     """The steering asked for cannot be given; `field` names the culprit, "" when it is the whole object."""
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"steering.{field}: {reason}" if field else f"steering: {reason}")
+        name = field if field.isprintable() else repr(field)  # whatever a user called it: one plain line
+        super().__init__(f"steering.{name}: {reason}" if field else f"steering: {reason}")
         self.field = field
         self.reason = reason
 
@@ -33,7 +34,10 @@ def _number(value: Any) -> Any:
     """JSON has one kind of number, so 1 is a good float; true and "1" are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        raise ValueError("is too large") from None
 
 
 def _not_between_0_and_min(value: float) -> float:
