@@ -345,6 +345,18 @@ def test_a_slot_past_the_tables_is_refused_on_a_cpu() -> None:
         kernel.steer_(torch.zeros(4, 10), *call)
 
 
+def test_the_benchmark_times_every_contender() -> None:
+    from steerdec.benchmarks import kernel as benchmark
+
+    timings = benchmark.measure(3, 1000, benchmark.FEWEST_ROUNDS, torch.device("cpu"))
+    assert [t.contender for t in timings] == ["steer", "entropy", "softmax", "copy"]
+    for t in timings:
+        assert t.rounds == benchmark.FEWEST_ROUNDS
+        assert 0 < t.best_s <= t.median_s
+        assert t.over_softmax_ci95[0] <= t.over_softmax <= t.over_softmax_ci95[1]
+    assert timings[2].over_softmax == timings[3].over_copy == 1.0
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("compute_capability", [80, 90])
 def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
