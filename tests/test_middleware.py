@@ -1,0 +1,133 @@
+"""The middleware where requests and clients are awkward: spellings vLLM also takes, clients that leave, defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from steerdec import params, telemetry
+from steerdec.server.middleware import SteeringMiddleware
+from tests.in_process import TOKENS, InProcess, choices_of, in_process_server
+
+STEERING = {"fork_temperature": 1.3, "other_temperature": 0.7, "telemetry": "tokens"}
+
+
+@pytest.fixture
+def server() -> Iterator[InProcess]:
+    with telemetry.created(8, max_lanes=17) as file:
+        yield in_process_server(file)
+
+
+@pytest.fixture
+def server_with_default() -> Iterator[InProcess]:
+    with telemetry.created(8, max_lanes=17) as file:
+        yield in_process_server(file, params.parse(STEERING | {"telemetry": "summary"}))
+
+
+def post(server: InProcess, **body: Any) -> tuple[int, bytes]:
+    return server.post("/v1/completions", json.dumps({"prompt": "x"} | body).encode())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [2, "2", 2.0])
+def test_every_choice_has_its_lane_however_n_is_spelled(server: InProcess, n: Any, stream: bool) -> None:
+    status, raw = post(server, n=n, stream=stream, steering=STEERING)
+    assert status == 200
+    assert [len(choice["steering"]["fork"]) for choice in choices_of(raw)] == [TOKENS, TOKENS]
+
+
+@pytest.mark.parametrize("seed", ["7", 7.0, -7])
+def test_choices_keep_apart_however_the_seed_is_spelled(server: InProcess, seed: Any) -> None:
+    assert post(server, n=2, seed=seed, steering=STEERING)[0] == 200
+    xargs = json.loads(server.inner.bodies[0])["vllm_xargs"]
+    assert xargs["steerdec_base_seed"] == int(seed)
+
+
+def test_token_ids_declined_in_words_are_still_counted_and_not_sent(server: InProcess) -> None:
+    status, raw = post(server, stream=True, return_token_ids="false", steering=STEERING)
+    assert status == 200
+    (choice,) = choices_of(raw)
+    assert len(choice["steering"]["fork"]) == TOKENS
+    assert "token_ids" not in choice
+
+
+def test_a_greedy_request_is_refused_however_its_temperature_is_spelled(server: InProcess) -> None:
+    for temperature in (0, 0.0, "0", False):
+        status, raw = post(server, temperature=temperature, stream=True, steering=STEERING)
+        assert status == 400
+        assert "temperature is 0" in json.loads(raw)["error"]["message"]
+
+
+def test_numbers_beyond_every_float_are_refused_or_left_to_vllm(server: InProcess) -> None:
+    status, raw = post(server, steering={"fork_temperature": 10**400})
+    assert status == 400
+    assert json.loads(raw)["error"]["param"] == "steering.fork_temperature"
+    assert post(server, temperature=10**400, steering=STEERING)[0] == 400
+
+
+def test_an_unprintable_key_is_named_in_one_plain_line(server: InProcess) -> None:
+    status, raw = post(server, steering={"a\n\x1b[2J": 1})
+    assert status == 400
+    error = json.loads(raw)["error"]
+    assert error["message"].isprintable()
+    assert error["param"] == "steering.a\n\x1b[2J"
+
+
+def test_echo_goes_without_telemetry_only(server: InProcess) -> None:
+    """vLLM leaves the prompt out of an echo that returns token ids, which telemetry needs."""
+    status, raw = post(server, echo=True, steering=STEERING)
+    assert status == 400
+    assert json.loads(raw)["error"]["param"] == "steering.telemetry"
+    assert post(server, echo=True, steering=STEERING | {"telemetry": "none"})[0] == 200
+    assert "return_token_ids" not in json.loads(server.inner.bodies[0])
+
+
+@pytest.mark.parametrize("body", [{"echo": True}, {"n": 5}, {"prompt": ["a", "b"]}])
+def test_a_default_gives_up_its_telemetry_before_its_steering(
+    server_with_default: InProcess, body: dict[str, Any]
+) -> None:
+    status, raw = post(server_with_default, **body)
+    assert status == 200
+    assert all("steering" not in choice for choice in choices_of(raw))
+    carried = params.parse(json.loads(server_with_default.inner.bodies[0])["vllm_xargs"]["steering"])
+    assert (carried.policy, carried.telemetry) == ("split", "none")
+
+
+@pytest.mark.parametrize("body", [{"temperature": 0}, {"steering": None}, {"vllm_xargs": {"steering": "{}"}}])
+def test_a_default_steps_back_entirely(server_with_default: InProcess, body: dict[str, Any]) -> None:
+    status, raw = post(server_with_default, **body)
+    assert status == 200
+    assert all("steering" not in choice for choice in choices_of(raw))
+    assert "steerdec" not in server_with_default.inner.bodies[0].decode()
+
+
+def test_lanes_rest_when_a_client_leaves_a_request_that_is_not_streamed(server: InProcess) -> None:
+    """vLLM's cancelled handler answers `null` to nobody, while the engine may still write one more record."""
+
+    async def cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"null"})
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps({"prompt": "x", "steering": STEERING}).encode()}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = SteeringMiddleware(cancelled, server.app._host)
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert sent[-1]["body"] == b"null"
+    assert server.pool.lent == 0
+    free = server.pool.count - 1  # the lane just given back is not among them yet
+    server.pool.lend(free)
+    with pytest.raises(telemetry.LanesExhaustedError):
+        server.pool.lend(1)
