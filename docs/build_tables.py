@@ -1,0 +1,197 @@
+"""Write the tables of docs/ that say what the code says: `python docs/build_tables.py`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; everything else is written by hand.
+tests/test_docs.py fails when a table is not what this program would write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import typer
+from pydantic import BaseModel
+
+from steerdec import cli, params
+from steerdec.benchmarks import arms, power
+from steerdec.server import metrics
+
+DOCS = Path(__file__).parent
+_TABLE = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# What a policy cannot do without, to try values of its other fields.
+REQUIRED = {"entropy_target": {"delta_nats": 0.5}}
+
+
+def filled(text: str) -> str:
+    """`text` with every table written anew. Raises KeyError for a table nobody can write."""
+    return _TABLE.sub(lambda found: found[1] + "\n" + table(found["name"]) + "\n" + found[3], text)
+
+
+def table(name: str) -> str:
+    kind, _, rest = name.partition(" ")
+    kinds = {
+        "fields": _fields,
+        "options": _options,
+        "arms": _arms,
+        "claims": _claims,
+        "power": _power,
+        "metrics": _metrics,
+    }
+    return kinds[kind](rest)
+
+
+def _markdown(head: list[str], rows: Iterator[list[str]] | list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+# The steering object -----------------------------------------------------------------------------
+
+
+def _fields(policy: str) -> str:
+    """The fields of one policy that are its own, or differ from what all share; "shared" for those."""
+    shared = policy == "shared"
+    model = params.Split if shared else params.POLICIES[policy]
+    common, required = params._Steering.model_fields, model.model_json_schema().get("required", [])
+    rows = []
+    if shared:
+        every = ", ".join(f"`{json.dumps(name)}`" for name in params.POLICIES)
+        rows.append(["`policy`", every, '`"split"`', "What is done at forks; each adds fields of its own, below."])
+    for name, field in model.model_fields.items():
+        same = name in common and field.default == common[name].default
+        if name != "policy" and same == shared:
+            default = "required" if name in required else "" if field.default is None else _code(field.default)
+            rows.append([f"`{name}`", _allowed(model, policy, name), default, str(field.description)])
+    return _markdown(["field", "type and range", "default", "meaning"], rows)
+
+
+def _allowed(model: type[BaseModel], policy: str, name: str) -> str:
+    """Type and range of a field in words, from its JSON schema."""
+    schema: dict[str, Any] = model.model_json_schema()["properties"][name]
+    schema = next((s for s in schema.get("anyOf", []) if s.get("type") != "null"), schema)
+    if "enum" in schema:
+        return ", ".join(_code(value) for value in schema["enum"])
+    # Behind a validator of ours, pydantic leaves its own names of the bounds in the schema.
+    low, high = schema.get("minimum", schema.get("ge")), schema.get("maximum", schema.get("le"))
+    above, below = schema.get("exclusiveMinimum", schema.get("gt")), schema.get("exclusiveMaximum", schema.get("lt"))
+    kind = {"number": "number", "integer": "whole number"}[schema["type"]]
+    if below == 2**31:
+        return f"{kind}, {low:g} to 2^31 - 1"
+    if low == 0.0 and not _takes(policy, name, params.MIN_TEMPERATURE / 2) and _takes(policy, name, 0.0):
+        return f"{kind}, 0 or {params.MIN_TEMPERATURE:g} to {high:g}"  # a gap the schema cannot express
+    lower = f"{low:g}" if low is not None else f"above {above:g}"
+    if high is not None:
+        return f"{kind}, {lower} to {high:g}"
+    return f"{kind}, {lower}, below {below:g}" if below is not None else f"{kind}, {lower} or more"
+
+
+def _takes(policy: str, name: str, value: float) -> bool:
+    asked = {"policy": "split" if policy == "shared" else policy, **REQUIRED.get(policy, {}), name: value}
+    if name == "fork_rate":
+        asked["select"] = "random"
+    try:
+        params.parse(asked)
+    except params.SteeringError:
+        return False
+    return True
+
+
+def _code(value: object) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+def command_line() -> Any:
+    """The whole command, as `steerdec` runs it: its benchmark commands join in `main`."""
+    given = mock.patch.object(sys, "argv", ["steerdec", "--version"])
+    with given, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        cli.main()
+    return typer.main.get_command(cli.app)
+
+
+def commands(command: Any | None = None, path: str = "steerdec") -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its full name."""
+    command = command or command_line()
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from commands(inner, f"{path} {name}")
+
+
+def _options(path: str) -> str:
+    command = dict(commands())[path]
+    rows = []
+    for option in command.params:
+        if option.param_type_name == "argument":
+            name = _metavar(option)
+        else:
+            name = "/".join([*option.opts, *option.secondary_opts]) + ("" if option.is_flag else f" {_metavar(option)}")
+        rows.append([f"`{name}`", _default(option), (option.help or "").strip()])
+    return _markdown(["argument or option", "default", "meaning"], rows)
+
+
+def _metavar(option: Any) -> str:
+    return str(option.metavar or option.name.upper())
+
+
+def _default(option: Any) -> str:
+    if option.required:
+        return "required"
+    return "" if option.default is None or option.is_flag else f"`{option.default}`"
+
+
+# The benchmark -----------------------------------------------------------------------------------
+
+
+def _arms(name: str) -> str:
+    def asked(arm: arms.Arm) -> str:
+        return "" if arm.steering is None else f"`{json.dumps(arm.steering)}`"
+
+    rows = [[f"`{arm.name}`", arm.role, arm.about, asked(arm)] for arm in arms.load_arm_set(name).arms]
+    return _markdown(["arm", "role", "what it does", "steering"], rows)
+
+
+def _claims(name: str) -> str:
+    sign = {"higher": ">", "lower": "<", "greater": ">", "less": "<"}
+    rows = [
+        [f"`{c.id}`", c.statement, f"{c.arm} {sign[c.direction]} {c.baseline}"] for c in arms.load_arm_set(name).claims
+    ]
+    return _markdown(["id", "statement", "claim"], rows)
+
+
+def _power(_: str) -> str:
+    rows = []
+    for n in (30, 60, 200):
+        for k in (16, 32, 64):
+            plan = power.plan(n, k, arms=2)
+            seen = [f"{100 * mde:.1f}" for mde in (plan.mde_these_problems, plan.mde_problems_like_these)]
+            rows.append([str(n), str(k), *seen])
+    return _markdown(["problems", "samples each", "these problems", "problems like these"], rows)
+
+
+def _metrics(_: str) -> str:
+    rows = []
+    for collector in (metrics.REQUESTS, metrics.TOKENS, metrics.FORKS, metrics.ENTROPY):
+        (family,) = collector.collect()
+        counter = family.type == "counter"
+        rows.append([f"`{family.name}{'_total' if counter else ''}`", family.type, family.documentation])
+    return _markdown(["name", "kind", "meaning"], rows)
+
+
+if __name__ == "__main__":
+    for page in sorted(DOCS.glob("*.md")):
+        old = page.read_text("utf-8")
+        if (new := filled(old)) != old:
+            page.write_text(new, "utf-8")
+            print(page)
