@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ def main() -> None:
         sys.exit(f"soak: {asked.endpoint}: {e}")
     show(soak, Console(width=110))
     if asked.json:
-        asked.json.write_text(json.dumps(asdict(soak), indent=1) + "\n")
+        asked.json.write_text(json.dumps(vars(soak), indent=1) + "\n")
     sys.exit(1 if soak.failures else 0)
 
 

@@ -104,8 +104,8 @@ def gathered(p: Plan, text: str) -> list[dict[str, Any]]:
     choices: list[dict[str, Any]] = [{"tokens": 0, "steering": {}, "finished": False} for _ in range(p.body["n"])]
     for piece in (piece for chunk in chunks for piece in chunk.get("choices", [])):
         choice = choices[piece["index"]]
-        if ("token_ids" in piece and piece["token_ids"] is not None) != p.body["return_token_ids"]:
-            choice["problem"] = "has token ids, or has none, against what was asked"
+        if piece.get("token_ids") is not None and not p.body["return_token_ids"]:
+            choice["problem"] = "has token ids that were not asked for"
         choice["tokens"] += len(piece.get("token_ids") or [])
         choice["finished"] = choice["finished"] or piece.get("finish_reason") is not None
         for name, value in (piece.get("steering") or {}).items():
