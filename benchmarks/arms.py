@@ -132,7 +132,11 @@ def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
         return arm_set
     baseline = arm_set.arm(arm_set.baseline)
     again = baseline.model_copy(
-        update={"name": f"{baseline.name}-again", "role": "replicate", "about": "the same seeds: the engine's own floor"}
+        update={
+            "name": f"{baseline.name}-again",
+            "role": "replicate",
+            "about": "the same seeds: the engine's own floor",
+        }
     )
     return ArmSet.model_validate(arm_set.model_copy(update={"arms": (*arm_set.arms, again)}).model_dump())
 

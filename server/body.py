@@ -19,6 +19,8 @@ from steerdec.telemetry import Lane, LanePool
 RESPONSES = "/v1/responses"
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
 
+NO_PENALTIES: Final = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+
 _T = TypeVar("_T")
 _INTEGER: Final = TypeAdapter(int)
 _FLOAT: Final = TypeAdapter(float)
@@ -33,6 +35,7 @@ class Host:
     threshold_nats: float
     default_temperature: float  # of requests that name none: the model's generation config, else 1
     delimiters: tuple[int | None, int | None]
+    penalties: dict[str, float] | None  # defaults of those that are applied after steering; None where before
     pool: LanePool | None
 
 
@@ -68,6 +71,8 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
         for key in request.RESERVED_ARGS:
             if key in xargs:
                 raise SteeringError("", f"vllm_xargs.{key} is the server's own and cannot be sent")
+        if xargs.get(request.STEERING_ARG) is not None:
+            params.parse(xargs[request.STEERING_ARG])  # vLLM checks it too, but a stream has begun by then
     if "steering" not in body:
         if host.default is None or (isinstance(xargs, dict) and request.STEERING_ARG in xargs):
             return None
@@ -128,6 +133,10 @@ def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> Non
         temperature = host.default_temperature
     if temperature is not None and temperature >= 0:
         rows.row_of(steering, temperature, seed, host.threshold_nats)
+    for name, default in (host.penalties or {}).items():
+        penalty = default if body.get(name) is None else _read(_FLOAT, body[name])
+        if penalty is not None and penalty != NO_PENALTIES[name]:
+            raise SteeringError("", request.PENALTIES_REFUSED)
     if _read(_BOOLEAN, body.get("use_beam_search")):
         raise SteeringError("", "does not go with use_beam_search, which does not sample")
 

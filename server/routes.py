@@ -21,7 +21,7 @@ from vllm.engine.protocol import EngineClient
 
 import steerdec
 from steerdec import params, scope
-from steerdec.server.body import Host
+from steerdec.server.body import NO_PENALTIES, Host
 from steerdec.server.middleware import SteeringMiddleware
 from steerdec.server.settings import ServerSettings
 from steerdec.telemetry import LaneFile, LanePool
@@ -62,11 +62,14 @@ class SteeringRoutes:
             lanes = settings.lanes
             pool = LanePool(LaneFile(lanes.path, lanes.lanes, lanes.capacity_tokens), lanes.parts)
         default = None if settings.default is None else params.parse(settings.default)
+        of_model = config.model_config.get_diff_sampling_param()
+        penalties = {name: float(of_model.get(name, none)) for name, none in NO_PENALTIES.items()}
         self._host = Host(
             default=default,
             threshold_nats=settings.threshold_nats,
-            default_temperature=float(config.model_config.get_diff_sampling_param().get("temperature", 1.0)),
+            default_temperature=float(of_model.get("temperature", 1.0)),
             delimiters=scope.delimiters(tokenizer) if tokenizer is not None else (None, None),
+            penalties=None if config.use_v2_model_runner else penalties,
             pool=pool,
         )
         self._about = {

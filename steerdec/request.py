@@ -23,6 +23,11 @@ LANES_ARG = "steerdec_lanes"  # [lane, generation] of each of the n sequences, f
 BASE_SEED_ARG = "steerdec_base_seed"
 RESERVED_ARGS = (LANES_ARG, BASE_SEED_ARG)
 
+PENALTIES_REFUSED = (
+    "does not go with presence, frequency or repetition penalties on vLLM's V1 model runner, "
+    "which applies them after steering; use the V2 runner or drop them"
+)
+
 CONFIG_KEY = "steerdec"  # of vLLM's --additional-config
 
 
@@ -93,11 +98,7 @@ def _refuse_what_v1_cannot_do(sampling_params: SamplingParams, steering: Steerin
             "", "vLLM's V1 model runner drops logits processors under speculative decoding; use the V2 runner"
         )
     if has_penalties(sampling_params):
-        raise SteeringError(
-            "",
-            "does not go with presence, frequency or repetition penalties on vLLM's V1 model runner, "
-            "which applies them after steering; use the V2 runner or drop them",
-        )
+        raise SteeringError("", PENALTIES_REFUSED)
     # Without a processor named on the command line, V1 with async scheduling hides the newest tokens.
     hidden = config.scheduler_config.async_scheduling and not config.model_config.logits_processors
     if steering.scope != "all" and hidden:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.make_run import make_run
 
 from steerdec.benchmarks import charts, doses
 from steerdec.benchmarks.forks import Histogram
 from steerdec.benchmarks.run_folder import RunFolder, read_run
+from tests.make_run import make_run
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,12 @@ def test_v1_interface() -> None:
     from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
     assert {f.name for f in dataclasses.fields(BatchUpdate)} >= {"batch_size", "removed", "added", "moved"}
-    assert list(inspect.signature(LogitsProcessor.__init__).parameters) == ["self", "vllm_config", "device", "is_pin_memory"]
+    assert list(inspect.signature(LogitsProcessor.__init__).parameters) == [
+        "self",
+        "vllm_config",
+        "device",
+        "is_pin_memory",
+    ]
     assert {"apply", "update_state", "is_argmax_invariant"} <= LogitsProcessor.__abstractmethods__
     assert MoveDirectionality.SWAP is not MoveDirectionality.UNIDIRECTIONAL
 

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -44,6 +45,7 @@ def engine(weights: Path, lane_file: telemetry.LaneFile, **overrides: Any) -> LL
         "max_model_len": CAPACITY,
         "max_num_batched_tokens": 4096,
         "max_num_seqs": 256,
+        "block_size": 32,
         "enable_chunked_prefill": False,
         "max_logprobs": -1,
         "gpu_memory_utilization": 0.2,
@@ -73,7 +75,19 @@ class Asked:
         self.params = SamplingParams(extra_args=extra, **sampling)
 
 
-def run(llm: LLM, prompts: list[str], params: list[SamplingParams]) -> list[Any]:
+# All but the last of its 33 tokens is one block of the prefix cache, so a draw costs one token's forward pass.
+ANIMAL_TOKENS = 33
+ANIMAL = (
+    "I have been asked many times which of all the creatures in the world I like best, and every time I have to "
+    "think about it again before I say that my favourite animal is the"
+)
+
+
+def animal_prompt(llm: LLM) -> Any:
+    return {"prompt_token_ids": llm.get_tokenizer().encode(ANIMAL)[-ANIMAL_TOKENS:]}
+
+
+def run(llm: LLM, prompts: list[Any], params: list[SamplingParams]) -> list[Any]:
     return [r.outputs[0] for r in llm.generate(prompts, params, use_tqdm=False)]
 
 
@@ -131,7 +145,7 @@ def test_identity_arm_gives_the_baselines_tokens(llm: LLM, pool: telemetry.LaneP
 
 def test_entropy_agrees_with_the_full_logprobs_of_the_same_step(llm: LLM, pool: telemetry.LanePool) -> None:
     steering = {"fork_temperature": 1.5, "other_temperature": 0.5, "threshold_nats": 0.6}
-    asked = [Asked(pool, steering, temperature=1.0, max_tokens=16, seed=i, logprobs=-1) for i in range(4)]
+    asked = [Asked(pool, steering, temperature=1.0, max_tokens=8, seed=i, logprobs=-1) for i in range(4)]
     outputs = run(llm, PROMPTS, [a.params for a in asked])
     compared = 0
     for a, output in zip(asked, outputs, strict=True):
@@ -141,14 +155,18 @@ def test_entropy_agrees_with_the_full_logprobs_of_the_same_step(llm: LLM, pool: 
         assert records.fork.tolist() == [h > 0.6 for h in records.entropy_nats]
         assert records.temperature.tolist() == [1.5 if fork else 0.5 for fork in records.fork]
         compared += len(expected)
-    assert compared >= 32
+    assert compared >= 24
 
 
 def test_unsteered_requests_do_not_notice_their_steered_neighbours(llm: LLM, pool: telemetry.LanePool) -> None:
     plain = [SamplingParams(temperature=t, max_tokens=20, seed=i, top_p=0.95) for i, t in enumerate((0, 0.6, 1, 1.3))]
     alone = run(llm, PROMPTS, plain)
-    neighbours = [Asked(pool, {"fork_temperature": 2.0}, temperature=1.0, max_tokens=9, seed=i).params for i in range(4)]
-    mixed = run(llm, [p for p in PROMPTS for _ in (0, 1)], [x for pair in zip(plain, neighbours, strict=True) for x in pair])
+    neighbours = [
+        Asked(pool, {"fork_temperature": 2.0}, temperature=1.0, max_tokens=9, seed=i).params for i in range(4)
+    ]
+    mixed = run(
+        llm, [p for p in PROMPTS for _ in (0, 1)], [x for pair in zip(plain, neighbours, strict=True) for x in pair]
+    )
     assert [o.token_ids for o in alone] == [o.token_ids for o in mixed[::2]]
 
 
@@ -184,7 +202,9 @@ def test_n_sequences_of_one_request_have_a_lane_each(llm: LLM, pool: telemetry.L
         request.LANES_ARG: [word for lane in lanes for word in (lane.index, lane.generation)],
         request.BASE_SEED_ARG: 50,
     }
-    params = SamplingParams(n=4, temperature=1.0, max_tokens=12, seed=50, extra_args=extra, logprobs=-1, ignore_eos=True)
+    params = SamplingParams(
+        n=4, temperature=1.0, max_tokens=12, seed=50, extra_args=extra, logprobs=-1, ignore_eos=True
+    )
     outputs = llm.generate(PROMPTS[1:2], params, use_tqdm=False)[0].outputs
     assert len({tuple(o.token_ids) for o in outputs}) > 1
     for output in outputs:
@@ -206,13 +226,13 @@ def test_n_sequences_of_one_request_have_a_lane_each(llm: LLM, pool: telemetry.L
     ],
 )
 def test_what_cannot_be_steered_exactly_is_refused_at_admission(llm: LLM, sampling: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(VLLMValidationError, match=words):
         llm.generate(PROMPTS[:1], SamplingParams(**({"temperature": 1.0} | sampling)), use_tqdm=False)
     assert run(llm, PROMPTS[:1], [SamplingParams(max_tokens=1)]), "the engine must survive a refusal"
 
 
 def sampled_distribution(
-    llm: LLM, prompt: str, steering: dict[str, Any] | None, draws: int, **sampling: Any
+    llm: LLM, prompt: Any, steering: dict[str, Any] | None, draws: int, **sampling: Any
 ) -> tuple[np.ndarray, Tensor]:
     """(first tokens of `draws` seeded requests, the step's logits up to a constant)."""
     probe = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
@@ -226,7 +246,11 @@ def sampled_distribution(
 
 
 def expected_distribution(
-    logits: Tensor, steering: dict[str, Any] | None, temperature: float, top_p: float = 1.0, allowed: list[int] | None = None
+    logits: Tensor,
+    steering: dict[str, Any] | None,
+    temperature: float,
+    top_p: float = 1.0,
+    allowed: list[int] | None = None,
 ) -> np.ndarray:
     """What the reference says is sampled: mask, steer, divide by T, truncate."""
     z = logits.clone()
@@ -272,7 +296,7 @@ COLD = {"fork_temperature": 0.4, "threshold_nats": 0.3}
 def test_the_sampled_distribution_is_the_references(
     llm: LLM, steering: dict[str, Any] | None, temperature: float, top_p: float
 ) -> None:
-    prompt = "My favourite animal is the"
+    prompt = animal_prompt(llm)
     tokens, logits = sampled_distribution(llm, prompt, steering, DRAWS, temperature=temperature, top_p=top_p)
     p = chi_square_p(tokens, expected_distribution(logits, steering, temperature, top_p))
     assert p > 1e-3
@@ -285,7 +309,7 @@ def chi_square_p_or_zero(tokens: np.ndarray, p: np.ndarray) -> float:
 
 
 def test_the_sampled_distribution_is_the_references_under_a_grammar(llm: LLM) -> None:
-    prompt = "My favourite animal is the"
+    prompt = animal_prompt(llm)
     choices = [" dog", " cat", " horse"]
     tokenizer = llm.get_tokenizer()
     grammar = StructuredOutputsParams(choice=choices)
@@ -307,8 +331,10 @@ def test_masked_rows_are_steered_over_what_is_left(llm: LLM, pool: telemetry.Lan
         "bad words": {"bad_words": [" dog", " cat"]},
         "bias": {"logit_bias": {token: 100.0}},
     }[case]
-    asked = Asked(pool, HOT | {"threshold_nats": 0.5}, temperature=1.0, max_tokens=3, seed=1, ignore_eos=True, **sampling)
-    output = run(llm, ["My favourite animal is the"], [asked.params])[0]
+    asked = Asked(
+        pool, HOT | {"threshold_nats": 0.5}, temperature=1.0, max_tokens=3, seed=1, ignore_eos=True, **sampling
+    )
+    output = run(llm, [animal_prompt(llm)], [asked.params])[0]
     records = asked.lane.read(0, 3)
     assert np.isfinite(records.entropy_nats).all()
     if case == "bad words":
@@ -350,5 +376,5 @@ def test_speculative_decoding_on_v1_is_refused_not_dropped(weights: Path, lane_f
         engine(weights, lane_file, speculative_config=speculative)
     # Found by its entry point only, vLLM drops the processor in silence; a steered request must not pass.
     llm = engine(weights, lane_file, speculative_config=speculative, logits_processors=None)
-    with pytest.raises(ValueError, match="drops logits processors under speculative decoding"):
+    with pytest.raises(VLLMValidationError, match="drops logits processors under speculative decoding"):
         llm.generate(PROMPTS[:1], SamplingParams(extra_args={"steering": {}}), use_tqdm=False)

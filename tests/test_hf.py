@@ -30,7 +30,9 @@ def generate(model: Any, inputs: Any, processor: EntropySteering | None, **sampl
     return out[0, inputs.input_ids.shape[1] :].tolist()
 
 
-def processor(inputs: Any, steering: dict[str, Any], temperature: float = 0.8, seed: int | None = None) -> EntropySteering:
+def processor(
+    inputs: Any, steering: dict[str, Any], temperature: float = 0.8, seed: int | None = None
+) -> EntropySteering:
     return EntropySteering(steering, temperature=temperature, prompt_tokens=inputs.input_ids.shape[1], seed=seed)
 
 
@@ -43,7 +45,9 @@ def test_base_temperatures_change_nothing(model: Any, inputs: Any) -> None:
 
 def test_zero_everywhere_is_greedy(model: Any, inputs: Any) -> None:
     zero = processor(inputs, {"fork_temperature": 0, "other_temperature": 0})
-    assert generate(model, inputs, zero, do_sample=True, temperature=0.8) == generate(model, inputs, None, do_sample=False)
+    assert generate(model, inputs, zero, do_sample=True, temperature=0.8) == generate(
+        model, inputs, None, do_sample=False
+    )
 
 
 def test_one_temperature_everywhere_is_that_temperature(model: Any, inputs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -98,12 +99,42 @@ def test_a_default_gives_up_its_telemetry_before_its_steering(
     assert (carried.policy, carried.telemetry) == ("split", "none")
 
 
-@pytest.mark.parametrize("body", [{"temperature": 0}, {"steering": None}, {"vllm_xargs": {"steering": "{}"}}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"temperature": 0},
+        {"steering": None},
+        {"vllm_xargs": {"steering": "{}"}},
+        {"presence_penalty": 0.5},
+        {"repetition_penalty": 1.1},
+    ],
+)
 def test_a_default_steps_back_entirely(server_with_default: InProcess, body: dict[str, Any]) -> None:
     status, raw = post(server_with_default, **body)
     assert status == 200
     assert all("steering" not in choice for choice in choices_of(raw))
     assert "steerdec" not in server_with_default.inner.bodies[0].decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_vllm_would_refuse_in_a_stream_already_begun_is_refused_before(server: InProcess, stream: bool) -> None:
+    for penalty in ({"presence_penalty": 0.5}, {"frequency_penalty": "-1"}, {"repetition_penalty": 1.1}):
+        status, raw = post(server, stream=stream, steering=STEERING, **penalty)
+        assert status == 400
+        assert "penalties" in json.loads(raw)["error"]["message"]
+    assert post(server, stream=stream, steering=STEERING, presence_penalty=0, repetition_penalty=1)[0] == 200
+    status, raw = post(server, stream=stream, vllm_xargs={"steering": '{"forks": 1}'})
+    assert status == 400
+    assert json.loads(raw)["error"]["param"] == "steering.forks"
+
+
+def test_a_penalty_of_the_models_own_counts_too(server: InProcess) -> None:
+    host = dataclasses.replace(server.app._host(), penalties={"repetition_penalty": 1.05})
+    server.app._host = lambda: host
+    assert post(server, steering=STEERING)[0] == 400
+    assert post(server, steering=STEERING, repetition_penalty=1.0)[0] == 200
+    server.app._host = lambda: dataclasses.replace(host, penalties=None)
+    assert post(server, steering=STEERING, repetition_penalty=1.2)[0] == 200
 
 
 def test_lanes_rest_when_a_client_leaves_a_request_that_is_not_streamed(server: InProcess) -> None:

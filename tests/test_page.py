@@ -66,6 +66,11 @@ def test_two_arms_stream_in_with_entropies_forks_and_nothing_on_the_console(chro
     if key := os.environ.get("STEERDEC_PAGE_KEY"):
         page.set("api_key", key)
         page.log()  # the browser notes the refusals from before the key
+    everyday_path(page)
+
+
+def everyday_path(page: Page) -> None:
+    """Press Generate, see two arms; also what tests/test_page_real.py does."""
     page.set("max_tokens", 48)
     page.set("threshold_nats", 0.5)
     page.generate(timeout_s=300)

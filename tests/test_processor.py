@@ -140,7 +140,9 @@ def temperature_rtol(live: Live) -> float:
 
 def assert_same_row(actual: Tensor, expected: Tensor, before: Tensor, live: Live, where: str) -> None:
     if torch.equal(torch.nan_to_num(expected), torch.nan_to_num(before)):
-        assert torch.equal(actual.view(torch.int32), before.view(torch.int32)), f"{where}: must be untouched bit for bit"
+        assert torch.equal(actual.view(torch.int32), before.view(torch.int32)), (
+            f"{where}: must be untouched bit for bit"
+        )
         return
     assert torch.equal(actual == -torch.inf, expected == -torch.inf), where
     torch.testing.assert_close(actual, expected, rtol=temperature_rtol(live), atol=1e-5, msg=where)
@@ -198,7 +200,9 @@ def test_v1_follows_every_request_through_random_episodes(
         for row, name in enumerate(batch.req_ids):
             live = running[name]
             expected, record = mirrored(live, before[row], [])
-            assert_same_row(logits[row], expected, before[row], live, f"seed {seed} step {step} row {row} {live.params}")
+            assert_same_row(
+                logits[row], expected, before[row], live, f"seed {seed} step {step} row {row} {live.params}"
+            )
             if record is not None:
                 live.recorded.append(record)
                 steered_rows += 1

@@ -13,10 +13,10 @@ from typing import Any
 
 import matplotlib.image
 import pytest
-from tests.make_run import HOSTILE, make_run
 
 from steerdec.benchmarks import wording
 from steerdec.benchmarks.report import FIGURE_NAME, ReportError, write_comparison, write_figure, write_report
+from tests.make_run import HOSTILE, make_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

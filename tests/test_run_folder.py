@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.make_run import make_run
 
 from steerdec.benchmarks.run_folder import Cell, ReportError, read_run
+from tests.make_run import make_run
 
 
 @pytest.fixture

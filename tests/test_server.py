@@ -103,7 +103,10 @@ def test_chat_with_the_openai_client(client: OpenAI, stream: bool, n: int) -> No
                 closing[choice.index] = {k: v for k, v in steering.items() if not isinstance(v, list)}
     for choice in whole.choices:
         assert text[choice.index] == choice.message.content
-        assert gathered[choice.index] | closing[choice.index] == choice.steering  # type: ignore[attr-defined]
+        streamed = gathered[choice.index] | closing[choice.index]
+        assert_steered(streamed, len(choice.token_ids))  # type: ignore[attr-defined]
+        whole_entropies = choice.steering["entropy_nats"]  # type: ignore[attr-defined]
+        assert streamed["entropy_nats"] == pytest.approx(whole_entropies, abs=1e-3)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -218,6 +221,7 @@ def test_the_openai_client_raises_its_own_error(client: OpenAI) -> None:
         client.completions.create(model=MODEL, prompt="x", extra_body={"steering": {"forks": 1}})
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -232,8 +236,10 @@ def test_the_openai_client_raises_its_own_error(client: OpenAI) -> None:
         ({"vllm_xargs": {"steering": '{"fork_temperature": -3}'}}, "fork_temperature"),
     ],
 )
-def test_steering_that_does_not_go_with_the_rest_is_refused(server_url: str, body: dict[str, Any], words: str) -> None:
-    response = post(server_url, "/v1/completions", **({"prompt": "x", "max_tokens": 2} | body))
+def test_steering_that_does_not_go_with_the_rest_is_refused(
+    server_url: str, body: dict[str, Any], words: str, stream: bool
+) -> None:
+    response = post(server_url, "/v1/completions", **({"prompt": "x", "max_tokens": 2, "stream": stream} | body))
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
     assert lanes_lent(server_url) == 0

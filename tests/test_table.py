@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from tests.make_run import make_run
 from rich.console import Console
 
 from steerdec.benchmarks import wording
 from steerdec.benchmarks.table import print_table
+from tests.make_run import make_run
 
 
 @pytest.fixture(scope="module")

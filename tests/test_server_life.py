@@ -1,0 +1,123 @@
+"""A real server from its start to its end: keys, a server-wide default, signals, a dead engine, two front ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from steerdec.telemetry import PREFIX, SHARED_MEMORY
+from tests.serving import command_running, free_port
+
+pytestmark = pytest.mark.engine
+
+KEY = "secret"
+DEFAULT = '{"fork_temperature": 1.3, "other_temperature": 0.6, "threshold_nats": 0.5, "telemetry": "tokens"}'
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[bytes]
+    url: str
+    start_s: float  # from its command to an answer with telemetry
+
+    def post(self, key: str = KEY, **body: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"prompt": "Once", "max_tokens": 8, "seed": 1, "temperature": 1.0} | body
+        return httpx.post(f"{self.url}/v1/completions", headers=headers, json=body, timeout=60)
+
+    def lanes_lent(self) -> int:
+        about = httpx.get(f"{self.url}/v1/steering", headers={"authorization": f"Bearer {KEY}"}, timeout=10)
+        return int(about.json()["telemetry_lanes_lent"])
+
+
+def command(port: int, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "steerdec", "serve", "SmolLM2-135M-Instruct", "--port", str(port), *flags]
+
+
+def lane_files(process: subprocess.Popen[bytes]) -> list[Path]:
+    return list(SHARED_MEMORY.glob(f"{PREFIX}{process.pid}-*"))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    port, begin = free_port(), time.monotonic()
+    log = tmp_path_factory.mktemp("life") / "log"
+    with command_running(command(port, "--api-key", KEY, "--steering", DEFAULT), port, log) as process:
+        server = Running(process, f"http://127.0.0.1:{port}", 0.0)
+        assert "steering" in server.post(max_tokens=1).json()["choices"][0]
+        server.start_s = time.monotonic() - begin
+        yield server
+
+
+def test_from_the_command_to_the_first_steered_token(running: Running, record_property: Any) -> None:
+    """Under a minute on a quiet machine with two cores; the limit here leaves room for a busy one."""
+    record_property("start_to_first_steered_token_s", round(running.start_s, 1))
+    print(f"start to first steered token: {running.start_s:.1f} s")
+    assert running.start_s < 240
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_key_is_asked_for_before_any_steering_is_looked_at(running: Running, stream: bool) -> None:
+    for steering in ({"forks": 1}, {"fork_temperature": 1.0}):
+        assert running.post("wrong", steering=steering, stream=stream).status_code == 401
+    assert running.post(steering={"forks": 1}, stream=stream).status_code == 400
+    assert running.lanes_lent() == 0
+
+
+def test_the_default_steers_requests_that_bring_nothing(running: Running) -> None:
+    answer = running.post().json()
+    steering = answer["choices"][0]["steering"]
+    assert steering["fork"] == [h > 0.5 for h in steering["entropy_nats"]]
+    assert steering["temperature"] == [1.3 if fork else 0.6 for fork in steering["fork"]]
+    assert steering["tokens"] == answer["usage"]["completion_tokens"]
+
+
+def test_a_request_of_its_own_mind_does_not_get_the_default(running: Running) -> None:
+    own = {"fork_temperature": 0.9, "other_temperature": 0.9, "telemetry": "tokens"}
+    assert set(running.post(steering=own).json()["choices"][0]["steering"]["temperature"]) == {0.9}
+    assert "steering" not in running.post(steering=None).json()["choices"][0]
+
+
+def test_the_default_steps_back_from_greedy_requests(running: Running) -> None:
+    greedy = running.post(temperature=0).json()["choices"][0]
+    assert "steering" not in greedy
+    assert greedy["text"] == running.post(temperature=0, steering=None).json()["choices"][0]["text"]
+
+
+def test_the_default_steers_without_telemetry_where_that_does_not_fit(running: Running) -> None:
+    several = running.post(prompt=["Once", "Twice"]).json()["choices"]
+    assert ["steering" in choice for choice in several] == [False, False]
+    assert several[0]["text"] == running.post().json()["choices"][0]["text"]
+    assert several[0]["text"] != running.post(steering=None).json()["choices"][0]["text"]
+
+
+def test_sigterm_ends_it_cleanly_and_at_once(running: Running) -> None:
+    """The last test of this server."""
+    assert len(lane_files(running.process)) == 1
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    assert lane_files(running.process) == []
+
+
+def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    with command_running(command(port), port, log) as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+        assert len(engines) == 1
+        engines[0].kill()
+        assert process.wait(30) != 0
+        assert lane_files(process) == []
+        assert "steerdec: vLLM's server ended on its own" in log.read_text()
+        _, left = psutil.wait_procs(children, 5)
+        assert left == []
