@@ -26,7 +26,7 @@ def command_running(
     command: list[str], port: int, log: Path, patience_s: float = 400
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server process, from when it answers /health until the end of the block (SIGTERM)."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("VLLM_ENABLE_V1_MULTIPROCESSING",)}
+    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:

@@ -98,7 +98,7 @@ def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> L
 
 
 def mirrored(live: Live, logits: Tensor, fed: list[int]) -> tuple[Tensor, tuple[float, bool, float] | None]:
-    """What one row [vocab] must become, from the request's whole history; `fed` are tokens after its output (drafts)."""
+    """What one row [vocab] must become, from the request's whole history; `fed`: drafts after its output."""
     asked = request.steered(live.params, request.EngineSettings())
     if asked is None:
         return logits.clone(), None

@@ -1,0 +1,70 @@
+"""Engines of another make than the tests' usual one, each run as a program: `python -m tests.engine_cases NAME`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import tests.conftest  # noqa: F401  vLLM's settings, before vLLM is imported
+
+# isort: split
+import numpy as np
+import pytest
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from steerdec import models, telemetry
+from tests.test_engine import CAPACITY, PROMPTS, Asked, engine, run
+
+DRAFT = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+
+
+def preempted(file: telemetry.LaneFile) -> None:
+    """A request that was preempted and resumed has one record a token, and the entropies of an undisturbed run."""
+    times: list[Any] = []
+    original = Scheduler._preempt_request
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        times.append(args)
+        return original(self, *args, **kwargs)
+
+    Scheduler._preempt_request = counted
+    pool = telemetry.LanePool(file)
+    few_blocks = {"num_gpu_blocks_override": 8, "max_model_len": 128, "max_num_batched_tokens": 256}
+    llm = engine(models.fetch(), file, **few_blocks)
+    sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": 60, "ignore_eos": True}
+    steering = {"fork_temperature": 1.3, "threshold_nats": 0.6}
+
+    alone = [Asked(pool, steering, seed=i, **sampling) for i in range(8)]
+    calm = [run(llm, [PROMPTS[i % 4]], [a.params])[0] for i, a in enumerate(alone)]
+    assert not times
+    together = [Asked(pool, steering, seed=i, **sampling) for i in range(8)]
+    crowded = run(llm, PROMPTS * 2, [a.params for a in together])
+    assert len(times) >= 2, "nothing was preempted, so nothing was shown"
+    for a, b, one, other in zip(alone, together, calm, crowded, strict=True):
+        assert one.token_ids == other.token_ids
+        np.testing.assert_allclose(a.lane.read(0, 60).entropy_nats, b.lane.read(0, 60).entropy_nats, atol=1e-3)
+        assert b.lane.recorded_tokens() == 60
+
+
+def speculative(file: telemetry.LaneFile) -> None:
+    """V1 under speculative decoding, the processor found by its entry point only: vLLM drops it in silence, so a
+    steered request is refused."""
+    llm = engine(models.fetch(), file, speculative_config=DRAFT, logits_processors=None)
+    with pytest.raises(VLLMValidationError, match="drops logits processors under speculative decoding"):
+        llm.generate(PROMPTS[:1], SamplingParams(extra_args={"steering": {}}), use_tqdm=False)
+    assert llm.generate(PROMPTS[:1], SamplingParams(max_tokens=2), use_tqdm=False)
+
+
+def speculative_named(file: telemetry.LaneFile) -> None:
+    """V1 under speculative decoding, the processor named: vLLM does not start."""
+    with pytest.raises(Exception, match=r"(?i)logits processors are not supported when speculative"):
+        engine(models.fetch(), file, speculative_config=DRAFT)
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    with telemetry.created(CAPACITY, max_lanes=65) as lane_file:
+        {f.__name__: f for f in (preempted, speculative, speculative_named)}[name](lane_file)
+    print(f"{name}: held", flush=True)
