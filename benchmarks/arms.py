@@ -157,7 +157,7 @@ def load_arm_set(name_or_path: str) -> ArmSet:
             text = path.read_text("utf-8")
         except FileNotFoundError:
             raise ArmError(
-                f'"{name_or_path}" is neither a built-in set ({", ".join(BUILT_IN)}) nor a file (YAML or JSON)'
+                f'--arms: "{name_or_path}" is neither a built-in set ({", ".join(BUILT_IN)}) nor a file (YAML or JSON)'
             ) from None
         except (OSError, UnicodeDecodeError) as e:
             raise ArmError(f"{path} cannot be read ({e})") from None
@@ -247,8 +247,8 @@ def _temperature(arm: Arm, field: str, value: Any, base: float, solved: dict[str
     if value == "solve":
         if arm.name not in solved:
             raise ArmError(
-                f"{place}: not yet solved to match {arm.matched}; solve it on calibration text with "
-                "`steerdec calibrate` and give the file as --threshold FILE"
+                f"{place}: not yet solved to match {arm.matched}; no command solves it yet, so write it as "
+                f'"solved": {{"{arm.name}": T}} into a file by `steerdec calibrate` and give that as --threshold'
             )
         return solved[arm.name]
     if value == "base":

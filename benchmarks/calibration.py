@@ -66,7 +66,7 @@ def load_calibration(path: Path) -> Calibration:
             raise CalibrationError(f"{path} is larger than {MAX_FILE_BYTES} bytes, so no calibration")
         calibration = Calibration.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise CalibrationError(f'"{path}" is neither a number of nats nor a calibration file') from None
+        raise CalibrationError(f'--threshold: "{path}" is neither a number of nats nor a calibration file') from None
     except OSError as e:
         raise CalibrationError(f"{path} cannot be read ({e.strerror})") from None
     except ValidationError as e:
@@ -106,7 +106,7 @@ def parse_threshold(text: str) -> Threshold:
     except ValueError:
         return Threshold.of(load_calibration(Path(text)), f"from {text}")
     if not (math.isfinite(nats) and nats >= 0.0):
-        raise CalibrationError(f'"{text}" is no entropy; allowed are 0 nats and more, or a calibration file')
+        raise CalibrationError(f'--threshold: "{text}" is no entropy; allowed are 0 nats or more, or a file')
     return Threshold(nats, "given")
 
 

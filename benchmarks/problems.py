@@ -89,7 +89,7 @@ def _load(name: str) -> tuple[list[Problem], str]:
     path = Path(name)
     if not path.is_file():
         names = ", ".join([*hub.SETS, *embedded.SETS])
-        raise ProblemError(f"{name!r} is neither a file nor a problem set; the sets are {names} and gym:TASK")
+        raise ProblemError(f"--problems: {name!r} is neither a file nor a problem set; there are {names}, gym:TASK")
     problems = _checked(_file_rows(path))
     if not problems:
         raise ProblemError(f"{path}: no problems in it; one JSON object a line is needed, with id, problem, answer")

@@ -26,7 +26,7 @@ METHODS = {
     "trends": "per-problem least-squares slope over temperature, Student over problems; the baseline is dose 0",
     "strata": "problems sorted by the even-numbered baseline samples, compared on the odd-numbered of both arms",
     "mediators": "Kitagawa's two parts of the difference, and its intercept against the log ratio of lengths",
-    "ungraded": "failed requests and time-outs of the grader: counted, left out of accuracy, never taken as wrong",
+    "ungraded": "failed requests: counted, left out of accuracy, never taken as wrong",
 }
 
 

@@ -119,7 +119,7 @@ def test_bytes_that_are_no_text_are_named_with_their_place(tmp_path: Path) -> No
 
 def test_what_is_no_set_and_no_file_is_told_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(
-        ProblemError, match=r"'aime42' is neither a file nor a problem set; the sets are aime24, .*embedded"
+        ProblemError, match=r"'aime42' is neither a file nor a problem set; there are aime24, .*embedded"
     ):
         load_problems("aime42")
     with pytest.raises(ProblemError, match="neither a file"):
