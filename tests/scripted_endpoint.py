@@ -105,6 +105,7 @@ class ScriptedEndpoint:
 
     async def _steering(self, request: Request) -> Response:
         about = {"steerdec": "0", "vllm": "0", "runner": "v1", "dtype": "float32", "processor": True, "default": None}
+        about["batch_invariant"] = True
         return JSONResponse(about | {"calibration": None} | self.script.about)
 
     async def _complete(self, request: Request) -> Response:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from steerdec import params
-from steerdec.benchmarks.arms import BUILT_IN, ArmError, ArmSet, load_arm_set, parse_arm_set, resolve
+from steerdec.benchmarks.arms import BUILT_IN, ArmError, ArmSet, load_arm_set, parse_arm_set, resolve, with_engine_floor
 
 SOLVED = {"G-up": 1.4, "G-down": 0.7, "N-up-m": 1.9, "F-down-m": 0.8}
 
@@ -189,3 +189,14 @@ def test_a_file_may_be_yaml_or_json_and_its_errors_name_it(tmp_path: Path) -> No
         load_arm_set("quik")
     with pytest.raises(ArmError, match="cannot be read"):
         load_arm_set(str(tmp_path))
+
+
+def test_an_engine_that_is_not_batch_invariant_runs_the_baseline_twice() -> None:
+    quick = load_arm_set("quick")
+    assert with_engine_floor(quick, batch_invariant=True) == quick
+    twice = with_engine_floor(quick, batch_invariant=False)
+    again = twice.arm("B-again")
+    assert (again.role, again.steering, len(twice.arms)) == ("replicate", None, len(quick.arms) + 1)
+    assert with_engine_floor(twice, batch_invariant=False) == twice
+    causal = load_arm_set("causal")
+    assert with_engine_floor(causal, batch_invariant=False) == causal, "it has such an arm already"

@@ -123,12 +123,15 @@ def test_samples_arrive_interleaved_so_that_drift_hits_all_arms_alike(problems: 
         assert {arm for _, arm, _ in group} == set(ARMS)
 
 
-def test_the_identity_arm_keeps_its_tokens_for_the_first_sample_of_each_problem(problems: Path, tmp_path: Path) -> None:
+def test_first_samples_keep_their_tokens_in_the_identity_arm_and_for_two_problems_in_all(
+    problems: Path, tmp_path: Path
+) -> None:
     with ScriptedEndpoint(Script(PROBLEMS)) as server:
         session.run(request(problems), target(server.url), tmp_path / "run", QUICK)
     kept = [s for s in lines(tmp_path / "run") if "entropy_nats" in s]
+    steered = ("A/A", "F-up", "F-down", "N-up", "N-down")
     assert {(s["problem_id"], s["arm"], s["sample"]) for s in kept} == {
-        (f"p{i}", "A/A", 0) for i in range(len(PROBLEMS))
+        (f"p{i}", arm, 0) for i in range(len(PROBLEMS)) for arm in steered if arm == "A/A" or i < 2
     }
     assert all(len(s["entropy_nats"]) == len(s["fork"]) == len(s["token_text"]) == 6 for s in kept)
 
