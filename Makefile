@@ -20,6 +20,10 @@ demo: setup
 	$(BIN)/python -m steerdec bench report demo
 
 test: setup
+	@# What pip cannot bring: a browser for the page's tests, Node.js for the npm client's.
+	@for need in chromium chromedriver:chromium-driver node:nodejs npm; do \
+		command -v $${need%%:*} >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -yqq $${need##*:}; } \
+		|| echo "make test: $${need##*:} is missing, and only root can install it"; done
 	$(BIN)/python -m pytest
 
 check: setup

@@ -1,7 +1,8 @@
 """Start vLLM's own server with steering in it, and stay beside it until it ends.
 
 Nothing of vLLM is imported or patched here: the server is assembled from its public flags and
-plugin groups, so that several API servers, data parallelism and everything else keep working.
+plugin groups, so that its parallelism and everything else keep working. (One front end only: vLLM's server
+module, unlike its command, does not start several.)
 """
 
 from __future__ import annotations
