@@ -76,7 +76,13 @@ def _fields(policy: str) -> str:
 def _allowed(model: type[BaseModel], policy: str, name: str) -> str:
     """Type and range of a field in words, from its JSON schema."""
     schema: dict[str, Any] = model.model_json_schema()["properties"][name]
-    schema = next((s for s in schema.get("anyOf", []) if s.get("type") != "null"), schema)
+    kinds = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
+    return ", or ".join(_in_words(kind, policy, name) for kind in kinds)
+
+
+def _in_words(schema: dict[str, Any], policy: str, name: str) -> str:
+    if "const" in schema:
+        return _code(schema["const"])
     if "enum" in schema:
         return ", ".join(_code(value) for value in schema["enum"])
     # Behind a validator of ours, pydantic leaves its own names of the bounds in the schema.

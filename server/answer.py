@@ -83,9 +83,9 @@ class Annotator:
         report: dict[str, Any] = {}
         if closing:
             whole = self._prepared.lanes[index].read(0, self._returned_tokens[index])
-            report |= whole.summary(self._prepared.threshold_nats)
+            report |= whole.summary(self._prepared.threshold_nats, probed=self._prepared.probed)
         if self._prepared.telemetry == "tokens":
-            report |= records.lists()
+            report |= records.lists(probed=self._prepared.probed)
         return report
 
 

@@ -45,6 +45,7 @@ class Prepared:
 
     body: dict[str, Any]
     telemetry: str
+    probed: bool  # a second entropy was asked for
     threshold_nats: float
     lanes: list[Lane]  # one a choice; empty with telemetry "none"
     pool: LanePool | None  # to give the lanes back to
@@ -123,7 +124,9 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     ids = body.get("return_token_ids")
     if lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
         body["return_token_ids"] = strip = True  # how many tokens each choice (of each chunk) has
-    return Prepared(body, steering.telemetry, threshold, lanes, host.pool, strip)
+    return Prepared(
+        body, steering.telemetry, steering.probe_temperature is not None, threshold, lanes, host.pool, strip
+    )
 
 
 def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> None:

@@ -40,7 +40,8 @@ def steer_(
             device and float type, slowly.
 
     Returns:
-        One entry a row, on the logits' device: `entropy_nats` float32, `selected` bool, `temperature` float32.
+        One entry a row, on the logits' device: `entropy_nats` float32, `selected` bool, `temperature` and
+        `probe_entropy_nats` float32.
 
     Raises:
         ValueError: the arguments do not fit the backend or each other.
@@ -58,6 +59,7 @@ def steer_(
             outcome.entropy_nats.to(logits.device, torch.float32),
             outcome.selected.to(logits.device),
             outcome.temperature.to(logits.device, torch.float32),
+            outcome.probe_entropy_nats.to(logits.device, torch.float32),
         )
     if logits.dtype != torch.float32:
         raise ValueError(f"logits: are {logits.dtype}, must be torch.float32 for backend {backend}")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from steerdec import rows
 from steerdec.reference import Outcome
-from steerdec.softmax_cpu import jit, largest, measure, target_temperature
+from steerdec.softmax_cpu import jit, largest, measure, measure_at, target_temperature
 
 # What a call works on. Addresses are of contiguous arrays, but for `logits`, whose rows lie `row_stride` apart.
 TASK: Final = np.dtype(
@@ -34,7 +34,7 @@ TASK: Final = np.dtype(
         (name, np.int64)
         for name in (
             *("logits", "row_stride", "rows", "vocab", "floats", "ints", "slots", "positions", "in_scope"),
-            *("entropy_nats", "selected", "temperature", "taken"),
+            *("entropy_nats", "selected", "temperature", "probe_entropy_nats", "taken"),
         )
     ]
 )
@@ -98,12 +98,24 @@ def _scale(z: Any, factor: Any) -> Any:
 
 
 @jit
+def _probed(z: Any, top: Any, probe_t: Any, steered: Any) -> Any:
+    """`reference.probe_entropy_nats` of a row with an H."""
+    at = steered if probe_t == rows.APPLIED else probe_t
+    if at > 0.0:
+        return measure_at(z, top, at)[0]
+    return 0.0 if at == 0.0 else np.nan  # NaN: no probe asked for
+
+
+@jit
 def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
-    """H, whether the row is selected, and T'; `z` is steered in place."""
+    """H, whether the row is selected, T', and the probed entropy; `z` is steered in place."""
     top, measured = measure(z)
     h = np.float64(np.float32(measured))  # what is reported is what was decided on
-    if np.isnan(h) or not in_scope:
-        return h, False, np.float64(f[rows.REQUEST_T])
+    request_t, probe_t = np.float64(f[rows.REQUEST_T]), np.float64(f[rows.PROBE_T])
+    if np.isnan(h):
+        return h, False, request_t, np.nan
+    if not in_scope:
+        return h, False, request_t, _probed(z, top, probe_t, request_t)
     selected = (
         i[rows.SELECT] == rows.ALWAYS
         or (i[rows.SELECT] == rows.BY_ENTROPY and h > f[rows.THRESHOLD])
@@ -112,11 +124,12 @@ def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
     temperature, factor = np.float64(f[rows.OTHER_T]), f[rows.OTHER_FACTOR]
     if selected:
         temperature, factor = _steered(z, top, h, f, i[rows.KIND])
+    probed = _probed(z, top, probe_t, temperature)
     if temperature == 0.0:
         _keep_first_largest(z)
     elif factor != 1.0:
         _scale(z, factor)
-    return h, selected, temperature
+    return h, selected, temperature, probed
 
 
 def _work(tasks: Any) -> None:
@@ -127,19 +140,21 @@ def _work(tasks: Any) -> None:
     entropy_nats = carray(_address(task["entropy_nats"]), n, np.float32)
     selected = carray(_address(task["selected"]), n, np.bool_)
     temperature = carray(_address(task["temperature"]), n, np.float32)
+    probe_entropy_nats = carray(_address(task["probe_entropy_nats"]), n, np.float32)
     while True:
         r = _take(task["taken"])
         if r >= n:
             return
         slot = slots[r]
         if slot < 0:
-            entropy_nats[r], selected[r], temperature[r] = np.nan, False, np.nan
+            entropy_nats[r], selected[r], temperature[r], probe_entropy_nats[r] = np.nan, False, np.nan, np.nan
             continue
         z = carray(_address(task["logits"] + 4 * r * task["row_stride"]), vocab, np.float32)
         f = carray(_address(task["floats"] + 4 * slot * rows.FLOATS), rows.FLOATS, np.float32)
         i = carray(_address(task["ints"] + 4 * slot * rows.INTS), rows.INTS, np.int32)
         in_scope = task["in_scope"] == 0 or carray(_address(task["in_scope"]), n, np.bool_)[r]
-        entropy_nats[r], selected[r], temperature[r] = _steer_row(z, f, i, positions[r], in_scope)
+        h, fork, steered, probed = _steer_row(z, f, i, positions[r], in_scope)
+        entropy_nats[r], selected[r], temperature[r], probe_entropy_nats[r] = h, fork, steered, probed
 
 
 @cache
@@ -164,7 +179,7 @@ def steer_(
 ) -> Outcome:
     """`reference.steer_` for float32 logits whose rows are contiguous; see `steerdec.kernel`."""
     n, vocab = logits.shape
-    outcome = Outcome(torch.empty(n), torch.empty(n, dtype=torch.bool), torch.empty(n))
+    outcome = Outcome(torch.empty(n), torch.empty(n, dtype=torch.bool), torch.empty(n), torch.empty(n))
     floats, ints = floats.contiguous(), ints.contiguous()
     slots, positions = slots.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
     in_scope = None if in_scope is None else in_scope.contiguous()

@@ -3,7 +3,8 @@
 
 1. `_measure`, grid (rows, blocks): the largest logit of one block of a row, and sum e and sum e d over it.
 2. `_decide`, grid (rows,): merges a row's blocks, decides and writes the outcome; solves entropy_target,
-   which only rows do that are selected under that policy. It alone reads the tables, which vLLM keeps
+   which only rows do that are selected under that policy, and measures at a probe temperature where
+   one is asked for. It alone reads the tables, which vLLM keeps
    in host memory.
 3. `_apply`, grid (rows, blocks): scales, or returns at once where the factor is 1.
 
@@ -32,6 +33,7 @@ _FLOATS = tl.constexpr(rows.FLOATS)
 _THRESHOLD, _REQUEST_T = tl.constexpr(rows.THRESHOLD), tl.constexpr(rows.REQUEST_T)
 _FORK_T, _OTHER_T = tl.constexpr(rows.FORK_T), tl.constexpr(rows.OTHER_T)
 _FORK_FACTOR, _OTHER_FACTOR = tl.constexpr(rows.FORK_FACTOR), tl.constexpr(rows.OTHER_FACTOR)
+_PROBE_T, _APPLIED = tl.constexpr(rows.PROBE_T), tl.constexpr(rows.APPLIED)
 _A, _B, _C = tl.constexpr(rows.PARAM_A), tl.constexpr(rows.PARAM_B), tl.constexpr(rows.PARAM_C)
 _INTS = tl.constexpr(rows.INTS)
 _KIND, _SELECT = tl.constexpr(rows.KIND), tl.constexpr(rows.SELECT)
@@ -169,9 +171,10 @@ def _decide(
     positions_ptr,  # [rows] int64
     in_scope_ptr,  # [rows] uint8, or None
     partials_ptr,
-    entropy_ptr,  # [rows] float32, as are temperature and factor
+    entropy_ptr,  # [rows] float32, as are temperature, probe and factor
     selected_ptr,  # [rows] uint8
     temperature_ptr,
+    probe_ptr,
     factor_ptr,
     keep_block_ptr,  # [rows] int32
     VOCAB: tl.constexpr,  # noqa: N803
@@ -183,6 +186,7 @@ def _decide(
         tl.store(entropy_ptr + row, float("nan"))
         tl.store(selected_ptr + row, 0)
         tl.store(temperature_ptr + row, float("nan"))
+        tl.store(probe_ptr + row, float("nan"))
         tl.store(factor_ptr + row, 1.0)
         return
     blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
@@ -226,6 +230,12 @@ def _decide(
         factor = tl.load(f_ptr + _OTHER_FACTOR)
     tl.store(selected_ptr + row, selected.to(tl.uint8))
     tl.store(temperature_ptr + row, temperature.to(tl.float32))
+    probe_t = tl.load(f_ptr + _PROBE_T).to(tl.float64)
+    at = tl.where(probe_t == _APPLIED, temperature, probe_t)
+    probed = at * 0.0  # NaN where no probe is asked for
+    if (h == h) & (at > 0.0):
+        probed, _ = _measure_at(logits_ptr + row * row_stride, top, at, VOCAB, BLOCK)
+    tl.store(probe_ptr + row, tl.where(h == h, probed, float("nan")).to(tl.float32))
     tl.store(factor_ptr + row, factor)
 
 
@@ -259,12 +269,12 @@ def steer_(
     """`reference.steer_` for float32 logits whose rows are contiguous; see `steerdec.kernel`."""
     n, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
-    entropy_nats, temperature, factor = logits.new_empty(n), logits.new_empty(n), logits.new_empty(n)
+    entropy_nats, temperature, probe, factor = (logits.new_empty(n) for _ in range(4))
     selected = logits.new_empty(n, dtype=torch.bool)
     keep_block = logits.new_empty(n, dtype=torch.int32)
     partials = logits.new_empty(n, 3, blocks)
     if n == 0:
-        return Outcome(entropy_nats, selected, temperature)
+        return Outcome(entropy_nats, selected, temperature, probe)
     floats, ints = floats.contiguous(), ints.contiguous()
     slots, positions = slots.to(torch.int32).contiguous(), positions.to(torch.int64).contiguous()
     in_scope = None if in_scope is None else in_scope.contiguous().view(torch.uint8)
@@ -274,8 +284,8 @@ def steer_(
         _measure[(n, blocks)](logits, stride, slots, partials, **options)
         _decide[(n,)](
             *(logits, stride, floats, ints, slots, positions, in_scope, partials),
-            *(entropy_nats, selected.view(torch.uint8), temperature, factor, keep_block),
+            *(entropy_nats, selected.view(torch.uint8), temperature, probe, factor, keep_block),
             **options,
         )
         _apply[(n, blocks)](logits, stride, factor, keep_block, **options)
-    return Outcome(entropy_nats, selected, temperature)
+    return Outcome(entropy_nats, selected, temperature, probe)

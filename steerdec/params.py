@@ -46,9 +46,25 @@ def _not_between_0_and_min(value: float) -> float:
     return value
 
 
+def _applied_or_number(value: Any) -> Any:
+    if value == "applied":
+        return value
+    try:
+        number = _number(value)
+    except ValueError:
+        number = -1.0
+    if not MIN_TEMPERATURE <= number <= MAX_TEMPERATURE:
+        raise ValueError(f'must be "applied" or a temperature from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}')
+    return number
+
+
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Temperature = Annotated[Number, Field(ge=0.0, le=MAX_TEMPERATURE), AfterValidator(_not_between_0_and_min)]
 PositiveTemperature = Annotated[Number, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
+Probe = Annotated[
+    Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)] | Literal["applied"],
+    BeforeValidator(_applied_or_number),
+]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Select = Literal["entropy", "random", "all"]
 
@@ -80,6 +96,12 @@ class _Steering(BaseModel):
     )
     telemetry: Literal["summary", "tokens", "none"] = Field(
         "summary", description="What is sent back: totals, also one entry per generated token, or nothing."
+    )
+
+    probe_temperature: Probe | None = Field(
+        None,
+        description="Also send back the entropy at a second temperature: of softmax(z / probe_temperature), or with "
+        '"applied" of the distribution really sampled, before any top-p.',
     )
 
     @model_validator(mode="after")

@@ -53,6 +53,7 @@ class Recorder:
                 outcome.entropy_nats.float().view(torch.int32),
                 outcome.temperature.float().view(torch.int32),
                 (generation.to(torch.int32) << 1) | outcome.selected.to(torch.int32),
+                outcome.probe_entropy_nats.float().view(torch.int32),
             ),
             -1,
         )

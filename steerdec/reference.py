@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
     entropy_nats: Tensor  # [rows] NaN also where the row holds NaN, +inf, or nothing but -inf
     selected: Tensor  # [rows] bool, "fork" in the responses
     temperature: Tensor  # [rows] T'
+    probe_entropy_nats: Tensor  # [rows] H of softmax(z / T_probe); NaN also where no probe was asked for
 
 
 def entropy_nats(z: Tensor) -> Tensor:
@@ -37,6 +38,14 @@ def entropy_nats(z: Tensor) -> Tensor:
     e = d.exp()
     partition = e.sum(-1)
     return partition.log() - torch.where(e > 0, e * d, 0.0 * e).sum(-1) / partition
+
+
+def probe_entropy_nats(z: Tensor, h: float, probe_t: float, steered: float) -> float:
+    """H of softmax(z / T_probe) of one row whose own is `h`, T_probe = T' where APPLIED; 0 at temperature 0."""
+    if math.isnan(h) or math.isnan(probe_t):
+        return math.nan
+    at = steered if probe_t == rows.APPLIED else probe_t
+    return entropy_nats(z[None] / at).item() if at > 0.0 else 0.0
 
 
 def placebo_hash(key: int, position: int) -> int:
@@ -98,6 +107,7 @@ def steer_(
         torch.full((n,), math.nan, dtype=torch.float64),
         torch.zeros(n, dtype=torch.bool),
         torch.full((n,), math.nan, dtype=torch.float64),
+        torch.full((n,), math.nan, dtype=torch.float64),
     )
     for r in range(n):
         slot = int(slots[r])
@@ -108,6 +118,7 @@ def steer_(
         h = entropy_nats(z[None]).item()
         outcome.entropy_nats[r] = h
         outcome.temperature[r] = t = f[rows.REQUEST_T]
+        outcome.probe_entropy_nats[r] = probe_entropy_nats(z, h, f[rows.PROBE_T], t)
         if math.isnan(h) or (in_scope is not None and not in_scope[r]):
             continue
         selected = (
@@ -118,6 +129,7 @@ def steer_(
         steered = _steered_temperature(z, h, f, kind) if selected else f[rows.OTHER_T]
         outcome.selected[r] = selected
         outcome.temperature[r] = steered
+        outcome.probe_entropy_nats[r] = probe_entropy_nats(z, h, f[rows.PROBE_T], steered)
         if steered == 0.0:
             keep = int(z.argmax())
             z.fill_(-math.inf)[keep] = logits[r, keep].double()

@@ -7,6 +7,7 @@ to know what a policy is called or where its defaults come from.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +23,10 @@ OTHER_FACTOR: Final = 5
 PARAM_A: Final = 6  # entropy_target: delta_nats; dynatemp: min temperature; edt: theta
 PARAM_B: Final = 7  # entropy_target: min temperature; dynatemp: max temperature; edt: base
 PARAM_C: Final = 8  # entropy_target: max temperature; dynatemp: exponent
-FLOATS: Final = 9
+PROBE_T: Final = 9  # where a second entropy is measured: a temperature, APPLIED, or NaN for nowhere
+FLOATS: Final = 10
+
+APPLIED: Final = 0.0  # in PROBE_T: at T', whatever it turns out to be
 
 # Columns of the integer table, int32 [slots, INTS].
 KIND: Final = 0
@@ -70,9 +74,16 @@ def row_of(steering: Steering, temperature: float, seed: int | None, default_thr
         case Edt():
             kind = EDT
             a, b = steering.theta, steering.base
+    match steering.probe_temperature:
+        case None:
+            probe_t = math.nan
+        case "applied":
+            probe_t = APPLIED
+        case number:
+            probe_t = number
     floats = (threshold, temperature, fork_t, other_t, _factor(temperature, fork_t), _factor(temperature, other_t))
     ints = (kind, {"entropy": BY_ENTROPY, "random": BY_HASH, "all": ALWAYS}[steering.select])
-    return Row((*floats, a, b, c), (*ints, placebo_key(seed or 0), round((steering.fork_rate or 0.0) * 2**24)))
+    return Row((*floats, a, b, c, probe_t), (*ints, placebo_key(seed or 0), round((steering.fork_rate or 0.0) * 2**24)))
 
 
 def _factor(request_t: float, steered_t: float) -> float:

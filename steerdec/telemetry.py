@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 SHARED_MEMORY: Final = Path("/dev/shm")
 PREFIX: Final = "steerdec-"
 
-# One record: H (float32 bits), T' (float32 bits), generation << 1 | fork. 12 bytes.
-WORDS: Final = 3
-ENTROPY, TEMPERATURE, TAG = 0, 1, 2
+# One record: H, T' (float32 bits), generation << 1 | fork, the probed entropy (float32 bits). 16 bytes.
+WORDS: Final = 4
+ENTROPY, TEMPERATURE, TAG, PROBE = 0, 1, 2, 3
 MAX_GENERATION: Final = 2**30 - 1
 
 # A lane whose request was aborted may still be written to by the step in flight. Generations already
@@ -125,24 +125,31 @@ class Records:
     entropy_nats: NDArray[np.float32]
     temperature: NDArray[np.float32]
     fork: NDArray[np.bool_]
+    probe_entropy_nats: NDArray[np.float32]
 
-    def summary(self, threshold_nats: float) -> dict[str, float | int | None]:
-        known = self.entropy_nats[np.isfinite(self.entropy_nats)]
+    def summary(self, threshold_nats: float, *, probed: bool = False) -> dict[str, float | int | None]:
         forks, tokens = int(self.fork.sum()), len(self.fork)
         return {
             "tokens": tokens,
             "forks": forks,
             "fork_rate": forks / tokens if tokens else None,
-            "mean_entropy_nats": float(known.mean(dtype=np.float64)) if len(known) else None,
+            "mean_entropy_nats": _mean(self.entropy_nats),
             "threshold_nats": threshold_nats,
+            **({"mean_probe_entropy_nats": _mean(self.probe_entropy_nats)} if probed else {}),
         }
 
-    def lists(self) -> dict[str, list[float | None] | list[bool]]:
+    def lists(self, *, probed: bool = False) -> dict[str, list[float | None] | list[bool]]:
         return {
             "entropy_nats": _jsonable(self.entropy_nats),
             "fork": self.fork.tolist(),
             "temperature": _jsonable(self.temperature),
+            **({"probe_entropy_nats": _jsonable(self.probe_entropy_nats)} if probed else {}),
         }
+
+
+def _mean(values: NDArray[np.float32]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
 
 
 def _jsonable(values: NDArray[np.float32]) -> list[float | None]:
@@ -164,9 +171,9 @@ class Lane:
         held = self._words[start:stop]
         words[: len(held)] = held
         ours = words[:, TAG] >> 1 == self.generation
-        entropy, temperature = (words[:, column].view(np.float32).copy() for column in (ENTROPY, TEMPERATURE))
-        entropy[~ours] = temperature[~ours] = np.nan
-        return Records(entropy, temperature, (words[:, TAG] & 1 == 1) & ours)
+        entropy, temperature, probe = (words[:, c].view(np.float32).copy() for c in (ENTROPY, TEMPERATURE, PROBE))
+        entropy[~ours] = temperature[~ours] = probe[~ours] = np.nan
+        return Records(entropy, temperature, (words[:, TAG] & 1 == 1) & ours, probe)
 
     def recorded_tokens(self) -> int:
         """Tokens recorded without a gap from the first: for answers that do not tell their length."""

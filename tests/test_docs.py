@@ -139,8 +139,9 @@ def test_steering_objects_are_found_in_every_language() -> None:
 
 @pytest.mark.parametrize("block", of("json", "python", "bash", "js"))
 def test_steering_objects_are_valid(block: Block) -> None:
-    nothing = Records(np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool))
-    summary, lists = set(nothing.summary(0.6)), set(nothing.lists())
+    none = np.zeros(0, np.float32)
+    nothing = Records(none, none, np.zeros(0, bool), none)
+    summary, lists = set(nothing.summary(0.6)), set(nothing.lists(probed=True))
     for value in steering_objects(block):
         if "tokens" in value:  # an answer
             assert set(value) <= summary | lists

@@ -43,6 +43,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "edt": {"policy": "edt"},
     "edt at forks": {"policy": "edt", "select": "entropy", "theta": 1.0},
 }
+PROBES = [None, "applied", 0.3, 2.5]
 SHAPES = ["random", "peaked", "flat", "equal", "two levels", "masked", "bf16", "tied", "wide"]
 VOCABS = [1, 2, 63, 1000, 4095, 4097, 9000, 49_152, 151_936]
 # The interpreter takes a second for what a GPU does in microseconds; many blocks of any shape are one case there.
@@ -73,8 +74,9 @@ def _poisoned_memory() -> Iterator[None]:
 
 
 def tables() -> tuple[Tensor, Tensor]:
-    """One slot a policy, in the order of POLICIES."""
-    made = [rows.row_of(params.parse(p), T, 7, params.PAPER_THRESHOLD_NATS) for p in POLICIES.values()]
+    """One slot a policy, in the order of POLICIES, each with the next of PROBES."""
+    asked = [p | {"probe_temperature": PROBES[i % len(PROBES)]} for i, p in enumerate(POLICIES.values())]
+    made = [rows.row_of(params.parse(p), T, 7, params.PAPER_THRESHOLD_NATS) for p in asked]
     return torch.tensor([r.floats for r in made]), torch.tensor([r.ints for r in made], dtype=torch.int32)
 
 
@@ -128,11 +130,7 @@ def steered(logits: Tensor, call: Call, backend: str) -> tuple[Tensor, reference
     outcome = kernel.steer_(window, *(None if x is None else x.to(window.device) for x in call), backend=backend)
     assert torch.equal(memory[:, vocab:], before[:, vocab:]), "wrote past a row's end"
     assert torch.equal(memory[skipped], before[skipped]), "wrote to a row without a slot"
-    assert (outcome.entropy_nats.dtype, outcome.selected.dtype, outcome.temperature.dtype) == (
-        torch.float32,
-        torch.bool,
-        torch.float32,
-    )
+    assert [x.dtype for x in outcome] == [torch.float32, torch.bool, torch.float32, torch.float32]
     return window.cpu().clone(), reference.Outcome(*(x.cpu() for x in outcome))
 
 
@@ -178,6 +176,7 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
         kind, steered_t = int(call.ints[slot, rows.KIND]), outcome.temperature[r]
         row, before = after[r], logits[r]
         f = call.floats[slot]
+        assert_probed(outcome.probe_entropy_nats[r], before, exact[r], f, steered_t.item())
         if exact[r].isnan():
             assert torch.equal(row.view(torch.int32), before.view(torch.int32))
             assert steered_t == f[rows.REQUEST_T]
@@ -199,6 +198,12 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
             scaled = before.double() * (f[rows.REQUEST_T].double() / steered_t.double())
             torch.testing.assert_close(row, scaled.float(), rtol=3e-7, atol=1e-38)
     return outcome
+
+
+def assert_probed(probed: Tensor, z: Tensor, exact: Tensor, f: Tensor, steered_t: float) -> None:
+    expected = torch.tensor(reference.probe_entropy_nats(z.double(), exact.item(), f[rows.PROBE_T].item(), steered_t))
+    assert probed.isnan() == expected.isnan()
+    assert probed.isnan() or abs(probed - expected) <= band_nats(expected)
 
 
 def assert_entropy_reached(z: Tensor, f: Tensor, steered_t: float) -> None:
@@ -289,7 +294,7 @@ def test_integer_inputs_of_either_width_and_any_stride_do(backend: str) -> None:
 
 def test_an_empty_batch_is_no_error(backend: str) -> None:
     outcome = assert_like_reference(torch.empty(0, 100), call_for(0), backend)
-    assert [len(x) for x in outcome] == [0, 0, 0]
+    assert [len(x) for x in outcome] == [0] * 4
 
 
 def test_warm_up_leaves_nothing_to_compile_on_a_cpu() -> None:
@@ -318,8 +323,8 @@ def test_the_reference_backend_takes_other_float_types_and_answers_in_float32() 
         ("logits", torch.zeros(10, 4).T, "logits: have stride 4 within a row, must have 1"),
         ("logits", torch.zeros(10), r"logits: have shape \[10\], must be \[rows, vocab\]"),
         ("logits", torch.zeros(4, 10, device="meta"), "logits: are on meta, must be on one of cuda, cpu"),
-        ("floats", torch.zeros(3, 2), r"floats: is torch.float32 \[3, 2\] on cpu, must be torch.float32 \[3, 9\]"),
-        ("floats", torch.zeros(3, 9).double(), "floats: is torch.float64"),
+        ("floats", torch.zeros(3, 2), r"floats: is torch.float32 \[3, 2\] on cpu, must be torch.float32 \[3, 10\]"),
+        ("floats", torch.zeros(3, 10).double(), "floats: is torch.float64"),
         ("ints", torch.zeros(2, 4, dtype=torch.int32), r"ints: .* must be torch.int32 \[3, 4\]"),
         ("slots", torch.zeros(5, dtype=torch.int64), r"slots: .* must be torch.int32 or torch.int64 \[4\]"),
         ("positions", torch.zeros(4), "positions: is torch.float32"),

@@ -19,7 +19,7 @@ from steerdec.telemetry import LanePool, LanesExhaustedError
 
 
 def write(recorder: Recorder, lane: telemetry.Lane, position: int, h: float, t: float, fork: bool) -> None:
-    outcome = Outcome(torch.tensor([h]), torch.tensor([fork]), torch.tensor([t]))
+    outcome = Outcome(torch.tensor([h]), torch.tensor([fork]), torch.tensor([t]), torch.tensor([h / 2]))
     recorder.write(torch.tensor([lane.index]), torch.tensor([lane.generation]), torch.tensor([position]), outcome)
 
 
@@ -38,6 +38,8 @@ def test_records_come_back_as_written() -> None:
             "fork": [False, False, False],
             "temperature": [0.7, 0.0, None],
         }
+        assert records.lists(probed=True)["probe_entropy_nats"] == [0.25, None, None]
+        assert records.summary(0.672, probed=True)["mean_probe_entropy_nats"] == 0.25
         assert lane.recorded_tokens() == 2
         assert records.summary(0.672) == {
             "tokens": 3, "forks": 0, "fork_rate": 0.0, "mean_entropy_nats": 0.5, "threshold_nats": 0.672,
@@ -55,10 +57,10 @@ def test_a_lane_is_never_read_by_another_request() -> None:
         for loan in range(100_000):
             (lane,) = pool.lend(1)
             tokens = int(rng.integers(0, 4))
-            words[lane.index, :tokens] = [loan, 0, lane.generation << 1 | 1]
+            words[lane.index, :tokens] = [loan, 0, lane.generation << 1 | 1, 0]
             if previous and rng.random() < 0.5:
                 late = previous[int(rng.integers(len(previous)))]
-                words[late.index, int(rng.integers(4))] = [-1, -1, late.generation << 1 | 1]
+                words[late.index, int(rng.integers(4))] = [-1, -1, late.generation << 1 | 1, -1]
             records = lane.read(0, 4)
             own = records.fork
             assert (records.entropy_nats.view(np.int32)[own] == loan).all()
