@@ -17,6 +17,7 @@ import httpx
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
 LOG_LINES = 5
+READY = ("/health", "/v1/steering")
 
 
 class ServerError(Exception):
@@ -42,11 +43,14 @@ def local_server(
     *,
     dtype: str | None = None,
     command: list[str] | None = None,
+    environment: dict[str, str] | None = None,
+    ready: tuple[str, ...] = READY,
     start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[str]:
     """The URL of a running server that steers; it is stopped when the block is left, however that comes about.
 
-    `command` replaces `steerdec serve`; "{port}" in it becomes the port.
+    `command` replaces `steerdec serve`; "{port}" in it becomes the port. `environment` is added to this process's.
+    `ready`: the paths that answer 200 once it is.
 
     Raises:
         ServerError: it ended, or was not ready in time.
@@ -56,11 +60,16 @@ def local_server(
     tethered = [sys.executable, "-m", "steerdec.benchmarks.tether", str(os.getpid()), *command]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            tethered, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            tethered,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | (environment or {}),
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(process, url, log, start_timeout_s)
+        _wait_until_ready(process, url, ready, log, start_timeout_s)
         yield url
     finally:
         _stop(process)
@@ -72,14 +81,16 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, ready: tuple[str, ...], log: Path, timeout_s: float
+) -> None:
     deadline_s = time.monotonic() + timeout_s
     with httpx.Client(base_url=url, timeout=5.0, trust_env=False) as client:
         while time.monotonic() < deadline_s:
             if (status := process.poll()) is not None:
                 raise ServerError(f"the server ended with status {status} before it was ready; {_tail(log)}")
             try:
-                if all(client.get(path).status_code == 200 for path in ("/health", "/v1/steering")):
+                if all(client.get(path).status_code == 200 for path in ready):
                     return
             except httpx.HTTPError:
                 pass

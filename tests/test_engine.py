@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
-from vllm.sampling_params import StructuredOutputsParams
 
 from steerdec import reference, request, rows, telemetry
-from steerdec.params import parse
+from steerdec.benchmarks import draws
 from steerdec.processor import EntropySteering
 
 pytestmark = pytest.mark.engine
@@ -74,18 +72,6 @@ class Asked:
         extra = {"steering": steering, request.LANES_ARG: [self.lane.index, self.lane.generation]}
         extra[request.BASE_SEED_ARG] = sampling.get("seed", 0)
         self.params = SamplingParams(extra_args=extra, **sampling)
-
-
-# All but the last of its 33 tokens is one block of the prefix cache, so a draw costs one token's forward pass.
-ANIMAL_TOKENS = 33
-ANIMAL = (
-    "I have been asked many times which of all the creatures in the world I like best, and every time I have to "
-    "think about it again before I say that my favourite animal is the"
-)
-
-
-def animal_prompt(llm: LLM) -> Any:
-    return {"prompt_token_ids": llm.get_tokenizer().encode(ANIMAL)[-ANIMAL_TOKENS:]}
 
 
 def run(llm: LLM, prompts: list[Any], params: list[SamplingParams]) -> list[Any]:
@@ -232,96 +218,17 @@ def test_what_cannot_be_steered_exactly_is_refused_at_admission(llm: LLM, sampli
     assert run(llm, PROMPTS[:1], [SamplingParams(max_tokens=1)]), "the engine must survive a refusal"
 
 
-def sampled_distribution(
-    llm: LLM, prompt: Any, steering: dict[str, Any] | None, draws: int, **sampling: Any
-) -> tuple[np.ndarray, Tensor]:
-    """(first tokens of `draws` seeded requests, the step's logits up to a constant)."""
-    probe = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
-    step = run(llm, [prompt], [probe])[0].logprobs[0]
-    logits = torch.full((llm.model_config.get_vocab_size(),), -torch.inf, dtype=torch.float64)
-    for token, entry in step.items():
-        logits[token] = entry.logprob
-    extra = {} if steering is None else {"extra_args": {"steering": steering}}
-    params = [SamplingParams(max_tokens=1, seed=10_000 + i, **extra, **sampling) for i in range(draws)]
-    return np.array([o.token_ids[0] for o in run(llm, [prompt] * draws, params)]), logits
+DRAWS = {"grammar": 2_000}  # a grammar leaves few tokens, and a draw under one is dear
 
 
-def expected_distribution(
-    logits: Tensor,
-    steering: dict[str, Any] | None,
-    temperature: float,
-    top_p: float = 1.0,
-    allowed: list[int] | None = None,
-) -> np.ndarray:
-    """What the reference says is sampled: mask, steer, divide by T, truncate."""
-    z = logits.clone()
-    if allowed is not None:
-        mask = torch.full_like(z, -torch.inf)
-        mask[allowed] = 0.0
-        z = z + mask
-    if steering is not None:
-        row = rows.row_of(parse(steering), temperature, 0, 0.672)
-        table = torch.tensor([row.floats], dtype=torch.float64), torch.tensor([row.ints])
-        reference.steer_(z[None], *table, torch.tensor([0]), torch.tensor([0]))
-    p = torch.softmax(z / temperature, -1)
-    if top_p < 1.0:
-        ordered, order = p.sort(descending=True)
-        p[order[ordered.cumsum(0) - ordered >= top_p]] = 0.0
-        p /= p.sum()
-    return p.numpy()
-
-
-def chi_square_p(tokens: np.ndarray, p: np.ndarray) -> float:
-    """p value of the draws under `p`; tokens expected fewer than 10 times share one bin."""
-    n = len(tokens)
-    counts = np.bincount(tokens, minlength=len(p))
-    assert counts[p == 0].sum() == 0, "a token was drawn that cannot be"
-    common = p * n >= 10
-    observed = np.append(counts[common], counts[~common].sum())
-    expected = np.append(p[common], p[~common].sum()) * n
-    if expected[-1] < 5:
-        observed, expected = observed[:-1], expected[:-1] * observed[:-1].sum() / expected[:-1].sum()
-    return float(stats.chisquare(observed, expected).pvalue)
-
-
-DRAWS = 10_000
-HOT = {"fork_temperature": 1.6, "threshold_nats": 0.3}
-COLD = {"fork_temperature": 0.4, "threshold_nats": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("steering", "temperature", "top_p"),
-    [(None, 0.8, 1.0), (HOT, 0.8, 1.0), (COLD, 1.0, 1.0), (HOT, 0.8, 0.9)],
-    ids=["unsteered", "hot", "cold", "hot-top-p"],
-)
-def test_the_sampled_distribution_is_the_references(
-    llm: LLM, steering: dict[str, Any] | None, temperature: float, top_p: float
-) -> None:
-    prompt = animal_prompt(llm)
-    tokens, logits = sampled_distribution(llm, prompt, steering, DRAWS, temperature=temperature, top_p=top_p)
-    p = chi_square_p(tokens, expected_distribution(logits, steering, temperature, top_p))
+@pytest.mark.parametrize("name", draws.CASES)
+def test_the_sampled_distribution_is_the_references(llm: LLM, name: str) -> None:
+    case = draws.CASES[name]
+    tokens = draws.drawn(llm, case, DRAWS.get(name, 10_000))
+    p, p_neighbour, bins = draws.p_values(llm, case, tokens)
+    assert bins > 1
     assert p > 1e-3
-    wrong = chi_square_p_or_zero(tokens, expected_distribution(logits, None, temperature + 0.1, top_p))
-    assert wrong < 1e-6, "10^4 draws must tell a neighbouring temperature apart"
-
-
-def chi_square_p_or_zero(tokens: np.ndarray, p: np.ndarray) -> float:
-    return 0.0 if (p[tokens] == 0).any() else chi_square_p(tokens, p)
-
-
-def test_the_sampled_distribution_is_the_references_under_a_grammar(llm: LLM) -> None:
-    prompt = animal_prompt(llm)
-    choices = [" dog", " cat", " horse"]
-    tokenizer = llm.get_tokenizer()
-    grammar = StructuredOutputsParams(choice=choices)
-    tokens, logits = sampled_distribution(
-        llm, prompt, {"select": "all", "fork_temperature": 2.0}, 2_000, temperature=1.0, structured_outputs=grammar
-    )
-    allowed = sorted({t for t in range(len(tokenizer)) if any(c.startswith(tokenizer.decode([t])) for c in choices)})
-    allowed = [t for t in allowed if tokenizer.decode([t])]
-    p = expected_distribution(logits, {"select": "all", "fork_temperature": 2.0}, 1.0, allowed=allowed)
-    assert chi_square_p(tokens, p) > 1e-3
-    assert chi_square_p_or_zero(tokens, expected_distribution(logits, None, 1.0, allowed=allowed)) < 1e-6
+    assert p_neighbour < 1e-6, "the draws must tell a neighbour apart"
 
 
 @pytest.mark.parametrize("case", ["one token left", "bad words", "bias"])
@@ -333,9 +240,9 @@ def test_masked_rows_are_steered_over_what_is_left(llm: LLM, pool: telemetry.Lan
         "bias": {"logit_bias": {token: 100.0}},
     }[case]
     asked = Asked(
-        pool, HOT | {"threshold_nats": 0.5}, temperature=1.0, max_tokens=3, seed=1, ignore_eos=True, **sampling
+        pool, draws.HOT | {"threshold_nats": 0.5}, temperature=1.0, max_tokens=3, seed=1, ignore_eos=True, **sampling
     )
-    output = run(llm, [animal_prompt(llm)], [asked.params])[0]
+    output = run(llm, [draws.prompt_of(llm)], [asked.params])[0]
     records = asked.lane.read(0, 3)
     assert np.isfinite(records.entropy_nats).all()
     if case == "bad words":
