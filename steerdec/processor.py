@@ -10,14 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-import torch
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+import vllm
 
-from steerdec import kernel, request
-from steerdec.recorder import Recorder
-from steerdec.runner_v1 import BatchRows
-from steerdec.runner_v2 import SlotRows
+from steerdec import versions
+
+# vLLM's own server imports this through the entry point, without our launcher's check: say what is wrong before an
+# import below fails at a name that has moved.
+versions.check("vLLM", vllm.__version__)
+
+# isort: split
+import torch  # noqa: E402
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor  # noqa: E402
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor  # noqa: E402
+
+from steerdec import kernel, request  # noqa: E402
+from steerdec.recorder import Recorder  # noqa: E402
+from steerdec.runner_v1 import BatchRows  # noqa: E402
+from steerdec.runner_v2 import SlotRows  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from packaging.version import Version
 from vllm import SamplingParams
 
 from steerdec import request
-from steerdec.server.launch import SUPPORTED
+from steerdec.versions import SUPPORTED
 
 
 def test_the_installed_version_is_one_we_support() -> None:

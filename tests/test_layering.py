@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each module of steerdec/ with the modules of steerdec/ it may import: a later line may use the lines above it.
 BELOW = [
-    {"params", "telemetry", "models", "softmax_cpu"},
+    {"params", "telemetry", "models", "softmax_cpu", "versions"},
     {"rows", "scope"},
     {"reference"},
     {"kernel_cpu", "kernel_triton", "recorder"},
