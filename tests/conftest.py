@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import built as builds
+from tests.built import Built
 from tests.serving import serving
 
 # Before vLLM is imported: the engine in this process, so that tests can look at its tensors.
@@ -33,3 +35,21 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     flags = ["--dtype", "float32", "--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with serving(log, *flags) as base:
         yield base
+
+
+@pytest.fixture(scope="session")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the working tree as git would take it."""
+    return builds.source_copy(tmp_path_factory.mktemp("source") / "steerdec")
+
+
+@pytest.fixture(scope="session")
+def built(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The wheel and the sdist, built once."""
+    return builds.build(source_tree, tmp_path_factory.mktemp("dist"), "--no-isolation")
+
+
+@pytest.fixture(scope="session")
+def wheel_python(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment that has the wheel installed beside vLLM."""
+    return builds.environment_with(built.wheel, tmp_path_factory.mktemp("wheel") / "venv")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import steerdec
-from steerdec.server.launch import SUPPORTED
+from steerdec.versions import SUPPORTED
 from tests.built import ROOT, Built
 from tests.make_run import make_run
 
