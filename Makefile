@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check setup contract drills dist clean
 
 setup: $(VENV)/.ready
 
@@ -14,10 +14,12 @@ $(VENV)/.ready: requirements/cpu.txt requirements/dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# LIMIT=8 make demo: eight of its problems, in a folder of their own.
+DEMO := demo$(LIMIT:%=-%)
 demo: setup
 	$(BIN)/python -m steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --arms quick \
-		--samples 4 --max-tokens 64 --out demo
-	$(BIN)/python -m steerdec bench report demo
+		--samples 4 --max-tokens 64 $(LIMIT:%=--limit %) --out $(DEMO)
+	$(BIN)/python -m steerdec bench report $(DEMO)
 
 test: setup
 	@# What pip cannot bring: a browser for the page's tests, Node.js for the npm client's.
@@ -34,5 +36,18 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Faults brought about on purpose, against docs/faults.md; about ten minutes.
+drills: setup
+	$(BIN)/python -m tests.drills
+
+# What is used of vLLM, in every supported version that the package index has; downloads each, hundreds of megabytes.
+contract: setup
+	$(BIN)/python -m tests.contract
+
+# The wheel and the sdist, then both installed in empty environments as their users would; minutes, and the package index.
+dist: setup
+	rm -rf dist && mkdir dist
+	$(BIN)/python -m tests.whole_install dist
+
 clean:
-	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo demo-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
