@@ -32,6 +32,8 @@ class Answer:
     fork: list[bool] | None = None
     temperature: list[float | None] | None = None
     token_text: list[str] | None = None
+    mean_probe_entropy_nats: float | None = None  # at the probe temperature, where one was asked for
+    probe_entropy_nats: list[float | None] | None = None
 
 
 class _Telemetry(BaseModel):
@@ -42,6 +44,8 @@ class _Telemetry(BaseModel):
     entropy_nats: list[float | None] | None = None
     fork: list[bool] | None = None
     temperature: list[float | None] | None = None
+    mean_probe_entropy_nats: Nats | None = None
+    probe_entropy_nats: list[float | None] | None = None
 
 
 class _Message(BaseModel):
@@ -116,7 +120,8 @@ def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -
     if told.forks > told.tokens:
         raise MalformedAnswerError(f"{told.forks} forks among {told.tokens} tokens")
     if steering.get("telemetry") == "tokens":
-        for name in ("entropy_nats", "fork", "temperature"):
+        probe = () if steering.get("probe_temperature") is None else ("probe_entropy_nats",)
+        for name in ("entropy_nats", "fork", "temperature", *probe):
             entries = getattr(told, name)
             if entries is None or len(entries) != told.tokens:
                 raise MalformedAnswerError(f"steering.{name} has not one entry for each of {told.tokens} tokens")
@@ -130,6 +135,8 @@ def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -
         told.fork,
         told.temperature,
         _token_text(choice.logprobs, told.tokens),
+        told.mean_probe_entropy_nats,
+        told.probe_entropy_nats,
     )
 
 

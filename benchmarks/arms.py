@@ -247,8 +247,8 @@ def _temperature(arm: Arm, field: str, value: Any, base: float, solved: dict[str
     if value == "solve":
         if arm.name not in solved:
             raise ArmError(
-                f"{place}: not yet solved to match {arm.matched}; no command solves it yet, so write it as "
-                f'"solved": {{"{arm.name}": T}} into a file by `steerdec calibrate` and give that as --threshold'
+                f'{place}: is to be solved so that it matches "{arm.matched}"; do so with '
+                "`steerdec calibrate --arms ...` and give its file as --threshold"
             )
         return solved[arm.name]
     if value == "base":

@@ -31,6 +31,33 @@ class CalibrationProblems(BaseModel):
     problem_hashes: tuple[str, ...] = ()  # of each text that was used; see `problem_hash`
 
 
+class Matched(BaseModel):
+    """A temperature solved so that `arm` adds as much to the mean entropy as the arm `matched`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    matched: str
+    temperature: Annotated[FiniteFloat, Field(gt=0.0)]
+    temperature_ci95: tuple[float, float]
+    target_nats: FiniteFloat  # the dose of `matched`
+    dose_nats: FiniteFloat  # of `arm`, at the solved temperature
+
+
+class Matching(BaseModel):
+    """Solved temperatures of an arm set; they hold for this base temperature and threshold only."""
+
+    model_config = ConfigDict(frozen=True)
+
+    temperature: float
+    threshold_nats: Nats
+    arms: str
+    tokens: int
+    samples: int
+    looks: list[float]  # temperatures at which the text's entropies were measured
+    matched: tuple[Matched, ...]
+
+
 class Calibration(BaseModel):
     """Quantiles of H over the tokens a model generates at temperature 1 on some problems."""
 
@@ -47,7 +74,7 @@ class Calibration(BaseModel):
     temperature: float = 1.0
     prompt: str = ""
     samples: int = 0
-    solved: dict[str, FiniteFloat] = {}  # temperature by arm name, for the arms that match another's entropy change
+    matching: Matching | None = None
 
     @property
     def threshold_nats(self) -> float:
@@ -85,14 +112,17 @@ class Threshold:
     nats: float
     origin: str
     fork_rate: float | None = None
-    solved: dict[str, float] = field(default_factory=dict)
+    solved: dict[str, float] = field(default_factory=dict)  # temperature by arm name
+    solved_at: float | None = None  # the base temperature for which they hold
     calibrated_on: tuple[str, ...] = ()  # hashes of problem texts, which may not be tested
 
     @classmethod
     def of(cls, calibration: Calibration, where: str) -> Threshold:
         c = calibration
         origin = f"p80 of {c.tokens} tokens of {c.model} on {c.problems.name}, {where}"
-        return cls(c.threshold_nats, origin, c.fork_rate, dict(c.solved), c.problems.problem_hashes)
+        solved = {} if c.matching is None else {m.arm: m.temperature for m in c.matching.matched}
+        at = None if c.matching is None else c.matching.temperature
+        return cls(c.threshold_nats, origin, c.fork_rate, solved, at, c.problems.problem_hashes)
 
     def tested_again(self, problems: tuple[Problem, ...]) -> int:
         """How many of `problems` the threshold was calibrated on."""

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from steerdec.benchmarks import cli_options as options
-from steerdec.benchmarks.cli_options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, told_plainly, whole
+from steerdec.benchmarks.cli_options import (
+    CONCURRENCY,
+    MAX_TOKENS,
+    TIMEOUT_S,
+    UsageError,
+    number,
+    told_plainly,
+    whole,
+)
+from steerdec.params import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 
 def calibrate(
@@ -24,6 +33,23 @@ def calibrate(
     max_tokens: Annotated[
         int, typer.Option(parser=whole(1, 1_000_000), metavar="M", help="Longest answer.")
     ] = MAX_TOKENS,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Also solve the temperatures of this arm set's entropy-matched arms.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            parser=number(MIN_TEMPERATURE, MAX_TEMPERATURE),
+            metavar="T",
+            help="Base temperature of the runs that --arms is for: the arm set's own, else 1.",
+            show_default=False,
+        ),
+    ] = None,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
     concurrency: options.Concurrency = CONCURRENCY,
@@ -34,6 +60,9 @@ def calibrate(
 
     Use problems other than those you test on. The file goes to `steerdec bench run --threshold FILE` or
     `steerdec serve MODEL --threshold FILE`.
+
+    An arm set such as `causal` has arms that are to change the mean entropy as much as another arm does. With --arms
+    their temperatures are solved on the same problems, at that base temperature and with the threshold just measured.
 
     Example:
 
@@ -48,12 +77,16 @@ def calibrate(
         options.out_folder(out.absolute().parent)
         if out.is_dir():
             raise UsageError(f"--out: {out} is a folder, not a file")
+        if temperature is not None and arms is None:
+            raise UsageError("--temperature goes with --arms; the calibration itself is made at temperature 1")
         urls = options.one_source(endpoint, model, dtype)
         target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
         found = calibrate_session.run(
             problems,
             target,
             out,
+            arms=arms,
+            temperature=temperature,
             tokens=tokens,
             limit=limit,
             seed=seed,
@@ -65,3 +98,9 @@ def calibrate(
     print(
         f"p80 {found.threshold_nats:.4f} nats (95% interval {low:.4f} to {high:.4f}) over {found.tokens} tokens; {out}"
     )
+    for m in found.matching.matched if found.matching else ():
+        low, high = m.temperature_ci95
+        print(
+            f"{m.arm}: T {m.temperature:.4f} (95% interval {low:.4f} to {high:.4f}) changes the mean entropy by "
+            f"{m.dose_nats:+.4f} nats, {m.matched} by {m.target_nats:+.4f}"
+        )

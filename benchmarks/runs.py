@@ -149,6 +149,7 @@ async def _sample(item: Item, endpoint: Endpoint, outcome: Answer | str, grade: 
         "completion_tokens": None if failed else answer.completion_tokens,
         "forks": answer.forks,
         "mean_entropy_nats": answer.mean_entropy_nats,
+        "mean_sampled_entropy_nats": answer.mean_probe_entropy_nats,
         "endpoint": endpoint.url,
         "error": outcome if failed else None,
     }

@@ -52,7 +52,9 @@ def asked_steering(arm: Arm, traced: bool) -> dict[str, Any] | None:
     """The `steering` object of a request; None for a plain one."""
     if arm.steering is None:
         return None
-    return arm.steering | {"telemetry": "tokens"} if traced else arm.steering
+    # What was really sampled from, so that the dose delivered can be told beside the one asked for.
+    asked = {"probe_temperature": "applied"} | arm.steering
+    return asked | {"telemetry": "tokens"} if traced else asked
 
 
 def max_answer_bytes(max_tokens: int, traced: bool) -> int:

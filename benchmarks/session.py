@@ -134,6 +134,12 @@ def _resolved(request: Request, threshold: Threshold) -> ArmSet:
             f"{overlap} of the {len(request.problem_set.problems)} problems were used for the calibration "
             f"({threshold.origin}); test on others, or say --force"
         )
+    needs = any(arm.steering and "solve" in arm.steering.values() for arm in request.arms.arms)
+    if needs and threshold.solved_at is not None and threshold.solved_at != request.temperature:
+        raise CalibrationError(
+            f"the matched temperatures were solved at base temperature {threshold.solved_at:g}, the run has "
+            f"{request.temperature:g} ({threshold.origin}); calibrate with --temperature {request.temperature:g}"
+        )
     return resolve(
         request.arms,
         temperature=request.temperature,

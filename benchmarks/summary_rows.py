@@ -36,7 +36,6 @@ def arm_row(tally: Tally, name: str, counts: Counts, planned: int) -> dict[str, 
     k = int(tally.by_problem(own).max(initial=0))
     passed = {at: stats.pass_at_k(counts, at) for at in _powers_of_two_and(k)}
     average = stats.avg_at_k(counts)
-    heard = own & ~np.isnan(tally.entropy_nats) & (tally.tokens > 0)
     return {
         "n_problems": average.n_problems,
         "k": k,
@@ -50,12 +49,19 @@ def arm_row(tally: Tally, name: str, counts: Counts, planned: int) -> dict[str, 
         "truncation_rate": _mean(tally.truncated[answered].astype(np.float64)),
         "mean_tokens": _mean(tally.tokens[answered & (tally.tokens != MISSING)].astype(np.float64)),
         "fork_rate": _ratio(tally.forks[told].sum(), tally.tokens[told].sum()),
-        "mean_entropy_nats": _ratio(tally.entropy_nats[heard] @ tally.tokens[heard], tally.tokens[heard].sum()),
+        "mean_entropy_nats": _mean_over_tokens(tally, own, tally.entropy_nats),
+        "mean_sampled_entropy_nats": _mean_over_tokens(tally, own, tally.sampled_entropy_nats),
         "samples": int(own.sum()),
         "missing": planned - int(own.sum()),
         "ungraded": int(np.sum(own & ~tally.graded)),
         "failed_requests": int(np.sum(own & tally.failed)),
     }
+
+
+def _mean_over_tokens(tally: Tally, own: Bools, nats: Floats) -> float:
+    """Of the samples' means `nats` [n_samples], weighted by their tokens; those not told are left out."""
+    heard = own & ~np.isnan(nats) & (tally.tokens > 0)
+    return _ratio(nats[heard] @ tally.tokens[heard], tally.tokens[heard].sum())
 
 
 def _powers_of_two_and(k: int) -> list[int]:

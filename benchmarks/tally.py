@@ -55,6 +55,7 @@ class Tally:
     tokens: Ints
     forks: Ints
     entropy_nats: Floats  # mean over the tokens of the sample, NaN not told
+    sampled_entropy_nats: Floats  # the same of the distributions drawn from
     repeated: int  # lines replaced by a later one of the same sample
 
     @property
@@ -103,7 +104,7 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         JournalError: the file, or a line before the last, cannot be read.
     """
     columns = {name: array("q") for name in _INTEGERS}
-    entropy = array("d")
+    entropy, sampled = array("d"), array("d")
     at_problem, at_arm = ({name: i for i, name in enumerate(known)} for known in (problems, arms))
     answers: dict[str, int] = {}
     for number, line in enumerate(journal.read_samples(path), start=1):
@@ -114,8 +115,8 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
             columns["grade"].append(_index(GRADE_INDEX, "grade", line["grade"]))
             columns["sample"].append(int(line["sample"]))
             columns["seed"].append(int(line.get("seed") or 0) & (2**63 - 1))
-            nats = line.get("mean_entropy_nats")
-            entropy.append(math.nan if nats is None else float(nats))
+            entropy.append(_nats(line.get("mean_entropy_nats")))
+            sampled.append(_nats(line.get("mean_sampled_entropy_nats")))
             columns["tokens"].append(_count(line.get("completion_tokens")))
             columns["forks"].append(_count(line.get("forks")))
         except KeyError as e:
@@ -138,6 +139,7 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         failed=failed,
         truncated=truncated,
         entropy_nats=np.array(entropy, dtype=np.float64)[last],
+        sampled_entropy_nats=np.array(sampled, dtype=np.float64)[last],
         repeated=len(entropy) - len(last),
     )
 
@@ -157,6 +159,10 @@ def _fingerprint(line: dict[str, Any]) -> int:
     text = f"{line.get('completion_tokens')} {line.get('finish_reason')} {line.get('text')}"
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _nats(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _count(value: Any) -> int:

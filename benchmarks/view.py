@@ -40,7 +40,8 @@ class Delivered:
     dose: doses.Dose | None
     fork_rate: float | None
     mean_entropy_nats: float | None
-    shift_nats: float | None  # of the mean entropy against the reference arm
+    sampled_entropy_nats: float | None  # of the distributions drawn from
+    shift_nats: float | None  # of that, against the reference arm
 
 
 def model_name(run: Mapping[str, Any]) -> str:
@@ -111,12 +112,13 @@ def _telemetry_reference(run: Mapping[str, Any], summary: Mapping[str, Any]) -> 
 def _delivered(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Delivered]:
     asked = doses.doses(run)
     reference = _telemetry_reference(run, summary)
-    base = summary["arms"][reference]["mean_entropy_nats"] if reference else None
+    base = summary["arms"][reference].get("mean_sampled_entropy_nats") if reference else None
     rows = []
     for name, arm in summary["arms"].items():
-        dose, entropy = asked.get(name), arm["mean_entropy_nats"]
-        shift = None if entropy is None or base is None else entropy - base
-        rows.append(Delivered(name, dose.role if dose else "", dose, arm["fork_rate"], entropy, shift))
+        dose, sampled = asked.get(name), arm.get("mean_sampled_entropy_nats")  # runs of old have none
+        shift = None if sampled is None or base is None else sampled - base
+        role = dose.role if dose else ""
+        rows.append(Delivered(name, role, dose, arm["fork_rate"], arm["mean_entropy_nats"], sampled, shift))
     return rows
 
 

@@ -48,6 +48,8 @@ class Script:
     model: str = "scripted"
     about: dict[str, Any] = field(default_factory=dict)  # over GET /v1/steering
     ignores_steering: bool = False
+    # (fork, T) -> nats of softmax(z / T) at such a token; at T = 1 what `telemetry` tells as its entropy
+    entropy_at: Callable[[bool, float], float] = lambda fork, t: (2.0 if fork else 0.001) * 2 * t / (1 + t)
 
 
 class ScriptedEndpoint:
@@ -159,13 +161,14 @@ def answer(script: Script, body: Body) -> Body:
             else {"tokens": [f"t{i}" for i in range(tokens)]}
         )
     if "steering" in body and not script.ignores_steering:
-        choice["steering"] = telemetry(body, tokens)
+        choice["steering"] = telemetry(script, body, tokens)
     return {"object": "completion", "model": script.model, "choices": [choice], "usage": {"completion_tokens": tokens}}
 
 
-def telemetry(body: Body, tokens: int) -> Body:
-    """Every fifth token is a fork of 2 nats, the others have 0.001."""
-    steering = body["steering"]
+def telemetry(script: Script, body: Body, tokens: int) -> Body:
+    """Every fifth token is a fork of 2 nats, the others have 0.001; at other temperatures, as the script says."""
+    steering, own = body["steering"], body["temperature"]
+    at = (steering.get("other_temperature", own), steering.get("fork_temperature", own))
     fork = [i % 5 == 0 or steering.get("select") == "all" for i in range(tokens)]
     entropy = [2.0 if f else 0.001 for f in fork]
     told: Body = {
@@ -175,8 +178,12 @@ def telemetry(body: Body, tokens: int) -> Body:
         "mean_entropy_nats": sum(entropy) / tokens if tokens else None,
         "threshold_nats": steering.get("threshold_nats", 0.672),
     }
+    probe = steering.get("probe_temperature")
+    if probe is not None:
+        looked = [script.entropy_at(f, at[f] if probe == "applied" else probe) for f in fork]
+        told["mean_probe_entropy_nats"] = sum(looked) / tokens if tokens else None
+        if steering.get("telemetry") == "tokens":
+            told["probe_entropy_nats"] = looked
     if steering.get("telemetry") == "tokens":
-        own = body["temperature"]
-        at = (steering.get("other_temperature", own), steering.get("fork_temperature", own))
         told |= {"entropy_nats": entropy, "fork": fork, "temperature": [at[f] for f in fork]}
     return told

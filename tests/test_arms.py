@@ -100,7 +100,7 @@ def test_placebos_take_the_calibrated_rate_and_the_doses_of_what_they_stand_for(
 
 @pytest.mark.parametrize(
     ("known", "hint"),
-    [({"fork_rate": None, "solved": SOLVED}, "calibrated"), ({"fork_rate": 0.2, "solved": {}}, "not yet solved")],
+    [({"fork_rate": None, "solved": SOLVED}, "calibrated"), ({"fork_rate": 0.2, "solved": {}}, "is to be solved")],
 )
 def test_what_only_a_calibration_knows_is_refused_without_one(known: dict[str, Any], hint: str) -> None:
     with pytest.raises(ArmError, match=hint) as e:

@@ -47,6 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
             str(problems),
             target(server.url),
             folder / "c.json",
+            arms=None,
+            temperature=None,
             tokens=500,
             limit=None,
             seed=0,
