@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from steerdec import params, request, rows, scope
 from steerdec.params import Steering, SteeringError
-from steerdec.telemetry import Lane, LanePool
+from steerdec.telemetry import Lane, LanePool, LanesExhaustedError
 
 RESPONSES = "/v1/responses"
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
@@ -65,7 +65,7 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
 
     Raises:
         SteeringError: the steering is wrong, or does not go with the rest of the body.
-        LanesExhaustedError: telemetry is asked for, and every lane is in use.
+        LanesExhaustedError: the request asks for telemetry itself, and every lane is in use.
     """
     xargs = body.get("vllm_xargs")
     if isinstance(xargs, dict):
@@ -87,12 +87,13 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
             raise SteeringError("", "is given twice: as `steering` and in vllm_xargs")
     try:
         return _prepared(path, body, steering, host)
-    except SteeringError as e:
+    except (SteeringError, LanesExhaustedError) as e:
         if own:
             raise
-        if e.field == "telemetry":  # nobody asked for it here; the steering itself fits
-            return _prepared(path, body, steering.model_copy(update={"telemetry": "none"}), host)
-        return None  # a server-wide default steps back from requests it does not fit
+        if isinstance(e, SteeringError) and e.field != "telemetry":
+            return None  # a server-wide default steps back from requests it does not fit
+        # Nobody asked for telemetry here, and the steering itself fits.
+        return _prepared(path, body, steering.model_copy(update={"telemetry": "none"}), host)
 
 
 def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -> Prepared:
@@ -114,9 +115,9 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     lanes: list[Lane] = []
     if steering.telemetry != "none" and host.pool is not None:
         n = _sequences(path, body, host.pool)
+        lanes = host.pool.lend(n)
         if n > 1 and body.get("seed") is None:
             body["seed"] = secrets.randbits(53)  # vLLM tells the n sequences apart by their seeds alone
-        lanes = host.pool.lend(n)
         xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
         xargs[request.BASE_SEED_ARG] = _read(_INTEGER, body.get("seed")) or 0
     body["vllm_xargs"] = xargs

@@ -1,8 +1,7 @@
 """Start vLLM's own server with steering in it, and stay beside it until it ends.
 
-Nothing of vLLM is imported or patched here: the server is assembled from its public flags and
-plugin groups, so that its parallelism and everything else keep working. (One front end only: vLLM's server
-module, unlike its command, does not start several.)
+Nothing of vLLM is imported or patched here: the server is vLLM's own command with its public flags and
+plugin groups, so that its parallelism and everything else keep working.
 """
 
 from __future__ import annotations
@@ -164,8 +163,8 @@ def _command(launch: Launch, folder: str, flags: list[str], lanes: telemetry.Lan
     return [
         sys.executable,
         "-m",
-        "vllm.entrypoints.openai.api_server",
-        *("--model", folder, "--host", launch.host, "--port", str(launch.port)),
+        "steerdec.server.vllm_cli",
+        *("serve", folder, "--host", launch.host, "--port", str(launch.port)),
         # Named as well as found by its entry point: only then does vLLM refuse speculative decoding on the
         # V1 runner instead of dropping the processor, and keep output tokens for it under async scheduling.
         *("--logits-processors", PROCESSOR),

@@ -162,3 +162,20 @@ def test_lanes_rest_when_a_client_leaves_a_request_that_is_not_streamed(server: 
     server.pool.lend(free)
     with pytest.raises(telemetry.LanesExhaustedError):
         server.pool.lend(1)
+
+
+def test_without_a_free_lane_a_default_still_steers_and_a_request_of_its_own_waits(
+    server_with_default: InProcess,
+) -> None:
+    server = server_with_default
+    lent = server.pool.lend(server.pool.count)
+    status, raw = post(server)
+    assert status == 200
+    assert "steering" not in choices_of(raw)[0]
+    xargs = json.loads(server.inner.bodies[-1])["vllm_xargs"]
+    assert json.loads(xargs["steering"])["fork_temperature"] == STEERING["fork_temperature"]
+    assert "steerdec_lanes" not in xargs
+    status, raw = post(server, steering=STEERING)
+    assert (status, json.loads(raw)["error"]["param"]) == (429, "steering.telemetry")
+    server.pool.take_back(lent, aborted=False)
+    assert "steering" in choices_of(post(server)[1])[0]

