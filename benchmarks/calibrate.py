@@ -1,4 +1,4 @@
-"""Measure the quantiles of token entropy that a model shows at temperature 1."""
+"""Measure the quantiles of a model's token entropies: of its own distributions (temperature 1), on text it wrote."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ from steerdec.benchmarks.problems import ProblemSet
 from steerdec.benchmarks.progress import RunProgress
 from steerdec.benchmarks.sample_requests import max_answer_bytes, sample_request
 
-TEMPERATURE = 1.0
 PERCENTILES = range(50, 100)
 RESAMPLES = 1000
 FORK_PERCENTILE = 80
 
-# Steering at base temperatures changes nothing; it is what makes the server measure.
-ARM = Arm(
-    name="calibration",
-    role="identity",
-    temperature=TEMPERATURE,
-    steering={"fork_temperature": TEMPERATURE, "other_temperature": TEMPERATURE, "telemetry": "tokens"},
-)
+
+def measuring_arm(temperature: float) -> Arm:
+    """Steering at the base temperatures changes nothing; it is what makes the server measure."""
+    steering = {"fork_temperature": temperature, "other_temperature": temperature, "telemetry": "tokens"}
+    return Arm(name="calibration", role="identity", temperature=temperature, steering=steering)
 
 
 class TooFewTokensError(Exception):
@@ -55,12 +52,13 @@ async def calibrate(
     model: str,
     prompt: str,
     thinking: bool | None,
+    temperature: float,
     tokens: int,
     max_tokens: int,
     seed: int,
     retry: Retry,
 ) -> Calibration:
-    """Sample the problems round after round until at least `tokens` tokens are there.
+    """Sample the problems at `temperature`, round after round, until at least `tokens` tokens are there.
 
     Every answer that was begun is waited for and counted, or the long ones would be missing.
 
@@ -68,7 +66,7 @@ async def calibrate(
         TooFewTokensError: the answers are empty, or failed too often.
         NoEndpointLeftError, NoGoodAnswerError: see `dispatch`.
     """
-    got = _Collected()
+    got, arm = _Collected(), measuring_arm(temperature)
     place = {problem.id: i for i, problem in enumerate(problem_set.problems)}
 
     def items() -> Iterator[Item]:
@@ -80,7 +78,7 @@ async def calibrate(
                     raise TooFewTokensError(f"{len(got.errors)} samples failed, the last: {got.errors[-1]}")
                 if len(got.problems) > 1000 and not got.tokens:
                     raise TooFewTokensError(f"{len(got.problems)} answers without a token")
-                yield Item(0, problem, ARM, sample, sample_seed(seed, problem.id, sample))
+                yield Item(0, problem, arm, sample, sample_seed(seed, problem.id, sample))
 
     async def send(endpoint: Endpoint, item: Item) -> Answer:
         path, body = sample_request(
@@ -89,7 +87,7 @@ async def calibrate(
         body.pop("logprobs", None)  # entropies are enough, the tokens' texts are not needed
         body.pop("top_logprobs", None)
         raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, traced=True))
-        return parse_answer(raw, max_tokens=max_tokens, steering=ARM.steering)
+        return parse_answer(raw, max_tokens=max_tokens, steering=arm.steering)
 
     with RunProgress(tokens, 0, unit="tokens") as progress:
 
@@ -123,7 +121,7 @@ async def calibrate(
             problem_hashes=tuple(sorted({problem_hash(problem_set.problems[i]) for i in got.problems})),
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        temperature=TEMPERATURE,
+        temperature=temperature,
         prompt=prompt,
         samples=len(got.problems),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from steerdec.benchmarks import matching
 from steerdec.benchmarks.arms import ArmError, load_arm_set
-from steerdec.benchmarks.calibrate import ARM, calibrate
+from steerdec.benchmarks.calibrate import calibrate, measuring_arm
 from steerdec.benchmarks.calibration import Calibration
 from steerdec.benchmarks.dispatch import Retry
 from steerdec.benchmarks.journal import write_atomically
@@ -52,7 +52,9 @@ def run(
     if arm_set is not None and not list(matching.to_solve(arm_set)):
         raise ArmError(f'--arms: "{arms}" has no temperature to solve')
     for problem in problem_set.problems:  # the template exists and takes them all
-        sample_request(Item(0, problem, ARM, 0, 0), model="", prompt=template, thinking=thinking, max_tokens=1)
+        sample_request(
+            Item(0, problem, measuring_arm(base), 0, 0), model="", prompt=template, thinking=thinking, max_tokens=1
+        )
 
     async def measure(urls: tuple[str, ...]) -> Calibration:
         async with target.opened(urls) as endpoints:
@@ -64,6 +66,7 @@ def run(
                 model=server.model,
                 prompt=template,
                 thinking=thinking,
+                temperature=base,
                 tokens=tokens,
                 max_tokens=max_tokens,
                 seed=seed,

@@ -56,10 +56,11 @@ class Matching(BaseModel):
     samples: int
     looks: list[float]  # temperatures at which the text's entropies were measured
     matched: tuple[Matched, ...]
+    unmatched: dict[str, str] = {}  # arms that no temperature matches, and why
 
 
 class Calibration(BaseModel):
-    """Quantiles of H over the tokens a model generates at temperature 1 on some problems."""
+    """Quantiles of H over the tokens a model generates at `temperature` on some problems."""
 
     model_config = ConfigDict(frozen=True)
 

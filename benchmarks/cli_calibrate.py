@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,8 @@ def calibrate(
         typer.Option(
             parser=number(MIN_TEMPERATURE, MAX_TEMPERATURE),
             metavar="T",
-            help="Base temperature of the runs that --arms is for: the arm set's own, else 1.",
+            help="Temperature to sample at, that of the runs to come. Default: that of the arm set, else 1. H itself "
+            "is always of the model's own distribution.",
             show_default=False,
         ),
     ] = None,
@@ -56,13 +58,13 @@ def calibrate(
     timeout: options.Timeout = TIMEOUT_S,
     dtype: options.Dtype = None,
 ) -> None:
-    """Measure a model's token entropies at temperature 1; their 80th percentile is where forks begin.
+    """Measure the entropies of a model's tokens; their 80th percentile is where forks begin.
 
     Use problems other than those you test on. The file goes to `steerdec bench run --threshold FILE` or
     `steerdec serve MODEL --threshold FILE`.
 
     An arm set such as `causal` has arms that are to change the mean entropy as much as another arm does. With --arms
-    their temperatures are solved on the same problems, at that base temperature and with the threshold just measured.
+    their temperatures are solved on the same problems, with the threshold just measured.
 
     Example:
 
@@ -77,8 +79,6 @@ def calibrate(
         options.out_folder(out.absolute().parent)
         if out.is_dir():
             raise UsageError(f"--out: {out} is a folder, not a file")
-        if temperature is not None and arms is None:
-            raise UsageError("--temperature goes with --arms; the calibration itself is made at temperature 1")
         urls = options.one_source(endpoint, model, dtype)
         target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
         found = calibrate_session.run(
@@ -104,3 +104,7 @@ def calibrate(
             f"{m.arm}: T {m.temperature:.4f} (95% interval {low:.4f} to {high:.4f}) changes the mean entropy by "
             f"{m.dose_nats:+.4f} nats, {m.matched} by {m.target_nats:+.4f}"
         )
+    for reason in found.matching.unmatched.values() if found.matching else ():
+        print(f"steerdec: {reason}", file=sys.stderr)
+    if found.matching and found.matching.unmatched:
+        raise typer.Exit(1)

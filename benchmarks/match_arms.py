@@ -13,7 +13,7 @@ import numpy as np
 
 from steerdec.benchmarks import matching
 from steerdec.benchmarks.answers import Answer, parse_answer
-from steerdec.benchmarks.arms import Arm, ArmSet, resolve
+from steerdec.benchmarks.arms import Arm, ArmError, ArmSet, resolve
 from steerdec.benchmarks.calibrate import TooFewTokensError
 from steerdec.benchmarks.calibration import Matched, Matching
 from steerdec.benchmarks.dispatch import Retry, dispatch
@@ -46,8 +46,10 @@ async def match_arms(
 ) -> Matching:
     """Temperatures for every "solve" of the set at that base temperature and threshold, `samples` a problem.
 
+    An arm that no temperature matches is left out, with the reason.
+
     Raises:
-        ArmError: an arm cannot be matched.
+        ArmError: the set has an arm that cannot be solved for at all.
         TooFewTokensError: samples failed.
         NoEndpointLeftError, NoGoodAnswerError: see `dispatch`.
     """
@@ -112,12 +114,19 @@ async def match_arms(
     looks = matching.first_looks(temperature, [other for _, other in pairs])
     each = samples * len(problem_set.problems)
     solved: dict[str, float] = {}
+    unmatched: dict[str, str] = {}
     with RunProgress((len(looks) + 2 * len(pairs)) * each, 0, unit="samples") as progress:
         for at in looks:
             await look(at, progress)
         for _ in range(MAX_ROUNDS):
             means = Means(temperature, measured)
-            solved = {arm.name: round(matching.solve(means, arm, other), 6) for arm, other in pairs}
+            for arm, other in pairs:
+                try:
+                    solved[arm.name] = round(matching.solve(means, arm, other), 6)
+                except ArmError as e:
+                    unmatched[arm.name] = str(e)
+            pairs = [(arm, other) for arm, other in pairs if arm.name not in unmatched]
+            solved = {arm.name: solved[arm.name] for arm, _ in pairs}
             if all(at in measured for at in solved.values()):
                 break
             for at in solved.values():
@@ -144,6 +153,7 @@ async def match_arms(
             )
             for arm, other in pairs
         ),
+        unmatched=unmatched,
     )
 
 

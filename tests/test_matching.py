@@ -152,6 +152,25 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return folder / "c.json", server.bodies
 
 
+def test_an_arm_out_of_reach_does_not_lose_the_others(tmp_path: Path) -> None:
+    """Forks without entropy cannot lose as much as the others do."""
+    problems = tmp_path / "p.jsonl"
+    problems.write_text(json.dumps({"id": "x", "problem": next(iter(PROBLEMS)), "answer": "8"}) + "\n")
+    script = Script(PROBLEMS, tokens=10, entropy_at=lambda fork, t: 1e-6 * t if fork else 0.5 * t**2)
+    app = typer.Typer()
+    app.command()(calibrate)
+    with ScriptedEndpoint(script) as server:
+        asked = ["--endpoint", server.url, "--problems", str(problems), "--arms", "causal", "--temperature", "0.6"]
+        asked += ["--tokens", "50", "--max-tokens", "16", "--out", str(tmp_path / "c.json")]
+        result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 1
+    assert 'arm "F-down-m": no temperature' in result.stderr
+    found = load_calibration(tmp_path / "c.json").matching
+    assert found is not None
+    assert {m.arm for m in found.matched} == {"G-up", "G-down", "N-up-m"}
+    assert set(found.unmatched) == {"F-down-m"}
+
+
 def test_causal_is_solved_to_a_thousandth_of_a_nat(solved: Any) -> None:
     found = load_calibration(solved[0]).matching
     assert found is not None
@@ -219,7 +238,6 @@ def test_a_run_at_another_base_temperature_is_refused(solved: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--temperature", "0.6"], "--temperature goes with --arms"),
         (["--arms", "quick"], '"quick" has no temperature to solve'),
         (["--arms", "nosuch"], "neither a built-in set"),
         (["--arms", "causal", "--temperature", "-1"], "-1"),
