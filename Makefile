@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check setup contract drills dist clean
+.PHONY: demo test check setup audit contract drills dist clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of the pinned packages. Not part of check: it needs the network, and asks PyPI about each.
+audit: setup
+	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; }
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r requirements/cpu.txt -r requirements/dev.txt
 
 # Faults brought about on purpose, against docs/faults.md; about ten minutes.
 drills: setup

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +48,11 @@ def environment_with(wheel: Path, folder: Path) -> Path:
     python = folder / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run(install, check=True)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    borrowed = folder / "lib" / version / "site-packages" / "borrowed.pth"
-    borrowed.write_text(sysconfig.get_path("purelib") + "\n")
+    borrow(next((folder / "lib").glob("python*/site-packages")))
     return python
+
+
+def borrow(site_packages: Path) -> None:
+    """Put this environment's packages behind those of another."""
+    behind = [path for path in sys.path if path.endswith("site-packages")]
+    (site_packages / "borrowed.pth").write_text("".join(f"{path}\n" for path in behind))

@@ -1,9 +1,12 @@
-"""What of the installed vLLM is used: each test fails when vLLM moves what steerdec stands on."""
+"""What of the installed vLLM is used: each test fails when vLLM moves what steerdec stands on.
+
+tests/contract/table.py has the names; `make contract` reads them in every supported version.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
+import ast
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -14,66 +17,80 @@ from vllm import SamplingParams
 
 from steerdec import request
 from steerdec.versions import SUPPORTED
+from tests.contract.check import violations
+from tests.contract.sources import Sources
+from tests.contract.table import TABLE, Used
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_installed_version_is_one_we_support() -> None:
     assert SUPPORTED[0] <= Version(Version(vllm.__version__).base_version) < SUPPORTED[1]
 
 
-def test_v1_interface() -> None:
-    from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    return Sources.installed()
 
-    assert {f.name for f in dataclasses.fields(BatchUpdate)} >= {"batch_size", "removed", "added", "moved"}
-    assert list(inspect.signature(LogitsProcessor.__init__).parameters) == [
-        "self",
-        "vllm_config",
-        "device",
-        "is_pin_memory",
+
+@pytest.mark.parametrize("used", TABLE, ids=str)
+def test_the_installed_vllm_keeps_the_table(sources: Sources, used: Used) -> None:
+    assert violations(sources, used) == []
+
+
+def our_files() -> list[Path]:
+    return [path for folder in ("steerdec", "server", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def test_every_import_from_vllm_is_in_the_table() -> None:
+    listed = {(by, used.module, used.name.partition(".")[0]) for used in TABLE for by in used.by}
+    for path in our_files():
+        name = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.partition(".")[0] == "vllm":
+                        assert (name, alias.name, "") in listed, f"{name}: import {alias.name}"
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vllm":
+                for alias in node.names:
+                    assert (name, node.module, alias.name) in listed, f"{name}: {node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize("used", TABLE, ids=str)
+def test_the_table_lists_nothing_that_is_not_used(used: Used) -> None:
+    """Flags and fields of requests are spelled with dashes or as texts, hence words and not names."""
+    files = [(ROOT / by).read_text() for by in used.by]
+    words = {word.replace("-", "_") for text in files for word in re.findall(r"[\w-]+", text)}
+    for attribute in used.attributes:
+        assert attribute in {word.strip("_").removeprefix("no_") for word in words}, attribute
+    method = used.name.partition(".")[2]
+    assert not method or used.order or method in words  # what is only in order is vLLM's own code
+
+
+def test_a_vllm_that_has_moved_is_found_out() -> None:
+    """The reader itself: each change of what is relied on is told, and nothing else is."""
+    kept = {"a": "class A(B):\n    x: int = 0\n    def f(self, p, q): first(); second()\n", "b": "from vllm.c import B"}
+    kept["c"] = "class B:\n    def __init__(self): self.y = 1\n"
+    used = [
+        Used((), "vllm.a", "A", attributes=("x", "y")),
+        Used((), "vllm.a", "A.f", ("self", "p"), order=("first()", "second()")),
+        Used((), "vllm.b", "B"),
     ]
-    assert {"apply", "update_state", "is_argmax_invariant"} <= LogitsProcessor.__abstractmethods__
-    assert MoveDirectionality.SWAP is not MoveDirectionality.UNIDIRECTIONAL
 
+    def told(**changes: str) -> list[str]:
+        files = {f"vllm/{name}.py": text for name, text in (kept | changes).items()}
+        files["vllm/a.py"] = "from vllm.b import B\n" + files["vllm/a.py"]
+        return [line for one in used for line in violations(Sources(files.get), one)]
 
-def test_v2_interface() -> None:
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import (
-        LogitsContext,
-        LogitsProcessor,
-        LogitsProcRequestState,
-    )
-
-    assert list(inspect.signature(LogitsProcessor.__init__).parameters) == ["self", "vllm_config", "req_states"]
-    assert list(inspect.signature(LogitsProcessor.add_request).parameters) == ["self", "req_idx", "sampling_params"]
-    used = {"expanded_idx_mapping", "idx_mapping_np", "expanded_local_pos", "input_ids", "pos"}
-    assert used <= {f.name for f in dataclasses.fields(LogitsContext)}
-    used = {"device", "max_num_reqs", "all_token_ids", "prompt_len", "prefill_len"}
-    assert used <= {f.name for f in dataclasses.fields(LogitsProcRequestState)}
-
-
-def test_both_runners_call_processors_before_temperature() -> None:
-    from vllm.v1.sample.sampler import Sampler as V1Sampler
-    from vllm.v1.worker.gpu.sample.sampler import Sampler as V2Sampler
-
-    v1 = inspect.getsource(V1Sampler.forward)
-    assert 0 < v1.index("apply_logits_processors(") < v1.index("self.sample(")
-    assert "non_argmax_invariant" in inspect.getsource(V1Sampler.apply_logits_processors)
-    v2 = inspect.getsource(V2Sampler.apply_sampling_params)
-    assert 0 < v2.index("processor.apply(logits, ctx)") < v2.index("apply_temperature(")
-
-
-def test_v1_applies_penalties_after_processors() -> None:
-    """Why penalties are refused there; if this changes, the refusal can go."""
-    from vllm.v1.sample.sampler import Sampler
-
-    source = inspect.getsource(Sampler.apply_logits_processors)
-    assert source.index("non_argmax_invariant") < source.index("self.apply_penalties(")
-
-
-def test_the_front_end_that_validates_holds_the_configuration() -> None:
-    """`request._validating_engine` finds it on the stack."""
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    assert "self.vllm_config" in inspect.getsource(InputProcessor.__init__)
-    assert "_build_logits_processors_params_validator" in inspect.getsource(InputProcessor)
+    assert told() == []
+    assert told(c="") == [
+        "vllm.a:A: has no y (needed by )",
+        "vllm.b:B: vllm.c has no B (needed by )",
+    ]
+    assert told(a=kept["a"].replace("x: int", "z: int")) == ["vllm.a:A: has no x (needed by )"]
+    assert "takes ('self', 'q', 'p'), not ('self', 'p')" in told(a=kept["a"].replace("p, q", "q, p"))[0]
+    assert "does not come after" in told(a=kept["a"].replace("first(); second()", "second(); first()"))[0]
+    assert "is not there" in told(a=kept["a"].replace("first()", "pass"))[0]
 
 
 def test_validation_knows_the_runner_and_speculation_of_its_caller() -> None:
@@ -92,12 +109,6 @@ def test_validation_knows_the_runner_and_speculation_of_its_caller() -> None:
     Config.use_v2_model_runner = False
     with pytest.raises(ValueError, match="penalties"):
         InputProcessor().validate(params)
-
-
-def test_children_of_one_request_differ_by_their_seed() -> None:
-    from vllm.v1.engine import parallel_sampling
-
-    assert "seed + index" in inspect.getsource(parallel_sampling)
 
 
 def test_vllm_clamps_tiny_temperatures_where_ours_begin() -> None:
@@ -131,12 +142,3 @@ def test_pooling_models_are_left_alone(weights: Path) -> None:
 
     config = EngineArgs(model=str(weights), max_model_len=128, enforce_eager=True).create_engine_config()
     assert list(build_logitsprocs(config, torch.device("cpu"), False, True).all) == []
-
-
-def test_nested_objects_do_not_fit_into_vllm_xargs() -> None:
-    """Why the steering travels there as JSON text."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-
-    assert "dict[str, str | int | float | list[str | int | float]]" in str(
-        ChatCompletionRequest.model_fields["vllm_xargs"].annotation
-    )

@@ -1,0 +1,225 @@
+"""Every name of vLLM that steerdec uses, with what it takes for granted of it.
+
+`by`: the files that rely on it. `parameters` are a function's first ones, in order; `attributes` what instances have;
+`texts` stand in its source; those of `order` too, one after another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+V1: Final = "vllm.v1.sample.logits_processor.interface"
+V2: Final = "vllm.v1.worker.gpu.sample.logits_processor.interface"
+OPENAI: Final = "vllm.entrypoints.openai"
+
+
+@dataclass(frozen=True)
+class Used:
+    by: tuple[str, ...]
+    module: str
+    name: str = ""  # of what is in the module; "Class.method" too; "" is the module itself
+    parameters: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}" if self.name else self.module
+
+
+PROCESSOR: Final = ("steerdec/processor.py",)
+RUNNER_V1: Final = ("steerdec/runner_v1.py",)
+RUNNER_V2: Final = ("steerdec/runner_v2.py",)
+REQUEST: Final = ("steerdec/request.py",)
+ROUTES: Final = ("server/routes.py",)
+BODY: Final = ("server/body.py",)
+LAUNCH: Final = ("server/launch.py",)
+
+TABLE: Final = (
+    Used(("steerdec/processor.py", "server/routes.py"), "vllm", texts=("__version__",)),
+    # V1 model runner -----------------------------------------------------------------------------
+    Used(PROCESSOR, V1, "LogitsProcessor"),
+    Used(PROCESSOR, V1, "LogitsProcessor.__init__", ("self", "vllm_config", "device", "is_pin_memory")),
+    Used(PROCESSOR, V1, "LogitsProcessor.apply", ("self", "logits")),
+    Used(PROCESSOR, V1, "LogitsProcessor.update_state", ("self", "batch_update")),
+    Used(PROCESSOR, V1, "LogitsProcessor.is_argmax_invariant", ("self",)),
+    Used(PROCESSOR, V1, "LogitsProcessor.validate_params", ("cls", "sampling_params")),
+    Used(
+        ("steerdec/runner_v1.py", "steerdec/processor.py"), V1, "BatchUpdate", attributes=("removed", "added", "moved")
+    ),
+    Used(RUNNER_V1, V1, "AddedRequest", texts=("tuple[int, SamplingParams, list[int] | None, list[int]]",)),
+    Used(RUNNER_V1, V1, "MovedRequest", texts=("tuple[int, int, MoveDirectionality]",)),
+    Used(RUNNER_V1, V1, "MoveDirectionality", attributes=("SWAP",)),
+    # Steering is given unscaled logits: processors come before the temperature, and before penalties, which is why
+    # those are refused; if that changes, the refusal can go.
+    Used(PROCESSOR, "vllm.v1.sample.sampler", "Sampler.forward", order=("apply_logits_processors(", "self.sample(")),
+    Used(
+        ("steerdec/request.py", "steerdec/processor.py"),
+        "vllm.v1.sample.sampler",
+        "Sampler.apply_logits_processors",
+        order=("non_argmax_invariant", "self.apply_penalties("),
+    ),
+    # V2 model runner -----------------------------------------------------------------------------
+    Used(PROCESSOR, V2, "LogitsProcessor"),
+    Used(PROCESSOR, V2, "LogitsProcessor.__init__", ("self", "vllm_config", "req_states")),
+    Used(PROCESSOR, V2, "LogitsProcessor.apply", ("self", "logits", "ctx")),
+    Used(PROCESSOR, V2, "LogitsProcessor.add_request", ("self", "req_idx", "sampling_params")),
+    Used(PROCESSOR, V2, "LogitsProcessor.apply_staged_writes", ("self",)),
+    Used(PROCESSOR, V2, "LogitsProcessor.validate_params", ("cls", "sampling_params")),
+    Used(
+        ("steerdec/runner_v2.py", "steerdec/processor.py"),
+        V2,
+        "LogitsContext",
+        attributes=("expanded_idx_mapping", "idx_mapping_np", "expanded_local_pos", "input_ids", "pos"),
+    ),
+    Used(
+        ("steerdec/runner_v2.py", "steerdec/processor.py"),
+        V2,
+        "LogitsProcRequestState",
+        attributes=("max_num_reqs", "all_token_ids", "prompt_len", "prefill_len"),
+    ),
+    Used(PROCESSOR, V2, "LogitsProcRequestState", attributes=("device",)),
+    Used(RUNNER_V2, "vllm.v1.worker.gpu.buffer_utils", "UvaBackedTensor.__init__", ("self", "size", "dtype")),
+    Used(RUNNER_V2, "vllm.v1.worker.gpu.buffer_utils", "UvaBackedTensor", attributes=("np", "gpu", "copy_to_uva")),
+    Used(RUNNER_V2, "vllm.v1.worker.gpu.buffer_utils", "StagedWriteTensor", attributes=("gpu",)),
+    Used(
+        PROCESSOR,
+        "vllm.v1.worker.gpu.sample.sampler",
+        "Sampler.apply_sampling_params",
+        order=("processor.apply(logits, ctx)", "apply_temperature("),
+    ),
+    Used(
+        ("steerdec/recorder.py",),
+        "vllm.utils.torch_utils",
+        "get_accelerator_view_from_cpu_tensor",
+        ("cpu_tensor",),
+    ),
+    # How they are found --------------------------------------------------------------------------
+    Used(
+        ("pyproject.toml",),
+        "vllm.v1.sample.logits_processor",
+        "LOGITSPROCS_GROUP",
+        texts=('"vllm.logits_processors"',),
+    ),
+    Used(
+        ("pyproject.toml",),
+        "vllm.v1.worker.gpu.sample.logits_processor.loader",
+        "LOGITSPROCS_GROUP",
+        texts=('"vllm.logits_processors"',),
+    ),
+    Used(("pyproject.toml",), "vllm.plugins", "ENDPOINT_PLUGINS_GROUP", texts=('"vllm.endpoint_plugins"',)),
+    # vLLM looks for endpoint plugins only if they are named in VLLM_PLUGINS.
+    Used(LAUNCH, "vllm.plugins", "load_endpoint_plugins", order=("envs.VLLM_PLUGINS is None", "return []")),
+    Used(
+        ROUTES,
+        "vllm.plugins.endpoint_plugins.interface",
+        "EndpointPlugin",
+        attributes=("name", "required_tasks", "attach_router", "init_state"),
+    ),
+    Used(
+        ROUTES,
+        "vllm.plugins.endpoint_plugins.interface",
+        "EndpointPlugin.init_state",
+        ("self", "engine_client", "state", "args"),
+    ),
+    # Configuration -------------------------------------------------------------------------------
+    Used(
+        ("steerdec/request.py", "steerdec/runner_v2.py", "server/routes.py", "steerdec/processor.py"),
+        "vllm.config",
+        "VllmConfig",
+        attributes=("model_config", "speculative_config", "scheduler_config", "additional_config"),
+    ),
+    Used(ROUTES, "vllm.config", "VllmConfig", attributes=("device_config", "use_v2_model_runner")),
+    Used(
+        ("steerdec/request.py", "steerdec/processor.py", "server/routes.py"),
+        "vllm.config",
+        "ModelConfig",
+        attributes=("get_vocab_size", "logits_processors", "dtype", "served_model_name", "get_diff_sampling_param"),
+    ),
+    Used(REQUEST, "vllm.config", "SchedulerConfig", attributes=("async_scheduling",)),
+    Used(RUNNER_V2, "vllm.config", "SpeculativeConfig", attributes=("num_speculative_tokens",)),
+    Used(ROUTES, "vllm.config", "DeviceConfig", attributes=("device_type",)),
+    Used(ROUTES, "vllm.engine.protocol", "EngineClient", attributes=("vllm_config",)),
+    Used(ROUTES, "vllm.v1.engine.async_llm", "AsyncLLM", attributes=("vllm_config", "get_tokenizer")),
+    # A request -----------------------------------------------------------------------------------
+    Used(
+        ("steerdec/request.py", "steerdec/runner_v1.py", "steerdec/runner_v2.py", "steerdec/processor.py"),
+        "vllm",
+        "SamplingParams",
+        attributes=("extra_args", "temperature", "seed"),
+    ),
+    Used(
+        REQUEST,
+        "vllm",
+        "SamplingParams",
+        attributes=("presence_penalty", "frequency_penalty", "repetition_penalty"),
+    ),
+    # Found on the stack by `_validating_engine`.
+    Used(REQUEST, "vllm.v1.engine.input_processor", "InputProcessor", attributes=("vllm_config",)),
+    # Children of one request differ by their seeds, which is how they are told apart.
+    Used(REQUEST, "vllm.v1.engine.parallel_sampling", texts=("seed + index",)),
+    # HTTP ----------------------------------------------------------------------------------------
+    Used(("server/vllm_cli.py",), "vllm.entrypoints.cli.main", "main"),
+    Used(("benchmarks/served.py",), f"{OPENAI}.api_server", texts=('__name__ == "__main__"',)),
+    Used(
+        LAUNCH,
+        "vllm.engine.arg_utils",
+        "EngineArgs",
+        attributes=(
+            *("max_model_len", "enforce_eager", "gpu_memory_utilization", "distributed_executor_backend"),
+            *("block_size", "max_num_batched_tokens", "enable_chunked_prefill", "served_model_name"),
+            *("logits_processors", "additional_config", "data_parallel_size", "model"),
+        ),
+    ),
+    Used(
+        LAUNCH,
+        "vllm.envs",
+        texts=(
+            *('"VLLM_CPU_KVCACHE_SPACE": lambda', '"VLLM_PLUGINS": lambda'),
+            *('"VLLM_CPU_NUM_OF_RESERVED_CPU": lambda', '"VLLM_NO_USAGE_STATS": lambda'),
+        ),
+    ),
+    Used(ROUTES, "vllm.envs", texts=('"VLLM_BATCH_INVARIANT": lambda',)),
+    Used(
+        BODY,
+        f"{OPENAI}.chat_completion.protocol",
+        "ChatCompletionRequest",
+        attributes=("vllm_xargs", "return_token_ids", "seed", "temperature", "n", "use_beam_search"),
+    ),
+    Used(
+        BODY,
+        f"{OPENAI}.completion.protocol",
+        "CompletionRequest",
+        attributes=("vllm_xargs", "return_token_ids", "seed", "temperature", "n", "use_beam_search", "echo", "prompt"),
+    ),
+    Used(
+        BODY,
+        f"{OPENAI}.responses.protocol",
+        "ResponsesRequest",
+        attributes=("vllm_xargs", "seed", "temperature", "background"),
+    ),
+    # Nested objects do not fit, which is why the steering travels as JSON text.
+    Used(
+        BODY,
+        f"{OPENAI}.chat_completion.protocol",
+        "ChatCompletionRequest.vllm_xargs",
+        texts=("dict[str, str | int | float | list[str | int | float]]",),
+    ),
+    # Programs that measure the engine itself -----------------------------------------------------
+    Used(("benchmarks/draws.py", "benchmarks/overhead.py"), "vllm", "LLM"),
+    Used(("benchmarks/draws.py", "benchmarks/overhead.py"), "vllm", "SamplingParams", attributes=("max_tokens",)),
+    Used(("benchmarks/draws.py",), "vllm.sampling_params", "StructuredOutputsParams", attributes=("choice",)),
+    Used(
+        ("benchmarks/kernel.py",),
+        "vllm.v1.worker.gpu.sample.gumbel",
+        "apply_temperature",
+        ("logits", "expanded_idx_mapping", "temperature"),
+    ),
+    Used(
+        ("benchmarks/kernel.py",),
+        "vllm.v1.worker.gpu.sample.min_p",
+        "apply_min_p",
+        ("logits", "expanded_idx_mapping", "min_p"),
+    ),
+)
