@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from steerdec.benchmarks.answers import Answer, MalformedAnswerError
@@ -55,6 +55,7 @@ class Retry:
 class _Job(Generic[T]):
     work: T
     attempts: int = 0
+    failed_at: list[_Line] = field(default_factory=list)
 
 
 class _Feed(Generic[T]):
@@ -66,15 +67,20 @@ class _Feed(Generic[T]):
         self._in_hand = 0
         self._changed = asyncio.Condition()
 
-    async def take(self) -> _Job[T] | None:
-        """The next job, None when all are finished. Waits while those in other hands may still come back."""
+    async def take(self, suits: Callable[[_Job[T]], bool]) -> _Job[T] | None:
+        """The next job that suits, None when all are finished. Waits while those in other hands may still come back,
+        and while others must take what does not suit here."""
         async with self._changed:
             while True:
-                job = self._again.popleft() if self._again else self._next()
+                job = next((job for job in self._again if suits(job)), None)
+                if job is not None:
+                    self._again.remove(job)
+                else:
+                    job = self._next()
                 if job is not None:
                     self._in_hand += 1
                     return job
-                if self._in_hand == 0:
+                if self._in_hand == 0 and not self._again:
                     return None
                 await self._changed.wait()
 
@@ -87,7 +93,12 @@ class _Feed(Generic[T]):
         async with self._changed:
             self._again.append(job)
             self._in_hand -= 1
-            self._changed.notify()
+            self._changed.notify_all()
+
+    async def look_again(self) -> None:
+        """What suits whom may have changed."""
+        async with self._changed:
+            self._changed.notify_all()
 
     async def finish(self) -> None:
         async with self._changed:
@@ -176,7 +187,7 @@ async def dispatch(
         NoGoodAnswerError: `retry.bad_answers` answers in a row were refusals or malformed.
     """
     lines = [_Line(endpoint, retry) for endpoint in endpoints]
-    desk = _Desk(_Feed(work), send, done, retry)
+    desk = _Desk(_Feed(work), lines, send, done, retry)
     try:
         async with asyncio.TaskGroup() as group:
             for line in lines:
@@ -194,8 +205,9 @@ async def dispatch(
 class _Desk(Generic[T]):
     """What the workers of all endpoints share."""
 
-    def __init__(self, feed: _Feed[T], send: Send[T], done: Done[T], retry: Retry) -> None:
+    def __init__(self, feed: _Feed[T], lines: list[_Line], send: Send[T], done: Done[T], retry: Retry) -> None:
         self.feed = feed
+        self._lines = lines
         self._send = send
         self._done = done
         self._retry = retry
@@ -203,7 +215,13 @@ class _Desk(Generic[T]):
 
     async def serve(self, line: _Line) -> None:
         """One connection's worth of requests, one after another."""
-        while await line.usable() and (job := await self.feed.take()) is not None:
+
+        def suits(job: _Job[T]) -> bool:
+            """Where it failed a job is not tried again while there is an endpoint that has not had it: one that hangs
+            would else use up its attempts."""
+            return line not in job.failed_at or all(other.left or other in job.failed_at for other in self._lines)
+
+        while await line.usable() and (job := await self.feed.take(suits)) is not None:
             if line.paused or line.left:  # it happened while the feed was empty
                 await self.feed.give_back(job)
                 continue
@@ -213,6 +231,7 @@ class _Desk(Generic[T]):
                 continue
             await self._done(job.work, line.endpoint, outcome)
             await self.feed.finish()
+        await self.feed.look_again()  # this endpoint may be left
 
     async def _outcome(self, line: _Line, job: _Job[T]) -> Answer | str | None:
         """The answer, the reason there is none, or None where the job should be tried again."""
@@ -228,6 +247,7 @@ class _Desk(Generic[T]):
             line.failed(begun_at, e)
             if isinstance(e, BrokenError):
                 job.attempts += 1
+                job.failed_at.append(line)
                 if job.attempts >= self._retry.attempts:
                     return f"{e} ({job.attempts} attempts)"
                 await asyncio.sleep(self._retry.pause_s(job.attempts, line.jitter))

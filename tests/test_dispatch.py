@@ -184,6 +184,24 @@ def test_a_hung_endpoint_is_timed_out(serve: Serve) -> None:
     assert 0.5 <= time.monotonic() - begun_s < 5
 
 
+@pytest.mark.parametrize("attempts", [2, 3])
+def test_no_request_is_lost_to_an_endpoint_that_hangs_beside_a_sound_one(serve: Serve, attempts: int) -> None:
+    """It answers when it is asked how it is, and hangs with the work: a request fails there once, no more."""
+    hung, sound = serve(script(lambda n, body: "hang")), serve(script(latency_s=0.01))
+    retry = Retry(attempts, endpoint_failures=4, first_pause_s=0.02, longest_pause_s=0.05)
+    outcomes = send_all(60, [hung.url, sound.url], timeout_s=0.3, retry=retry)
+    assert sorted(i for i, _, _ in outcomes) == list(range(60))
+    assert not failed(outcomes)
+    assert max(Counter(body["seed"] for body in hung.bodies).values()) == 1
+
+
+def test_what_failed_at_the_last_endpoint_left_is_tried_there_again(serve: Serve) -> None:
+    """The other one, which has not had it, dies."""
+    dying = serve(script(lambda n, body: Response(status_code=503)))
+    alive = serve(script(lambda n, body: Response(status_code=500) if n % 3 == 0 else None))
+    assert not failed(send_all(30, [dying.url, alive.url]))
+
+
 def test_a_refusal_is_not_tried_again(serve: Serve) -> None:
     no = JSONResponse({"error": {"message": "too long\nby far"}}, status_code=400)
     server = serve(script(lambda n, body: no if body["seed"] % 10 == 0 else None))
