@@ -20,7 +20,7 @@ import typer
 from pydantic import BaseModel
 
 from steerdec import cli, params
-from steerdec.benchmarks import arms, power
+from steerdec.benchmarks import arms, power, sizing
 from steerdec.server import metrics
 
 DOCS = Path(__file__).parent
@@ -44,6 +44,7 @@ def table(name: str) -> str:
         "claims": _claims,
         "power": _power,
         "metrics": _metrics,
+        "sizing": _sizing,
     }
     return kinds[kind](rest)
 
@@ -193,6 +194,10 @@ def _metrics(_: str) -> str:
         counter = family.type == "counter"
         rows.append([f"`{family.name}{'_total' if counter else ''}`", family.type, family.documentation])
     return _markdown(["name", "kind", "meaning"], rows)
+
+
+def _sizing(_: str) -> str:
+    return _markdown(sizing.HEAD, sizing.rows(gpus=(1, 8, 64), samples=(16, 48)))
 
 
 if __name__ == "__main__":
