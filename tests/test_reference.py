@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from torch import Tensor
@@ -89,6 +90,12 @@ def test_a_threshold_above_every_entropy_changes_nothing() -> None:
     assert not outcome.selected.any()
 
 
+def test_a_token_at_the_threshold_is_not_a_fork() -> None:
+    certain = torch.tensor([[0.0, -math.inf], [0.0, 0.0]])  # H = 0 exactly, and ln 2
+    _, outcome = steer(certain, {"threshold_nats": 0.0, "fork_temperature": 2.0})
+    assert outcome.selected.tolist() == [False, True]
+
+
 def test_greedy_keeps_the_first_largest_logit_alone() -> None:
     z = torch.tensor([[1.0, 5.0, 5.0, -2.0]])
     steered, _ = steer(z, {"select": "all", "fork_temperature": 0.0})
@@ -132,6 +139,10 @@ def test_dynatemp_goes_from_its_minimum_to_its_maximum() -> None:
     steering = {"policy": "dynatemp", "min_temperature": 0.5, "max_temperature": 1.5, "exponent": 2.0}
     _, outcome = steer(z, steering)
     np.testing.assert_allclose(outcome.temperature, [0.5, 0.75, 1.5], rtol=1e-12)
+    _, of_one_token = steer(z[:1, :1], steering)  # ln N = 0
+    assert of_one_token.temperature.tolist() == [0.5]
+    _, of_two = steer(z[2:, :2], steering)
+    np.testing.assert_allclose(of_two.temperature, [1.5], rtol=1e-12)
 
 
 def test_edt_is_the_papers_formula_and_never_below_a_hundredth() -> None:
@@ -146,6 +157,9 @@ def test_the_placebo_hash_is_murmurs_finaliser() -> None:
     assert reference.placebo_hash(0, 0) == 0
     assert reference.placebo_hash(1, 0) == 0x514E28B7 >> 8
     assert reference.placebo_hash(-1, 0) == 0x81F16F39 >> 8
+    # Positions go up in steps of the golden ratio of 2^32, from the key.
+    assert reference.placebo_hash(7, 3) == reference.placebo_hash(7 + 3 * 0x9E3779B9, 0)
+    assert reference.placebo_hash(7, 3) != reference.placebo_hash(7 - 3 * 0x9E3779B9, 0)
 
 
 def test_the_placebo_takes_its_share_of_the_tokens_and_the_same_ones_again() -> None:
@@ -157,3 +171,55 @@ def test_the_placebo_takes_its_share_of_the_tokens_and_the_same_ones_again() -> 
     assert scipy.stats.binomtest(int(first.selected.sum()), 4000, 0.2).pvalue > 1e-3
     correlation = scipy.stats.pearsonr(first.selected[:-1].double(), first.selected[1:].double())
     assert correlation.pvalue > 1e-3
+
+
+def entropies_at(z: Tensor, temperature: float) -> Any:
+    return scipy.stats.entropy(scipy.special.softmax(z.numpy() / temperature, axis=-1), axis=-1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.75, 3.0])
+def test_the_probe_is_the_entropy_at_the_temperature_it_names(temperature: float) -> None:
+    z = random_logits(6, 50)
+    _, outcome = steer(z, {"select": "all", "fork_temperature": 1.5, "probe_temperature": temperature})
+    np.testing.assert_allclose(outcome.probe_entropy_nats, entropies_at(z, temperature), rtol=1e-9)
+
+
+def test_a_probe_of_what_is_applied_follows_each_rows_own_temperature() -> None:
+    z = random_logits(40, 200)
+    steering = {"fork_temperature": 1.5, "other_temperature": 0.25, "probe_temperature": "applied"}
+    _, outcome = steer(z, steering | {"threshold_nats": reference.entropy_nats(z).quantile(0.7).item()})
+    expected = np.where(outcome.selected, entropies_at(z, 1.5), entropies_at(z, 0.25))
+    np.testing.assert_allclose(outcome.probe_entropy_nats, expected, rtol=1e-9)
+
+
+def test_a_probe_is_taken_out_of_scope_too_and_is_0_where_sampling_is_greedy() -> None:
+    z = random_logits(2, 20)
+    asked = tables({"select": "all", "fork_temperature": 0.0, "probe_temperature": "applied"}, temperature=0.5)
+    slots, in_scope = torch.tensor([0, 0]), torch.tensor([True, False])
+    outcome = reference.steer_(z.clone(), *asked, slots, torch.arange(2), in_scope)
+    np.testing.assert_allclose(outcome.probe_entropy_nats, [0.0, entropies_at(z, 0.5)[1]], rtol=1e-9)
+
+
+def test_there_is_no_probe_where_none_is_asked_for_or_no_entropy_is_known() -> None:
+    z = random_logits(2, 20)
+    _, outcome = steer(z, {"fork_temperature": 1.5})
+    assert outcome.probe_entropy_nats.isnan().all()
+    z[0, 3] = math.nan
+    _, outcome = steer(z, {"fork_temperature": 1.5, "probe_temperature": 1.0})
+    assert outcome.probe_entropy_nats.isnan().tolist() == [True, False]
+
+
+def test_a_target_that_an_end_of_the_range_just_reaches_is_that_end() -> None:
+    z = random_logits(1, 50)[0]
+    for low, high in ((0.5, 2.0), (0.25, 0.5)):
+        ends = [reference.entropy_nats(z[None] / t).item() for t in (low, high)]
+        assert [reference.target_temperature(z, target, low, high) for target in ends] == [low, high]
+
+
+@pytest.mark.parametrize(("rate", "selected"), [(0.0, False), (1.0, True)])
+def test_the_placebo_at_its_ends_takes_none_or_all(rate: float, selected: bool) -> None:
+    floats, ints = tables({"select": "random", "fork_rate": rate, "fork_temperature": 1.0})
+    for key in (0, -1, 12345):  # key 0 at position 0 has the smallest hash, 0
+        ints[0, rows.KEY] = key
+        outcome = reference.steer_(random_logits(1, 4), floats, ints, torch.zeros(1).int(), torch.zeros(1).int())
+        assert outcome.selected.tolist() == [selected]
