@@ -104,14 +104,19 @@ def _asset(name: str) -> str:
 
 
 def _render(template: str, context: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+    return str(environment().get_template(template).render(context))
+
+
+def environment(*folders: Path) -> jinja2.Environment:
+    """The templates of the reports, behind those in `folders`, with the filters they need; HTML is escaped."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",), default=False),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    templates.filters |= {
         "number": wording.number,
         "percent": wording.percent,
         "signed": wording.signed,
@@ -129,7 +134,12 @@ def _render(template: str, context: dict[str, Any]) -> str:
         "md": _md,
         "fenced": _fenced,
     }
-    return str(environment.get_template(template).render(context))
+    return templates
+
+
+def style() -> Markup:
+    """The style sheet of every page, light and dark."""
+    return Markup(_asset("style.css"))
 
 
 def _visible(text: str) -> str:

@@ -119,11 +119,14 @@ def model_fetch(
 
 
 def main() -> None:
-    """The entry point; benchmark commands join here so that `steerdec` below never imports them."""
+    """The entry point; benchmark and analysis commands join here so that `steerdec` below never imports them."""
+    from steerdec.analysis.cli import commands
     from steerdec.benchmarks.cli import bench_app, calibrate
 
     app.add_typer(bench_app, name="bench")
     app.command()(calibrate)
+    for name, command in commands().items():
+        app.command(name)(command)
     try:
         status = app(standalone_mode=False)  # else typer frames usage errors in a box of many lines
     except _USAGE_ERROR as e:

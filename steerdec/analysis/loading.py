@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def load(
         InputError: the dtype or device does not exist, or the weights cannot be read.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
@@ -67,6 +69,8 @@ def load(
         raise InputError(f"--device: {device} is not there; this torch sees no GPU")
     asked: Any = DTYPES[dtype] if dtype else "auto" if where.type == "cuda" else torch.float32
     folder = models.fetch(name)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=asked, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as e:
