@@ -1,6 +1,6 @@
 """Which small changes of a module its tests do not notice.
 
-    python -m tests.mutants steerdec.reference tests/test_reference.py [MORE TESTS]
+    python -m tests.mutants [--lines N,N,...] steerdec.reference tests/test_reference.py [MORE TESTS]
 
 Changes one thing at a time (a comparison, an operator, a constant, a sign, a condition, a statement), runs the tests
 against the changed module in a process of its own, and prints every change that they let pass. Not part of
@@ -85,8 +85,8 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
 
 
-def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
-    """(what was changed, the changed module)"""
+def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
+    """(line, what was changed, the changed module)"""
     count = sum(1 for _ in ast.walk(tree))
     for i in range(count):
         node = next(n for j, n in enumerate(ast.walk(tree)) if j == i)
@@ -95,8 +95,8 @@ def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
             target = next(n for j, n in enumerate(ast.walk(module)) if j == i)
             fixed = ast.copy_location(copy.deepcopy(changed), target)
             _Replace(target, fixed).visit(module)
-            what = f"line {getattr(node, 'lineno', 0)}: {_shown(node)} -> {_shown(changed)}"
-            yield what, ast.fix_missing_locations(module)
+            line = getattr(node, "lineno", 0)
+            yield line, f"line {line}: {_shown(node)} -> {_shown(changed)}", ast.fix_missing_locations(module)
 
 
 class _Replace(ast.NodeTransformer):
@@ -131,7 +131,9 @@ def passes(module_name: str, code: ast.Module, tests: list[str]) -> bool:
 
 
 def main() -> int:
-    module_name, *tests = sys.argv[1:]
+    words = sys.argv[1:]
+    lines = {int(n) for n in words[1].split(",")} if words[0] == "--lines" else None
+    module_name, *tests = words[2:] if lines else words
     spec = importlib.util.find_spec(module_name)
     assert spec is not None
     assert spec.origin is not None
@@ -140,7 +142,9 @@ def main() -> int:
     if not passes(module_name, tree, tests):
         sys.exit(f"tests.mutants: {' '.join(tests)} fail before anything is changed")
     total, survivors = 0, []
-    for what, code in mutants(_without_annotations(tree)):
+    for line, what, code in mutants(_without_annotations(tree)):
+        if lines is not None and line not in lines:
+            continue
         total += 1
         if passes(module_name, code, tests):
             survivors.append(what)
