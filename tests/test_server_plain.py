@@ -5,6 +5,7 @@ Float32, where vLLM-CPU is batch-invariant, so that texts can be compared.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
+from steerdec.benchmarks import served
 from steerdec.server.launch import CPU_ENVIRONMENT, CPU_FLAGS
 from tests.serving import command_running, free_port
 
 pytestmark = pytest.mark.engine
 
+MODEL = "SmolLM2-135M-Instruct"
 GREEDY_EVERYWHERE = {"fork_temperature": 0, "other_temperature": 0}
 GREEDY_ELSEWHERE = {"other_temperature": 0, "threshold_nats": 50}  # no token is a fork
 
@@ -28,14 +31,14 @@ def url(wheel_python: Path, weights: Path, tmp_path_factory: pytest.TempPathFact
     flags = [part for pair in CPU_FLAGS.items() for part in pair if part is not None]
     flags += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", "--dtype", "float32"]
     command = [str(wheel_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights)]
-    command += ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), *flags]
+    command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), *flags]
     assert not any("steerdec" in part for part in flags), "nothing on the command line names the processor"
     with command_running(command, port, folder / "log", cwd=folder, environment=CPU_ENVIRONMENT):
         yield f"http://127.0.0.1:{port}"
 
 
 def post(url: str, steering: Any = None, path: str = "/v1/completions", **body: Any) -> httpx.Response:
-    body = {"model": "m", "max_tokens": 24, "seed": 3, "temperature": 1.2} | body
+    body = {"model": MODEL, "max_tokens": 24, "seed": 3, "temperature": 1.2} | body
     body |= {"prompt": "Once upon a time"} if path == "/v1/completions" else {"messages": chat("Name an animal.")}
     if steering is not None:
         body["vllm_xargs"] = {"steering": steering if isinstance(steering, str) else json.dumps(steering)}
@@ -76,7 +79,7 @@ def test_the_identity_changes_nothing_and_other_steering_does(url: str) -> None:
 
 def test_a_top_level_steering_field_does_nothing_there(url: str) -> None:
     """Which is why the documentation sends users to vllm_xargs."""
-    body = {"model": "m", "prompt": "Once upon a time", "max_tokens": 24, "seed": 3, "temperature": 1.2}
+    body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 24, "seed": 3, "temperature": 1.2}
     assert text(httpx.post(f"{url}/v1/completions", json=body | {"steering": GREEDY_EVERYWHERE})) == text(post(url))
 
 
@@ -107,3 +110,10 @@ def test_a_refusal_leaves_the_server_as_it_was(url: str) -> None:
     before = text(post(url))
     assert post(url, {"fork_temperature": -1}).status_code == 400
     assert text(post(url)) == before
+
+
+def test_without_steering_our_server_answers_as_vllms_own_field_by_field(url: str, server_url: str) -> None:
+    requests = served.bodies(MODEL, 24, 16)
+    ours, vllms = (asyncio.run(served.one_round(server, requests, 8))[1] for server in (server_url, url))
+    assert served.differences(ours, vllms) == []
+    assert len(served.differences(ours, [*vllms[12:], *vllms[:12]])) == 24, "the check above could not fail"
