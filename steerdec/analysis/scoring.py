@@ -6,7 +6,7 @@ temperature 1, by a float32 log-softmax whatever the model computes in.
 
 Sequences are padded on the right and go through the model in pieces along their length, with its own cache of keys and
 values: the logits of a piece are all that is ever held, so a trace of any length fits. Under a causal model the
-padding, which comes last, changes nothing before it.
+padding, which comes last, changes nothing before it. A prompt that traces have in common goes through once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def score_traces(
             raise InputError(f"{trace.where} has no {'response' if trace.prompt_ids else 'prompt'}")
     check_fits(traces, loaded)
     done: list[Scores | None] = [None] * len(traces)
-    for batch in batches([len(t.prompt_ids) + len(t.response_ids) for t in traces], batch_tokens):
+    for batch in _batches(traces, batch_tokens):
         for i, scores in zip(batch, _batch_scores(loaded, [traces[i] for i in batch], piece_bytes), strict=True):
             done[i] = scores
             if on_scores is not None:
@@ -89,6 +89,18 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
         n = max(1, min(len(order), most_tokens // lengths[order[0]]))
         yield order[:n]
         order = order[n:]
+
+
+def _batches(traces: Sequence[Trace], most_tokens: int) -> Iterator[list[int]]:
+    """Indices of traces that go together: those with one prompt, then those whose prompt is theirs alone."""
+    of_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, trace in enumerate(traces):
+        of_prompt.setdefault(trace.prompt_ids, []).append(i)
+    alone = [group[0] for group in of_prompt.values() if len(group) == 1]
+    for group in [*(group for group in of_prompt.values() if len(group) > 1), alone]:
+        lengths = [len(traces[i].prompt_ids) + len(traces[i].response_ids) for i in group]
+        for batch in batches(lengths, most_tokens):
+            yield [group[i] for i in batch]
 
 
 @torch.inference_mode()
@@ -128,7 +140,11 @@ def _pieces(loaded: Loaded, ids: Tensor, first: int, piece_bytes: int | None) ->
     cache: Any = DynamicCache(config=loaded.model.config)
     begin = 0
     if first > 0:  # the prompts, of which only the keys and values are needed
-        loaded.model(ids[:, :first], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        prompts = ids[:, :first]
+        shared = rows > 1 and bool((prompts == prompts[:1]).all())
+        loaded.model(prompts[:1] if shared else prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if shared:
+            cache.batch_repeat_interleave(rows)
         begin = first
     while begin < length:
         end = min(length, begin + step)

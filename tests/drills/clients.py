@@ -100,7 +100,8 @@ def idle_connections(url: str) -> str:
             for _ in range(count):
                 clients.enter_context(opened(url))
             # The kernel says "connected" to some before the server has room to accept them.
-            wait_until(lambda: server.num_fds() >= files + count - 20, lambda: f"{server.num_fds() - files} are connected")
+            enough = files + count - 20
+            wait_until(lambda: server.num_fds() >= enough, lambda: f"{server.num_fds() - files} are connected")
             begin = time.monotonic()
             assert_same(steered(url), before)
             answered_s = time.monotonic() - begin
