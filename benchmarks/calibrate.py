@@ -9,6 +9,7 @@ from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from steerdec.benchmarks.answers import Answer, parse_answer
 from steerdec.benchmarks.arms import Arm
@@ -27,7 +28,11 @@ FORK_PERCENTILE = 80
 
 def measuring_arm(temperature: float) -> Arm:
     """Steering at the base temperatures changes nothing; it is what makes the server measure."""
-    steering = {"fork_temperature": temperature, "other_temperature": temperature, "telemetry": "tokens"}
+    steering: dict[str, JsonValue] = {
+        "fork_temperature": temperature,
+        "other_temperature": temperature,
+        "telemetry": "tokens",
+    }
     return Arm(name="calibration", role="identity", temperature=temperature, steering=steering)
 
 

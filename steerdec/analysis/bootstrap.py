@@ -36,7 +36,7 @@ def interval(values: ArrayLike) -> tuple[float, float] | None:
 def ratio(numerator: Floats, denominator: Floats, w: Floats) -> Floats:
     """[resamples]: sum of w x numerator over sum of w x denominator, both [n_problems]; NaN over nothing."""
     top, bottom = w @ numerator, w @ denominator
-    return np.divide(top, bottom, out=np.full(len(w), np.nan), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.full(len(w), np.nan), where=bottom > 0), dtype=np.float64)
 
 
 def quantiles(values: Floats, groups: Ints, at: Floats, w: Floats) -> Floats:

@@ -81,8 +81,8 @@ def pattern(
     p80 = float(np.quantile(h, FORK_QUANTILE))
 
     def mean_of(per_token: Floats, over: Floats | None = None) -> Value:
-        top = np.bincount(group, per_token, n)
-        bottom = count if over is None else np.bincount(group, over, n)
+        top = np.bincount(group, per_token, n).astype(np.float64)
+        bottom = count if over is None else np.bincount(group, over, n).astype(np.float64)
         value = float(top.sum() / bottom.sum()) if bottom.sum() else 0.0
         return Value(value, None if w is None else bootstrap.interval(bootstrap.ratio(top, bottom, w)))
 

@@ -89,7 +89,7 @@ def _rows(loaded: Loaded, tokens: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * tokens
     each = cache + 6 * 4 * int(config.vocab_size)
-    return max(1, min(_MOST_ROWS, free_bytes(loaded.device) // (4 * each)))
+    return max(1, min(_MOST_ROWS, free_bytes(loaded.device) // int(4 * each)))
 
 
 @torch.inference_mode()

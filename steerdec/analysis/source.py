@@ -14,6 +14,7 @@ from steerdec.analysis.store import Store, scores_line, scores_of, trace_line, t
 from steerdec.analysis.traces import Trace
 from steerdec.benchmarks.problems import ProblemSet, load_problems
 from steerdec.benchmarks.progress import RunProgress
+from steerdec.benchmarks.prompts import request_body
 
 SAMPLES: Final = 4
 TRACES: Final = "traces"  # file names in the folder, without .jsonl
@@ -89,7 +90,7 @@ def resolve(source: Source) -> Resolved:
         prompt=source.prompt or problem_set.prompt,
     )
     for problem in problem_set.problems[:1]:
-        traces.request_body(str(filled.prompt), problem, thinking=filled.thinking)  # for its message
+        request_body(str(filled.prompt), problem, thinking=filled.thinking)  # for its message
     return Resolved(filled, source.model, problem_set)
 
 
