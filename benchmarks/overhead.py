@@ -66,7 +66,6 @@ class Engine:
     """vLLM with the plugin in it, and the plugin's place in the engine's lists."""
 
     def __init__(self, model: str, dtype: str, requests: int, tokens: int, lanes: telemetry.LaneFile) -> None:
-        where = {"path": lanes.path, "lanes": lanes.lanes, "capacity_tokens": lanes.capacity_tokens}
         on_cpu = {"enforce_eager": True, "gpu_memory_utilization": 0.3} if not torch.cuda.is_available() else {}
         self.llm = LLM(
             model=str(models.fetch(model)),
@@ -75,7 +74,7 @@ class Engine:
             max_num_seqs=requests,
             max_num_batched_tokens=max(8192, tokens + 128),
             enable_chunked_prefill=False,
-            additional_config={request.CONFIG_KEY: {"lanes": where}},
+            additional_config={request.CONFIG_KEY: {"lanes": asdict(lanes)}},
             logits_processors=["steerdec.processor:EntropySteering"],
             **on_cpu,
         )

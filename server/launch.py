@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,6 @@ CPU_FLAGS: Final = {
     "--max-model-len": "4096",
     "--enforce-eager": None,
     "--gpu-memory-utilization": "0.3",
-    "--distributed-executor-backend": "uni",
     "--block-size": "32",  # vLLM's own 128 makes the prefix cache miss most of a short prompt
 }
 CPU_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
@@ -74,7 +73,7 @@ def serve(launch: Launch) -> int:
         flags += _cpu_flags(flags)
     parts = _number(flags, "--api-server-count") or _number(flags, "--data-parallel-size") or 1
     try:
-        with telemetry.created(_capacity_tokens(flags, folder)) as lanes:
+        with telemetry.created(_capacity_tokens(flags, folder), name=str(launch.port)) as lanes:
             return _supervised(_command(launch, folder, flags, lanes, parts), _environment(on_cpu))
     except OSError as e:
         raise LaunchError(f"no room for telemetry: {e}") from None
@@ -150,7 +149,7 @@ def _capacity_tokens(flags: list[str], folder: str) -> int:
 def _command(launch: Launch, folder: str, flags: list[str], lanes: telemetry.LaneFile, parts: int) -> list[str]:
     threshold = {} if launch.threshold_nats is None else {"threshold_nats": launch.threshold_nats}
     origin = {} if launch.threshold_nats is None else {"threshold_origin": launch.threshold_origin}
-    where = {"path": lanes.path, "lanes": lanes.lanes, "capacity_tokens": lanes.capacity_tokens}
+    where = asdict(lanes)
     server = {
         "lanes": where | {"parts": parts},
         "default": launch.steering,

@@ -60,7 +60,7 @@ class SteeringRoutes:
         pool = None
         if settings.lanes is not None:
             lanes = settings.lanes
-            pool = LanePool(LaneFile(lanes.path, lanes.lanes, lanes.capacity_tokens), lanes.parts)
+            pool = LanePool(LaneFile(lanes.path, lanes.capacity_tokens), lanes.parts)
         default = None if settings.default is None else params.parse(settings.default)
         of_model = config.model_config.get_diff_sampling_param()
         penalties = {name: float(of_model.get(name, none)) for name, none in NO_PENALTIES.items()}

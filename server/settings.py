@@ -16,7 +16,6 @@ class LaneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    lanes: int
     capacity_tokens: int
     parts: int = 1
 

@@ -45,36 +45,40 @@ class LanesExhaustedError(RuntimeError):
 
 @dataclass(frozen=True)
 class LaneFile:
-    """Where the lanes are: int32 [lanes, capacity_tokens, WORDS] in the file `path`."""
+    """Where the lanes are: int32 [lanes, capacity_tokens, WORDS] in the file `path`.
+
+    How many there are is told by the file's size alone. This goes into vLLM's configuration, whose hash names the
+    folder of its compiled kernels: one number that changes from start to start, and every start compiles anew.
+    """
 
     path: str
-    lanes: int
     capacity_tokens: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.lanes * self.capacity_tokens * WORDS * 4
 
     def open(self) -> NDArray[np.int32]:
         """The records, shared with every process that opened the same file.
 
         Raises:
-            OSError: the file is gone, or is not this large.
+            OSError: the file is gone, or holds no lane.
         """
         fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            memory = mmap.mmap(fd, self.nbytes)
-        except ValueError as e:
-            raise OSError(f"{self.path}: {e}") from None
+            lane_bytes = self.capacity_tokens * WORDS * 4
+            lanes = os.fstat(fd).st_size // lane_bytes
+            if lanes == 0:
+                raise OSError(f"{self.path} holds no lane of {self.capacity_tokens} tokens")
+            memory = mmap.mmap(fd, lanes * lane_bytes)
         finally:
             os.close(fd)
-        return np.frombuffer(memory, np.int32).reshape(self.lanes, self.capacity_tokens, WORDS)
+        return np.frombuffer(memory, np.int32).reshape(lanes, self.capacity_tokens, WORDS)
 
 
 @contextlib.contextmanager
-def created(capacity_tokens: int, max_lanes: int = 1024, max_bytes: int = 512 * 2**20) -> Iterator[LaneFile]:
+def created(
+    capacity_tokens: int, max_lanes: int = 1024, max_bytes: int = 512 * 2**20, *, name: str | None = None
+) -> Iterator[LaneFile]:
     """A new lane file, readable by this user alone, removed on leaving.
 
+    With a `name` its path is the same whenever it is made, unless another server has a file of that name.
     As many lanes as fit into `max_bytes` and half of the free shared memory. The space is taken now:
     running out of it later would kill the writing engine with SIGBUS.
 
@@ -90,15 +94,28 @@ def created(capacity_tokens: int, max_lanes: int = 1024, max_bytes: int = 512 * 
             f"{SHARED_MEMORY} has {free.f_bavail * free.f_frsize / 2**20:.0f} MiB free, too little for one lane of "
             f"{capacity_tokens} tokens; enlarge it (docker: --shm-size) or lower --max-model-len"
         )
-    path = SHARED_MEMORY / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd, path = _locked_file(name)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # held while this process lives; how a leftover is told from a file in use
-        file = LaneFile(str(path), lanes, capacity_tokens)
-        os.posix_fallocate(fd, 0, file.nbytes)
-        yield file
+        os.posix_fallocate(fd, 0, lanes * capacity_tokens * WORDS * 4)
+        yield LaneFile(str(path), capacity_tokens)
     finally:
         path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _locked_file(name: str | None) -> tuple[int, Path]:
+    """A file that was not there, locked while this process lives: how a leftover is told from a file in use."""
+    names = [] if name is None else [f"{os.getuid()}-{name}", *(f"{os.getuid()}-{name}-{i}" for i in range(2, 10))]
+    while True:
+        path = SHARED_MEMORY / (PREFIX + (names.pop(0) if names else f"{os.getpid()}-{secrets.token_hex(8)}"))
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the two calls another start may have taken it for a leftover.
+        if os.fstat(fd).st_nlink:
+            return fd, path
         os.close(fd)
 
 
@@ -196,7 +213,7 @@ class LanePool:
         # Record locks go when the process closes *any* descriptor of the file, so this one is the last
         # to be opened, and stays open.
         self._fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
-        self.count = (file.lanes - 1) // parts  # the last lane is the recorder's sink
+        self.count = (len(self._words) - 1) // parts  # the last lane is the recorder's sink
         first = self._claimed_part(parts) * self.count
         self._free = deque(range(first, first + self.count))
         self._resting: deque[tuple[int, float]] = deque()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ def lane_file() -> Iterator[telemetry.LaneFile]:
 
 
 def engine(weights: Path, lane_file: telemetry.LaneFile, **overrides: Any) -> LLM:
-    where = {"path": lane_file.path, "lanes": lane_file.lanes, "capacity_tokens": lane_file.capacity_tokens}
     defaults: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -48,7 +48,7 @@ def engine(weights: Path, lane_file: telemetry.LaneFile, **overrides: Any) -> LL
         "enable_chunked_prefill": False,
         "max_logprobs": -1,
         "gpu_memory_utilization": 0.2,
-        "additional_config": {"steerdec": {"lanes": where}},
+        "additional_config": {"steerdec": {"lanes": asdict(lane_file)}},
         "logits_processors": ["steerdec.processor:EntropySteering"],  # and found by its entry point: loaded twice
     }
     return LLM(model=str(weights), **(defaults | overrides))

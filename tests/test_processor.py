@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,7 @@ def lane_file() -> Iterator[telemetry.LaneFile]:
 @pytest.fixture(scope="module")
 def vllm_config(weights: Path, lane_file: telemetry.LaneFile) -> VllmConfig:
     config = EngineArgs(model=str(weights), max_model_len=256, enforce_eager=True).create_engine_config()
-    where = {"path": lane_file.path, "lanes": lane_file.lanes, "capacity_tokens": lane_file.capacity_tokens}
-    config.additional_config = {"steerdec": {"lanes": where}}
+    config.additional_config = {"steerdec": {"lanes": asdict(lane_file)}}
     return config
 
 

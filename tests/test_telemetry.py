@@ -100,10 +100,21 @@ def test_the_file_is_the_users_alone_and_goes_with_its_server() -> None:
     with telemetry.created(16) as file:
         path = Path(file.path)
         assert path.stat().st_mode & 0o777 == 0o600
-        assert path.stat().st_blocks * 512 >= file.nbytes, "space must be taken at once, not on first write"
+        assert path.stat().st_blocks * 512 >= file.open().nbytes, "space must be taken at once, not on first write"
         telemetry.remove_stale()
         assert path.exists(), "a file in use must stay"
     assert not path.exists()
+
+
+def test_a_named_file_has_the_same_path_at_every_start_unless_another_server_has_it() -> None:
+    """The path is in vLLM's configuration, whose hash names the folder of its compiled kernels."""
+    with telemetry.created(16, name="test") as first:
+        with telemetry.created(16, name="test", max_lanes=7) as second:
+            assert second.path != first.path
+        assert Path(first.path).exists()
+    with telemetry.created(16, name="test", max_lanes=7) as again:
+        assert again == first, "nor does the number of lanes show, which depends on the free memory"
+        assert len(again.open()) == 7
 
 
 def test_what_a_killed_server_left_is_removed_at_the_next_start() -> None:
@@ -125,7 +136,7 @@ def test_server_processes_share_the_lanes_without_overlap() -> None:
     with telemetry.created(4, max_lanes=10) as file:
         code = (
             "import sys\nfrom steerdec.telemetry import LaneFile, LanePool\n"
-            f"pool = LanePool(LaneFile({file.path!r}, {file.lanes}, 4), parts=3)\n"
+            f"pool = LanePool(LaneFile({file.path!r}, 4), parts=3)\n"
             "print(*sorted(lane.index for lane in pool.lend(pool.count)), flush=True)\nsys.stdin.read()"
         )
         command = [sys.executable, "-c", code]
