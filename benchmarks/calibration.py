@@ -135,7 +135,7 @@ def parse_threshold(text: str) -> Threshold:
     try:
         nats = float(text)
     except ValueError:
-        return Threshold.of(load_calibration(Path(text)), f"from {text}")
+        return Threshold.of(load_calibration(Path(text)), f"from {Path(text).name}")
     if not (math.isfinite(nats) and nats >= 0.0):
         raise CalibrationError(f'--threshold: "{text}" is no entropy; allowed are 0 nats or more, or a file')
     return Threshold(nats, "given")

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from steerdec.benchmarks.answers import Answer, MalformedAnswerError, parse_answer
@@ -79,6 +80,8 @@ async def _ask(endpoint: Endpoint) -> Server:
     if type(lanes) is int and lanes > 0:  # more steered requests at once would be turned away
         endpoint.connections = min(endpoint.connections, lanes)
     info = {key: entry[key] for key in ("id", "root", "parent", "max_model_len") if key in entry}
+    if str(info.get("root", "")).startswith("/"):  # a run is shared, the server's folders are nobody's business
+        info["root"] = Path(info["root"]).name
     return Server(model, longest if type(longest) is int else None, info, steering)
 
 
