@@ -1,7 +1,8 @@
-"""A real server from its start to its end: keys, a server-wide default, signals, a dead engine, two front ends."""
+"""A real server from its start to its end: keys, a server-wide default, signals, a dead engine."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -44,8 +46,9 @@ def command(port: int, *flags: str) -> list[str]:
     return [sys.executable, "-m", "steerdec", "serve", "SmolLM2-135M-Instruct", "--port", str(port), *flags]
 
 
-def lane_files(process: subprocess.Popen[bytes]) -> list[Path]:
-    return list(SHARED_MEMORY.glob(f"{PREFIX}{process.pid}-*"))
+def lane_files(url: str) -> list[Path]:
+    """The telemetry file is named for its user and the server's port."""
+    return list(SHARED_MEMORY.glob(f"{PREFIX}{os.getuid()}-{urlsplit(url).port}"))
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +106,10 @@ def test_the_default_steers_without_telemetry_where_that_does_not_fit(running: R
 
 def test_sigterm_ends_it_cleanly_and_at_once(running: Running) -> None:
     """The last test of this server."""
-    assert len(lane_files(running.process)) == 1
+    assert len(lane_files(running.url)) == 1
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(10) == 0
-    assert lane_files(running.process) == []
+    assert lane_files(running.url) == []
 
 
 def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
         assert len(engines) == 1
         engines[0].kill()
         assert process.wait(30) != 0
-        assert lane_files(process) == []
+        assert lane_files(f"http://127.0.0.1:{port}") == []
         assert "steerdec: vLLM's server ended on its own" in log.read_text()
         _, left = psutil.wait_procs(children, 5)
         assert left == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -23,8 +24,9 @@ def serve(port: int) -> list[str]:
     return [*command, "--dtype", "float32"]
 
 
-def lane_files(launcher: subprocess.Popen[bytes]) -> list[Path]:
-    return list(SHARED_MEMORY.glob(f"{PREFIX}{launcher.pid}-*"))
+def lane_file(port: int) -> Path:
+    """The telemetry file is named for its user and the server's port."""
+    return SHARED_MEMORY / f"{PREFIX}{os.getuid()}-{port}"
 
 
 def descendants(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -51,7 +53,9 @@ def killed(folder: Path, who: Callable[[subprocess.Popen[bytes]], psutil.Process
     port, run = free_port(), folder / "run"
     url = f"http://127.0.0.1:{port}"
     options = ("--problems", "embedded", "--limit", 8, "--samples", 4, "--max-tokens", 64, "--endpoint", url)
+    lanes = lane_file(port)
     with command_running(serve(port), port, folder / "first.log") as launcher:
+        of_the_killed = lanes.stat().st_ino
         process = bench(*options, "--out", run)
         wait_for_samples(run, TOTAL // 4, process)
         family = [*descendants(launcher), itself(launcher)]
@@ -62,16 +66,15 @@ def killed(folder: Path, who: Callable[[subprocess.Popen[bytes]], psutil.Process
         assert left == [], "processes of the server are left"
         gone_s = time.monotonic() - begin
         assert status != 0, "a supervisor must see that it failed"
-        lanes_left = lane_files(launcher)
         # Only a launcher that was itself killed cannot remove its file; the next start does.
-        assert bool(lanes_left) == (who is itself)
+        assert lanes.exists() == (who is itself)
     status, errors = ended(process)
     assert status == FAILED, errors
     assert "no endpoint is left" in errors[-1], errors
     before = finished_samples(run)
     assert TOTAL // 4 <= len(before) < TOTAL
     with command_running(serve(port), port, folder / "second.log"):
-        assert not [file for file in lanes_left if file.exists()]
+        assert lanes.stat().st_ino != of_the_killed, "the next start goes on with the file that was left"
         assert ended(bench(*options, "--out", run))[0] == DONE
     assert_nothing_lost(before, run)
     assert len(finished_samples(run)) == TOTAL
