@@ -153,4 +153,6 @@ def profile(
 
 def commands() -> dict[str, Callable[..., None]]:
     """By the name after `steerdec`."""
-    return {"profile": profile}
+    from steerdec.analysis.cli_mask import mask
+
+    return {"profile": profile, "mask": mask}
