@@ -198,8 +198,15 @@ def test_no_request_is_lost_to_an_endpoint_that_hangs_beside_a_sound_one(serve: 
 def test_what_failed_at_the_last_endpoint_left_is_tried_there_again(serve: Serve) -> None:
     """The other one, which has not had it, dies."""
     dying = serve(script(lambda n, body: Response(status_code=503)))
-    alive = serve(script(lambda n, body: Response(status_code=500) if n % 3 == 0 else None))
+    asked: Counter[int] = Counter()
+
+    def first_time_of_every_third(_: int, body: Body) -> Response | None:
+        asked[body["seed"]] += 1
+        return Response(status_code=500) if body["seed"] % 3 == 0 and asked[body["seed"]] == 1 else None
+
+    alive = serve(script(first_time_of_every_third))
     assert not failed(send_all(30, [dying.url, alive.url]))
+    assert [asked[seed] for seed in range(30)] == [2 if seed % 3 == 0 else 1 for seed in range(30)]
 
 
 def test_a_refusal_is_not_tried_again(serve: Serve) -> None:
