@@ -86,6 +86,8 @@ class BatchRows:
         if self._tables is None or len(self._tables.slots) != n:
             self._tables = self._built(n)
         tables = self._tables
+        if not tables.live:
+            return
         positions, in_scope = [0] * n, None
         for row, live in tables.live:
             positions[row] = len(live.output_ids)
