@@ -82,6 +82,8 @@ def dose_curves(run: Mapping[str, Any], summary: Mapping[str, Any]) -> DoseCurve
         arm = summary["arms"].get(dose.arm)
         if arm is None or arm["avg_at_k"] is None or (dose.select != "entropy" and dose.arm != baseline):
             continue
+        if dose.role == "matched":  # solved for another arm's dose, not a point of the grid
+            continue
         if _same(dose.other_temperature, base):
             forks.setdefault(dose.fork_temperature, _point(dose.arm, dose.fork_temperature, arm))
         if _same(dose.fork_temperature, base):

@@ -92,7 +92,7 @@ def frequent_fork_tokens(traces: Sequence[Trace], threshold_nats: float, limit: 
 
 
 def pair_of_traces(traces: Sequence[Trace], reference: str) -> TracePair | None:
-    """The first sample in file order that kept its tokens under `reference` and under another arm as well.
+    """The first sample, in the order given, that kept its tokens under `reference` and under another arm as well.
 
     A rule fixed before looking: a pair picked by hand would show what its picker wants to see. Where there is no
     such sample, the first of `reference` alone.

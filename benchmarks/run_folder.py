@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ class RunFolder:
     path: Path
     run: dict[str, Any]
     summary: dict[str, Any]
-    cells: dict[tuple[str, str], Cell]  # (problem_id, arm)
-    traces: list[Trace]  # in file order
+    cells: dict[tuple[str, str], Cell]  # (problem_id, arm), the problems in the run's order
+    traces: list[Trace]  # by problem, sample and arm, each in the run's order
     dropped_traces: int = 0  # samples whose per-token lists disagree in length
 
 
@@ -81,7 +81,17 @@ def read_run(directory: str | Path) -> RunFolder:
                 dropped += 1
             else:
                 traces[at] = trace
-    return RunFolder(path, run, summary, _cells(grades), list(traces.values()), dropped)
+    place = _order(run)  # the file's own order is that of arrival, which another run of the same would not have
+    grades = dict(sorted(grades.items(), key=lambda item: place(*item[0])))
+    shown = [traces[at] for at in sorted(traces, key=lambda at: place(*at))]
+    return RunFolder(path, run, summary, _cells(grades), shown, dropped)
+
+
+def _order(run: Mapping[str, Any]) -> Callable[[str, str, int], tuple[int, int, int]]:
+    """The sorting key of (problem_id, arm, sample); what the run does not name comes last."""
+    problems = {name: i for i, name in enumerate(run["problems"].get("ids") or ())}
+    arms = {arm["name"]: i for i, arm in enumerate(run["arms"]["arms"])}
+    return lambda problem, arm, sample: (problems.get(problem, len(problems)), sample, arms.get(arm, len(arms)))
 
 
 def _samples(path: Path) -> Iterator[Mapping[str, Any]]:

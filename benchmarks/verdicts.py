@@ -93,7 +93,7 @@ def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str) -> tuple[Ruling
             "undecided": "an effect, but place and dose cannot be told apart",
         }[place.verdict]
     else:
-        words = "no effect to explain" if effect.verdict == "fails" else "no effect shown, so none to explain"
+        words = "no such effect to explain" if effect.verdict == "fails" else "no effect shown, so none to explain"
     reason = f"{words}: {both}"
     by_place = Ruling(
         f"place-not-dose:{place.id}",

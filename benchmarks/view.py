@@ -6,7 +6,6 @@ A section that cannot be shown is a reason in words: the templates print it wher
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +83,6 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "simulated_power": _SIMULATED_POWER,
         "sent_arms": doses.arm_list(run),
         "provenance": _provenance(run),
-        "command": _command(run),
         **_token_sections(folder),
     }
 
@@ -174,24 +172,3 @@ def _provenance(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
     walk("", {key: value for key, value in run.items() if key not in _HIDDEN_PROVENANCE})
     return rows
-
-
-def _command(run: Mapping[str, Any]) -> str:
-    """The command that repeats the run, as a shell would read it."""
-    lines = ["steerdec bench run"]
-    problems, launch = run["problems"], run.get("launch")
-    flags = {
-        "--problems": problems.get("source") or problems.get("name"),
-        "--limit": problems.get("limit"),
-        "--arms": run["arms"].get("name"),
-        "--samples": run["samples"],
-        "--seed": run["seed"],
-        "--max-tokens": run.get("max_tokens"),
-        "--temperature": run["temperature"],
-        "--threshold": run["threshold_nats"],
-    }
-    servers = [("--model", launch["model"])] if launch else [("--endpoint", url) for url in run.get("endpoints") or []]
-    for flag, value in (*flags.items(), *servers):
-        if value is not None:
-            lines.append(shlex.join([flag, str(value)]))
-    return " \\\n  ".join([*lines, "--out DIR"])

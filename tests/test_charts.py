@@ -58,11 +58,11 @@ def test_figure3_gives_both_curves_over_the_papers_temperatures(figure3: RunFold
     assert highest.y == min(mark.y for mark in chart.forks)
 
 
-def test_placebo_and_global_arms_are_on_no_dose_curve(causal: RunFolder) -> None:
+def test_placebo_global_and_matched_arms_are_on_no_dose_curve(causal: RunFolder) -> None:
     curves = doses.dose_curves(causal.run, causal.summary)
     assert curves is not None
-    assert {point.arm for point in curves.forks} == {"B", "F-up", "F-down", "F-down-m"}
-    assert {point.arm for point in curves.others} == {"B", "N-up", "N-down", "N-up-m"}
+    assert {point.arm for point in curves.forks} == {"B", "F-up", "F-down"}
+    assert {point.arm for point in curves.others} == {"B", "N-up", "N-down"}
 
 
 def test_two_doses_are_no_curve(causal: RunFolder) -> None:

@@ -84,7 +84,7 @@ def test_a_cut_trace_accounts_for_every_token_and_shows_the_difference(length: i
     assert len(str(pair.left.runs)) < 80_000
 
 
-def test_the_pair_is_the_first_in_file_order_and_of_one_sample() -> None:
+def test_the_pair_is_the_first_in_order_and_of_one_sample() -> None:
     a, b = trace(["x"], sample=1), trace(["y"], arm="N-up", sample=1)
     pair = forks.pair_of_traces([trace(["z"], arm="F-up", sample=2), a, b, trace(["w"], arm="F-down", sample=1)], "A/A")
     assert pair is not None

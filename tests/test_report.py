@@ -165,8 +165,8 @@ def test_every_setting_of_the_run_stands_in_the_provenance(run: Path) -> None:
     text = Page(html(run)).text
     for value in ("c1899de289a04d12100db370d81485cdf75e47ca", "9f86d081884c7d659a2feaa0c55ad015", "repetition_penalty"):
         assert value in text
-    assert "--problems embedded" in text
-    assert "--threshold" in text
+    for page in (text, markdown(run)):
+        assert "steerdec bench run --repeat run.json --out DIR" in page
 
 
 def test_ungraded_samples_show_in_the_cells_of_their_problem(run: Path) -> None:

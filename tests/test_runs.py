@@ -151,6 +151,19 @@ def test_run_json_tells_everything_and_repeats_the_run(problems: Path, tmp_path:
     assert one == two
 
 
+def test_the_command_that_a_report_prints_repeats_the_run(problems: Path, tmp_path: Path) -> None:
+    """`bench run --repeat run.json --out DIR`: everything, where it ran included, is taken from the file."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    with ScriptedEndpoint(Script(PROBLEMS)) as server:
+        asked = request(problems, limit=3, samples=2, temperature=0.7, threshold="0.5", prompt="few-shot")
+        session.run(asked, target(server.url), one, QUICK)
+        status, errors = finish(cli("bench", "run", "--repeat", one / "run.json", "--out", two))
+        assert status == 0, errors
+    assert sorted(lines(one), key=json.dumps) == sorted(lines(two), key=json.dumps)
+    first, second = (json.loads((folder / "run.json").read_text()) for folder in (one, two))
+    assert first | {"created": ""} == second | {"created": ""}
+
+
 def test_a_repeat_is_refused_when_the_problems_have_changed(problems: Path, tmp_path: Path) -> None:
     with ScriptedEndpoint(Script(PROBLEMS)) as server:
         session.run(request(problems), target(server.url), tmp_path / "run", QUICK)
