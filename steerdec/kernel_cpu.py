@@ -120,6 +120,7 @@ def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
         i[rows.SELECT] == rows.ALWAYS
         or (i[rows.SELECT] == rows.BY_ENTROPY and h > f[rows.THRESHOLD])
         or (i[rows.SELECT] == rows.BY_HASH and _hash(i[rows.KEY], position) < i[rows.CUTOFF])
+        or (i[rows.SELECT] == rows.BY_POSITION and position < i[rows.CUTOFF])
     )
     temperature, factor = np.float64(f[rows.OTHER_T]), f[rows.OTHER_FACTOR]
     if selected:

@@ -40,7 +40,8 @@ _KIND, _SELECT = tl.constexpr(rows.KIND), tl.constexpr(rows.SELECT)
 _KEY, _CUTOFF = tl.constexpr(rows.KEY), tl.constexpr(rows.CUTOFF)
 _SPLIT, _ENTROPY_TARGET = tl.constexpr(rows.SPLIT), tl.constexpr(rows.ENTROPY_TARGET)
 _DYNATEMP = tl.constexpr(rows.DYNATEMP)
-_BY_ENTROPY, _BY_HASH, _ALWAYS = tl.constexpr(rows.BY_ENTROPY), tl.constexpr(rows.BY_HASH), tl.constexpr(rows.ALWAYS)
+_BY_ENTROPY, _BY_HASH = tl.constexpr(rows.BY_ENTROPY), tl.constexpr(rows.BY_HASH)
+_ALWAYS, _BY_POSITION = tl.constexpr(rows.ALWAYS), tl.constexpr(rows.BY_POSITION)
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 _SOLVED_NATS = tl.constexpr(1e-4)  # how far from its target entropy_target may end
 _NEWTON_STEPS = tl.constexpr(10)  # 4 or 5 are usual; what is not solved then is solved by bisection
@@ -200,11 +201,13 @@ def _decide(
     if in_scope_ptr is not None:
         measured = measured & (tl.load(in_scope_ptr + row) != 0)
     select = tl.load(i_ptr + _SELECT)
-    hashed = _hash(tl.load(i_ptr + _KEY), tl.load(positions_ptr + row))
+    position, cutoff = tl.load(positions_ptr + row), tl.load(i_ptr + _CUTOFF)
+    hashed = _hash(tl.load(i_ptr + _KEY), position)
     selected = measured & (
         (select == _ALWAYS)
         | ((select == _BY_ENTROPY) & (h > tl.load(f_ptr + _THRESHOLD).to(tl.float64)))
-        | ((select == _BY_HASH) & (hashed < tl.load(i_ptr + _CUTOFF)))
+        | ((select == _BY_HASH) & (hashed < cutoff))
+        | ((select == _BY_POSITION) & (position < cutoff))
     )
     kind = tl.load(i_ptr + _KIND)
     t = tl.load(f_ptr + _REQUEST_T).to(tl.float64)

@@ -66,7 +66,7 @@ Probe = Annotated[
     BeforeValidator(_applied_or_number),
 ]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Select = Literal["entropy", "random", "all"]
+Select = Literal["entropy", "random", "first", "all"]
 
 
 class _Steering(BaseModel):
@@ -77,13 +77,16 @@ class _Steering(BaseModel):
     select: Select = Field(
         "entropy",
         description="Which tokens are steered as forks: those with H above `threshold_nats`, a random "
-        "share `fork_rate` of all (the placebo), or all.",
+        "share `fork_rate` of all (the placebo), the first `first_tokens` generated, or all.",
     )
     threshold_nats: Annotated[Number, Field(ge=0.0)] | None = Field(
         None, description="A token is a fork where H exceeds this. Default: the server's calibration, else 0.672."
     )
     fork_rate: Annotated[Number, Field(ge=0.0, le=1.0)] | None = Field(
         None, description='Share of tokens taken as forks; goes with `select: "random"`, which also needs a `seed`.'
+    )
+    first_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
+        None, description='How many generated tokens are forks, from the first; goes with `select: "first"`.'
     )
     scope: Literal["all", "thinking", "answer"] = Field(
         "all", description="Steer everywhere, only inside the thinking block, or only after it."
@@ -105,11 +108,13 @@ class _Steering(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _fork_rate_goes_with_random(self) -> _Steering:
-        if self.select == "random" and self.fork_rate is None:
-            raise SteeringError("fork_rate", 'is required with select "random"')
-        if self.select != "random" and self.fork_rate is not None:
-            raise SteeringError("fork_rate", f'goes with select "random" only, not with "{self.select}"')
+    def _goes_with_its_selector(self) -> _Steering:
+        for select, field in (("random", "fork_rate"), ("first", "first_tokens")):
+            given = getattr(self, field) is not None
+            if self.select == select and not given:
+                raise SteeringError(field, f'is required with select "{select}"')
+            if self.select != select and given:
+                raise SteeringError(field, f'goes with select "{select}" only, not with "{self.select}"')
         return self
 
 

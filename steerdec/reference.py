@@ -125,6 +125,7 @@ def steer_(
             select == rows.ALWAYS
             or (select == rows.BY_ENTROPY and h > f[rows.THRESHOLD])
             or (select == rows.BY_HASH and placebo_hash(key, int(positions[r])) < cutoff)
+            or (select == rows.BY_POSITION and int(positions[r]) < cutoff)
         )
         steered = _steered_temperature(z, h, f, kind) if selected else f[rows.OTHER_T]
         outcome.selected[r] = selected

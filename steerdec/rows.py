@@ -32,11 +32,12 @@ APPLIED: Final = 0.0  # in PROBE_T: at T', whatever it turns out to be
 KIND: Final = 0
 SELECT: Final = 1
 KEY: Final = 2  # of the placebo's hash, as the bits of a uint32
-CUTOFF: Final = 3  # a token is selected where the hash's top 24 bits are below this
+CUTOFF: Final = 3  # a token is selected where the hash's top 24 bits, or its position itself, are below this
 INTS: Final = 4
 
 SPLIT, ENTROPY_TARGET, DYNATEMP, EDT = 0, 1, 2, 3
-BY_ENTROPY, BY_HASH, ALWAYS = 0, 1, 2
+BY_ENTROPY, BY_HASH, ALWAYS, BY_POSITION = 0, 1, 2, 3
+_SELECTORS: Final = {"entropy": BY_ENTROPY, "random": BY_HASH, "all": ALWAYS, "first": BY_POSITION}
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def row_of(steering: Steering, temperature: float, seed: int | None, default_thr
         case number:
             probe_t = number
     floats = (threshold, temperature, fork_t, other_t, _factor(temperature, fork_t), _factor(temperature, other_t))
-    ints = (kind, {"entropy": BY_ENTROPY, "random": BY_HASH, "all": ALWAYS}[steering.select])
-    return Row((*floats, a, b, c, probe_t), (*ints, placebo_key(seed or 0), round((steering.fork_rate or 0.0) * 2**24)))
+    cutoff = steering.first_tokens or round((steering.fork_rate or 0.0) * 2**24)
+    ints = (kind, _SELECTORS[steering.select], placebo_key(seed or 0), cutoff)
+    return Row((*floats, a, b, c, probe_t), ints)
 
 
 def _factor(request_t: float, steered_t: float) -> float:

@@ -33,9 +33,10 @@ anything = st.recursive(
 temperature = st.sampled_from([0, 0.01, 0.3, 0.7, 1, 1.3, 2.5, 100])
 PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "policy": st.sampled_from([*POLICIES, "Split"]),
-    "select": st.sampled_from(["entropy", "random", "all", "none"]),
+    "select": st.sampled_from(["entropy", "random", "first", "all", "none"]),
     "threshold_nats": st.sampled_from([0, 0.6, 0.672, 30, -1]),
     "fork_rate": st.sampled_from([0, 0.2, 1, 1.1]),
+    "first_tokens": st.sampled_from([0, 1, 3, 1.0, 2**31 - 1, 2**31]),
     "scope": st.sampled_from(["all", "thinking", "answer", "some"]),
     "thinking_start_id": st.integers(-1, 2**31),
     "thinking_end_id": st.integers(-1, 2**31),

@@ -56,6 +56,13 @@ def test_one_temperature_everywhere_is_that_temperature(model: Any, inputs: Any)
     assert generate(model, inputs, asked, do_sample=True, temperature=0.8) == plain
 
 
+def test_only_the_first_tokens_are_steered(model: Any, inputs: Any) -> None:
+    first = processor(inputs, {"select": "first", "first_tokens": 3, "fork_temperature": 0, "other_temperature": 0.8})
+    new = generate(model, inputs, first, do_sample=True, temperature=0.8)
+    assert [bool(o.selected[0]) for o in first.outcomes] == [i < 3 for i in range(len(first.outcomes))]
+    assert new[:3] == generate(model, inputs, None, do_sample=False)[:3]
+
+
 def test_entropies_and_forks_are_those_of_the_models_own_distribution(model: Any, inputs: Any) -> None:
     asked = processor(inputs, {"fork_temperature": 1.2, "threshold_nats": 1.0})
     new = generate(model, inputs, asked, do_sample=True, temperature=0.8)

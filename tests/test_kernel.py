@@ -33,6 +33,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "greedy others": {"other_temperature": 0.0},
     "nothing": {"fork_temperature": T},
     "placebo": {"select": "random", "fork_rate": 0.4, "fork_temperature": 1.0},
+    "first": {"select": "first", "first_tokens": 2**30, "fork_temperature": 1.5, "other_temperature": 0.3},
     "all": {"select": "all", "fork_temperature": 2.0},
     "target up": {"policy": "entropy_target", "delta_nats": 0.4},
     "target down": {"policy": "entropy_target", "delta_nats": -0.3, "select": "all"},
@@ -280,6 +281,14 @@ def of_rows(call: Call, index: Any) -> dict[str, Any]:
 
 def bits(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.int32) if x.dtype == torch.float32 else x
+
+
+def test_the_first_tokens_end_where_they_were_asked_to(backend: str) -> None:
+    first = list(POLICIES).index("first")
+    positions = torch.tensor([0, 2**30 - 1, 2**30, 2**31 - 1])
+    call = Call(*tables(), torch.full((4,), first), positions, None)
+    outcome = assert_like_reference(logits_of("random", 4, 63), call, backend)
+    assert outcome.selected.tolist() == [True, True, False, False]
 
 
 def test_integer_inputs_of_either_width_and_any_stride_do(backend: str) -> None:

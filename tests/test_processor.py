@@ -73,6 +73,7 @@ def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> L
             {"other_temperature": 0, "fork_temperature": 2},
             {"fork_temperature": temperature, "other_temperature": temperature},
             {"select": "random", "fork_rate": 0.4, "fork_temperature": 0.5},
+            {"select": "first", "first_tokens": 3, "fork_temperature": 1.9},
             {"select": "all", "fork_temperature": 0.7},
             {"policy": "entropy_target", "delta_nats": -0.3, "threshold_nats": 1.0},
             {"policy": "dynatemp"},

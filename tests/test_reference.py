@@ -173,6 +173,35 @@ def test_the_placebo_takes_its_share_of_the_tokens_and_the_same_ones_again() -> 
     assert correlation.pvalue > 1e-3
 
 
+def test_the_first_tokens_are_those_before_that_position_whatever_their_entropy() -> None:
+    z = random_logits(6, 20)
+    _, outcome = steer(z, {"select": "first", "first_tokens": 2, "fork_temperature": 1.5, "other_temperature": 0.25})
+    assert outcome.selected.tolist() == [True, True, False, False, False, False]
+    np.testing.assert_allclose(outcome.temperature, [1.5, 1.5, 0.25, 0.25, 0.25, 0.25])
+    floats, ints = tables({"select": "first", "first_tokens": 2**31 - 1, "fork_temperature": 1.5})
+    ends = torch.tensor([2**31 - 2, 2**31 - 1])
+    outcome = reference.steer_(z[:2].clone(), floats, ints, torch.zeros(2).int(), ends)
+    assert outcome.selected.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"select": "first"}, 'steering.first_tokens: is required with select "first"'),
+        ({"select": "random", "fork_rate": 0.1, "first_tokens": 1}, 'goes with select "first" only, not with "random"'),
+        ({"select": "first", "first_tokens": 1, "fork_rate": 0.1}, 'goes with select "random" only, not with "first"'),
+        ({"select": "first", "first_tokens": 0}, "steering.first_tokens: 0 must be greater than or equal to 1"),
+        ({"select": "first", "first_tokens": 2**31}, "steering.first_tokens: 2147483648 must be less than"),
+        ({"select": "first", "first_tokens": 1.0}, "steering.first_tokens: 1.0 must be a valid integer"),
+        ({"select": "first", "first_tokens": True}, "steering.first_tokens: True must be a valid integer"),
+    ],
+)
+def test_a_selector_takes_its_own_field_and_no_other(asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(params.SteeringError) as e:
+        params.parse(asked)
+    assert told in str(e.value)
+
+
 def entropies_at(z: Tensor, temperature: float) -> Any:
     return scipy.stats.entropy(scipy.special.softmax(z.numpy() / temperature, axis=-1), axis=-1)
 

@@ -193,6 +193,8 @@ BAD = [
     ({"policy": "entropix"}, "steering.policy"),
     ({"policy": "entropy_target"}, "steering.delta_nats"),
     ({"select": "random"}, "steering.fork_rate"),
+    ({"select": "first"}, "steering.first_tokens"),
+    ({"first_tokens": 1}, "steering.first_tokens"),
     ({"scope": "thinking"}, "steering.thinking_start_id"),
     (["split"], "steering"),
     (True, "steering"),
