@@ -3,8 +3,8 @@
 This is the one place where something stands in for the real thing: how often a real model is right
 is not known in advance, so a real model cannot show that the runner, the grading and the statistics
 find it. It is a real HTTP server on a loopback port that speaks what `steerdec serve` speaks
-(/health, /v1/models, /v1/steering, both completion routes with `steering` telemetry), and it fails on
-demand: errors, hangs, cut connections, nonsense.
+(/health, /v1/models, /v1/steering, /tokenize, /detokenize, both completion routes with `steering`
+telemetry), and it fails on demand: errors, hangs, cut connections, nonsense. Its tokens are characters.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class ScriptedEndpoint:
             Route("/health", self._health),
             Route("/v1/models", self._models),
             Route("/v1/steering", self._steering),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/chat/completions", self._complete, methods=["POST"]),
         ]
@@ -102,13 +104,16 @@ class ScriptedEndpoint:
         return Response()
 
     async def _models(self, request: Request) -> Response:
-        entry = {"id": self.script.model, "object": "model", "max_model_len": self.script.max_model_len}
-        return JSONResponse({"object": "list", "data": [entry]})
+        return JSONResponse(models(self.script))
 
     async def _steering(self, request: Request) -> Response:
-        about = {"steerdec": "0", "vllm": "0", "runner": "v1", "dtype": "float32", "processor": True, "default": None}
-        about["batch_invariant"] = True
-        return JSONResponse(about | {"calibration": None} | self.script.about)
+        return JSONResponse(about(self.script))
+
+    async def _tokenize(self, request: Request) -> Response:
+        return JSONResponse({"tokens": ids_of(asked_text(json.loads(await request.body())))})
+
+    async def _detokenize(self, request: Request) -> Response:
+        return JSONResponse({"prompt": "".join(map(chr, json.loads(await request.body())["tokens"]))})
 
     async def _complete(self, request: Request) -> Response:
         body = json.loads(await request.body())
@@ -141,19 +146,44 @@ class _Cut(Response):
         raise asyncio.CancelledError
 
 
+def models(script: Script) -> Body:
+    """GET /v1/models."""
+    entry = {"id": script.model, "object": "model", "max_model_len": script.max_model_len}
+    return {"object": "list", "data": [entry]}
+
+
+def about(script: Script) -> Body:
+    """GET /v1/steering."""
+    told: Body = {"steerdec": "0", "vllm": "0", "runner": "v1", "dtype": "float32", "processor": True}
+    return told | {"default": None, "batch_invariant": True, "calibration": None} | script.about
+
+
+def ids_of(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
+def asked_text(body: Body) -> str:
+    """The prompt of a request, of one with token ids too."""
+    asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    return "".join(map(chr, asked)) if isinstance(asked, list) else str(asked)
+
+
 def answer(script: Script, body: Body) -> Body:
     """The completion object for one request."""
     chat = "messages" in body
-    asked = body["messages"][-1]["content"] if chat else body["prompt"]
+    asked = asked_text(body)
     # The last one: a few-shot prompt may hold other problems before it.
     problem = max((p for p in script.answers if p in asked), key=asked.rfind)
     u = int.from_bytes(hashlib.blake2b(f"{body['seed']} {problem}".encode(), digest_size=6).digest()) / 2**48
     right = u < script.probability(problem, body)
     # A wrong number, not a wrong text, so that grading needs no computer algebra system to start up.
     text = f"So it is \\boxed{{{script.answers[problem] if right else 998}}}."
-    tokens = min(script.tokens, body["max_tokens"])
+    ids = [*ids_of(text), 0]  # with the token that ends it
+    tokens = min(len(ids) if "return_token_ids" in body else script.tokens, body["max_tokens"])
     choice: Body = {"index": 0, "finish_reason": "stop"}
     choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    if "return_token_ids" in body:
+        choice |= {"token_ids": ids[:tokens], "finish_reason": "stop" if tokens == len(ids) else "length"}
     if "logprobs" in body:
         choice["logprobs"] = (
             {"content": [{"token": f"t{i}"} for i in range(tokens)]}
@@ -170,6 +200,8 @@ def telemetry(script: Script, body: Body, tokens: int) -> Body:
     steering, own = body["steering"], body["temperature"]
     at = (steering.get("other_temperature", own), steering.get("fork_temperature", own))
     fork = [i % 5 == 0 or steering.get("select") == "all" for i in range(tokens)]
+    if steering.get("select") == "first":
+        fork = [i < steering["first_tokens"] for i in range(tokens)]
     entropy = [2.0 if f else 0.001 for f in fork]
     told: Body = {
         "tokens": tokens,
