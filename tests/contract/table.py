@@ -167,7 +167,7 @@ TABLE: Final = (
         "vllm.engine.arg_utils",
         "EngineArgs",
         attributes=(
-            *("max_model_len", "enforce_eager", "gpu_memory_utilization", "distributed_executor_backend"),
+            *("max_model_len", "enforce_eager", "gpu_memory_utilization"),
             *("block_size", "max_num_batched_tokens", "enable_chunked_prefill", "served_model_name"),
             *("logits_processors", "additional_config", "data_parallel_size", "model"),
         ),
@@ -181,6 +181,7 @@ TABLE: Final = (
         ),
     ),
     Used(ROUTES, "vllm.envs", texts=('"VLLM_BATCH_INVARIANT": lambda',)),
+    Used(("server/keys.py",), "vllm.envs", texts=('"VLLM_API_KEY": lambda',)),
     Used(
         BODY,
         f"{OPENAI}.chat_completion.protocol",
