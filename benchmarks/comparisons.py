@@ -69,7 +69,7 @@ def _binomial_difference(arm: Counts, against: Counts, dropped: int) -> Estimate
     if total == 0.0:
         note = "no problem was answered both right and wrong within an arm, so the sampling noise is not known"
         p_value = 1.0 if abs(value) <= ROUNDING else np.nan
-        return Estimate(value, 0.0, np.inf, (value, value), p_value, n_problems, dropped, note)
+        return Estimate(value, 0.0, np.inf, (np.nan, np.nan), p_value, n_problems, dropped, note)
     estimated = df > 0
     noise = float(np.sum(variance[estimated] ** 2 / df[estimated]))
     return student(value, np.sqrt(total) / n_problems, total**2 / noise if noise > 0 else np.inf, n_problems, dropped)

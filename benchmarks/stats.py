@@ -112,8 +112,8 @@ def majority_is_correct(answers: Sequence[Hashable | None], correct: Sequence[bo
 def mean_over_problems(values: ArrayLike) -> Estimate:
     """Student's interval and t-test for the mean of one value a problem; NaN values drop out.
 
-    All values equal leaves nothing to estimate a spread from: the interval is then the point itself, p = 1 if it is
-    0, else the exact sign-flip p = 2^(1-n), and `note` says so.
+    All values equal leaves nothing to estimate a spread from: there is then no interval, p = 1 if the value is 0, else
+    the exact sign-flip p = 2^(1-n), and `note` says so.
     """
     everything = np.asarray(values, dtype=np.float64)
     kept = everything[~np.isnan(everything)]
@@ -126,7 +126,7 @@ def mean_over_problems(values: ArrayLike) -> Estimate:
     if np.ptp(kept) <= ROUNDING:
         note = f"all {n} problems show the same value, so their spread is not known"
         p = 1.0 if abs(value) <= ROUNDING else 2.0 ** (1 - n)
-        return Estimate(value, 0.0, n - 1.0, (value, value), p, n, dropped, note)
+        return Estimate(value, 0.0, n - 1.0, (np.nan, np.nan), p, n, dropped, note)
     return student(value, float(np.std(kept, ddof=1) / np.sqrt(n)), n - 1.0, n, dropped)
 
 

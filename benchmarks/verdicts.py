@@ -71,9 +71,11 @@ def _difference(claim: Claim, estimate: Estimate, p_holm: float) -> str:
     if math.isnan(estimate.value):
         return f"{pair} cannot be computed"
     text = f"{pair} is {_points(estimate.value)} points"
-    if not math.isnan(estimate.se):
-        low, high = estimate.ci95
-        text += f", 95% CI [{_points(low)}, {_points(high)}], Holm-adjusted p {_p(p_holm)}"
+    low, high = estimate.ci95
+    if not math.isnan(low):
+        text += f", 95% CI [{_points(low)}, {_points(high)}]"
+    if not math.isnan(p_holm):
+        text += f", Holm-adjusted p {_p(p_holm)}"
     text += f", {estimate.n_problems} problem{'' if estimate.n_problems == 1 else 's'}"
     return text + (f" ({estimate.dropped} left out, nothing graded in an arm)" if estimate.dropped else "")
 
