@@ -34,6 +34,7 @@ class Answer:
     token_text: list[str] | None = None
     mean_probe_entropy_nats: float | None = None  # at the probe temperature, where one was asked for
     probe_entropy_nats: list[float | None] | None = None
+    token_ids: list[int] | None = None  # without the token that ended the text, where `return_token_ids` was asked for
 
 
 class _Telemetry(BaseModel):
@@ -58,6 +59,8 @@ class _Choice(BaseModel):
     text: str | None = None
     message: _Message | None = None
     finish_reason: str | None = None
+    stop_reason: int | str | None = None  # the stop text or token that was met; None: the model's own end
+    token_ids: list[Count] | None = None
     logprobs: dict[str, Any] | None = None
     steering: _Telemetry | None = None
 
@@ -89,7 +92,9 @@ def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | Non
         raise MalformedAnswerError(f'finish_reason is {choice.finish_reason!r}, not "stop" or "length"')
     if tokens > max_tokens:
         raise MalformedAnswerError(f"{tokens} tokens were generated where at most {max_tokens} were asked for")
-    answer = Answer(_text(choice), choice.finish_reason, tokens)
+    if choice.token_ids is not None and len(choice.token_ids) != tokens:
+        raise MalformedAnswerError(f"token_ids has {len(choice.token_ids)} entries for {tokens} tokens")
+    answer = Answer(_text(choice), choice.finish_reason, tokens, token_ids=_ids_of_text(choice))
     if steering is None:
         if choice.steering is not None:
             raise MalformedAnswerError("a plain request was steered: the server has a default policy")
@@ -137,7 +142,13 @@ def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -
         _token_text(choice.logprobs, told.tokens),
         told.mean_probe_entropy_nats,
         told.probe_entropy_nats,
+        answer.token_ids,
     )
+
+
+def _ids_of_text(choice: _Choice) -> list[int] | None:
+    ended_by_token = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
+    return choice.token_ids[:-1] if choice.token_ids and ended_by_token else choice.token_ids
 
 
 def _token_text(logprobs: dict[str, Any] | None, tokens: int) -> list[str] | None:

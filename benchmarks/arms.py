@@ -8,7 +8,6 @@ holds it and a run can be repeated from there.
 
 from __future__ import annotations
 
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +19,6 @@ from steerdec import params
 
 BUILT_IN = ("quick", "figure3", "causal")
 MAX_FILE_BYTES = 1 << 20
-TEMPERATURE_FIELDS = ("fork_temperature", "other_temperature", "min_temperature", "max_temperature")
 
 Role = Literal[
     "baseline",  # plain requests; every other arm is compared with it
@@ -31,7 +29,10 @@ Role = Literal[
     "placebo",  # random positions instead of forks
     "global",  # one temperature everywhere
     "matched",  # temperature solved so that the mean entropy changes as much as in another arm
+    "replay",  # plain requests after replayed prefixes: what the arms that steer there are compared with
 ]
+REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may go on from a prefix
+Positions = Literal["fork", "other", "any"]  # the tokens that a mask points at, the rest, or all
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
 
 
@@ -43,6 +44,18 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Replay(_Data):
+    """Where arms go on from: a position of a recorded response, drawn among those that a mask points at.
+
+    `sha256` and `about` are what the mask was when a run began; none in a set that has not been run.
+    """
+
+    mask: Annotated[str, Field(min_length=1)]  # its folder, from that of the file this stands in
+    positions: Positions = "fork"
+    sha256: str | None = None
+    about: dict[str, JsonValue] | None = None
+
+
 class Arm(_Data):
     """How the samples of one arm are decoded; `steering` None is a plain request, without the field."""
 
@@ -52,11 +65,17 @@ class Arm(_Data):
     temperature: float | str = "base"  # of the request
     steering: dict[str, JsonValue] | None = None
     matched: Name | None = None  # the arm whose entropy change a "solve" temperature has to equal
+    replay: Name | None = None  # of the set's `replays`: the response is begun there, and gone on with
 
     @property
-    def shares_seeds(self) -> bool:
-        """Whether it draws with the baseline's random numbers."""
-        return self.role != "replica"
+    def seed_group(self) -> str:
+        """Arms of one group draw with the same random numbers; "" is the baseline's group.
+
+        After a prefix never the baseline's: the prefix may have been drawn with them, in the same order.
+        """
+        if self.replay is not None:
+            return "after a prefix"
+        return self.name if self.role == "replica" else ""
 
 
 class Comparison(_Data):
@@ -85,6 +104,7 @@ class ArmSet(_Data):
     threshold_nats: Annotated[float, Field(ge=0.0)] | None = None  # unless the run or the server has a calibration
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02  # scores closer than this count as equal
     baseline: Name
+    replays: dict[Name, Replay] = {}
     arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=100)]
     comparisons: tuple[Comparison, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -109,10 +129,26 @@ class ArmSet(_Data):
                 raise ArmError(f'arm "{arm.name}": role matched needs the field matched')
             if arm.matched is not None and arm.matched not in names:
                 raise ArmError(f'arm "{arm.name}": matched: "{arm.matched}" is no arm')
+        _check_replays(self)
         return self
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
+
+
+def _check_replays(arm_set: ArmSet) -> None:
+    for arm in arm_set.arms:
+        if arm.role == "replay" and (arm.replay is None or arm.steering is not None):
+            raise ArmError(f'arm "{arm.name}": role replay needs the field replay, and takes no steering')
+        if arm.replay is not None and arm.role not in REPLAYED:
+            raise ArmError(f'arm "{arm.name}": a {arm.role} replays nothing; these may: {", ".join(REPLAYED)}')
+        if arm.replay is not None and arm.replay not in arm_set.replays:
+            known = ", ".join(arm_set.replays) or "none"
+            raise ArmError(f'arm "{arm.name}": replay: "{arm.replay}" is not one of the replays (there are: {known})')
+    for name in arm_set.replays:
+        controls = sum(arm.role == "replay" and arm.replay == name for arm in arm_set.arms)
+        if controls != 1:
+            raise ArmError(f'replays "{name}": needs one arm with role replay to compare with, has {controls}')
 
 
 def _no_repeats(what: str, names: list[str]) -> None:
@@ -162,11 +198,21 @@ def load_arm_set(name_or_path: str) -> ArmSet:
         except (OSError, UnicodeDecodeError) as e:
             raise ArmError(f"{path} cannot be read ({e})") from None
     try:
-        return parse_arm_set(yaml.safe_load(text))
+        arm_set = parse_arm_set(yaml.safe_load(text))
     except (yaml.YAMLError, RecursionError) as e:
         raise ArmError(f"{name_or_path} is neither YAML nor JSON ({' '.join(str(e).split())})") from None
     except ArmError as e:
         raise ArmError(f"{name_or_path}: {e}") from None
+    return with_mask_paths(arm_set, Path(name_or_path).parent)
+
+
+def with_mask_paths(arm_set: ArmSet, folder: Path) -> ArmSet:
+    """The set with its masks found from any working directory; they were named from `folder`."""
+    replays = {
+        name: replay.model_copy(update={"mask": str((folder / replay.mask).resolve())})
+        for name, replay in arm_set.replays.items()
+    }
+    return arm_set.model_copy(update={"replays": replays})
 
 
 def parse_arm_set(value: Any) -> ArmSet:
@@ -188,83 +234,6 @@ def _place(value: Any, loc: tuple[int | str, ...]) -> str:
         name = str(entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1)
         return " ".join([f'arm "{" ".join(name.split())}"', *map(str, loc[2:])])
     return " ".join(map(str, loc)) or "the arm set"
-
-
-def resolve(
-    arm_set: ArmSet,
-    *,
-    temperature: float,
-    threshold_nats: float,
-    fork_rate: float | None = None,
-    solved: dict[str, float] | None = None,
-) -> ArmSet:
-    """The set with numbers for everything relative, each steering checked by `steerdec.params`.
-
-    Args:
-        temperature: the base temperature.
-        threshold_nats: entropy above which a token is a fork, written into every steering that names none.
-        fork_rate: for "calibrated", the share of tokens above the threshold in a calibration.
-        solved: for "solve", the temperature by arm name, found on calibration text.
-
-    Raises:
-        ArmError: a value is missing or not allowed; one line that names the arm.
-    """
-    known = {"calibrated": fork_rate, "solve": solved or {}}
-    arms = tuple(_resolve_arm(arm, temperature, threshold_nats, known) for arm in arm_set.arms)
-    changed = {"arms": arms, "temperature": temperature, "threshold_nats": threshold_nats}
-    return parse_arm_set(arm_set.model_copy(update=changed).model_dump())
-
-
-def _resolve_arm(arm: Arm, base: float, threshold_nats: float, known: dict[str, Any]) -> Arm:
-    request = _temperature(arm, "temperature", arm.temperature, base, known["solve"])
-    if arm.role in ("baseline", "replicate", "replica") and request != base:
-        raise ArmError(f'arm "{arm.name}": temperature: a {arm.role} decodes at the base temperature, {base:g}')
-    if arm.steering is None:
-        return arm.model_copy(update={"temperature": request})
-    steering: dict[str, Any] = dict(arm.steering)
-    for field in TEMPERATURE_FIELDS:
-        if field in steering:
-            steering[field] = _temperature(arm, field, steering[field], base, known["solve"])
-    if steering.get("fork_rate") == "calibrated":
-        if known["calibrated"] is None:
-            raise ArmError(
-                f'arm "{arm.name}": fork_rate: "calibrated" needs a calibration; make one with '
-                "`steerdec calibrate` and give it as --threshold FILE"
-            )
-        steering["fork_rate"] = known["calibrated"]
-    steering.setdefault("threshold_nats", threshold_nats)
-    try:
-        params.parse(steering)
-    except params.SteeringError as e:
-        raise ArmError(f'arm "{arm.name}": {e}') from None
-    if arm.role == "identity" and {steering.get(f, request) for f in TEMPERATURE_FIELDS[:2]} != {base}:
-        raise ArmError(f'arm "{arm.name}": an identity arm has both temperatures equal to the base, {base:g}')
-    return arm.model_copy(update={"temperature": request, "steering": steering})
-
-
-def _temperature(arm: Arm, field: str, value: Any, base: float, solved: dict[str, float]) -> float:
-    place = f'arm "{arm.name}": {field}'
-    if value == "solve":
-        if arm.name not in solved:
-            raise ArmError(
-                f'{place}: is to be solved so that it matches "{arm.matched}"; do so with '
-                "`steerdec calibrate --arms ...` and give its file as --threshold"
-            )
-        return solved[arm.name]
-    if value == "base":
-        return base
-    if isinstance(value, str) and (factor := re.fullmatch(r"x(\d+(?:\.\d+)?)", value)):
-        number = round(float(factor[1]) * base, 3)  # x1.667 of 0.6 is 1, not 1.0002
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
-    else:
-        raise ArmError(f'{place}: {_shown(value)} is not a number, "base", "x1.67" or "solve"')
-    if not (number == 0.0 or params.MIN_TEMPERATURE <= number <= params.MAX_TEMPERATURE):
-        raise ArmError(
-            f"{place}: {_shown(value)} is {number:g}; allowed are 0 and {params.MIN_TEMPERATURE:g} "
-            f"to {params.MAX_TEMPERATURE:g}"
-        )
-    return number
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from steerdec.benchmarks.verdicts import Claim, Direction
 
@@ -27,15 +27,26 @@ class Family:
     doses: tuple[float, ...]
 
 
+class Contrast(NamedTuple):
+    """Two arms with the same steering after the prefixes of two replays, each with the arm it is compared with."""
+
+    arm: str
+    control: str
+    placebo: str
+    placebo_control: str
+
+
 @dataclass(frozen=True)
 class Design:
     arms: tuple[str, ...]
     baseline: str
-    identity: str | None
+    controls: Mapping[str, str]  # arm -> what it is compared with: the plain arm of its replay, else the baseline
+    identities: tuple[str, ...]
     repeats: tuple[str, ...]  # arms of plain requests; those with the baseline's seeds show what the engine changes
-    pairs: tuple[tuple[str, str], ...]  # (arm, against): every arm against the baseline first
+    pairs: tuple[tuple[str, str], ...]  # (arm, against): every arm against its control first
     claims: tuple[Claim, ...]
     combined: tuple[tuple[Claim, Claim], ...]  # (there is an effect, a dose-matched arm elsewhere does not have it)
+    contrasts: tuple[Contrast, ...]
     families: tuple[Family, ...]
     delta: float
 
@@ -45,9 +56,9 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
     arms: dict[str, Mapping[str, Any]] = {arm["name"]: arm for arm in arm_set["arms"]}
     baseline = str(arm_set["baseline"])
     claims = tuple(_claim(claim) for claim in arm_set.get("claims") or ())
-    others = [(name, baseline) for name in arms if name != baseline]
+    controls = _controls(arms, baseline)
     asked = [(c["arm"], _against(c)) for c in arm_set.get("comparisons") or ()]
-    pairs = tuple(dict.fromkeys([*others, *((c.arm, c.against) for c in claims), *asked]))
+    pairs = tuple(dict.fromkeys([*controls.items(), *((c.arm, c.against) for c in claims), *asked]))
     for name in (baseline, *(end for pair in pairs for end in pair)):
         if name not in arms:
             raise DesignError(f'"{name}" is compared but is no arm of the run (there are: {", ".join(arms)})')
@@ -57,14 +68,44 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
     return Design(
         arms=tuple(arms),
         baseline=baseline,
-        identity=arm_set.get("identity") or next((n for n, arm in arms.items() if arm["role"] == "identity"), None),
+        controls=controls,
+        identities=_identities(arm_set, arms),
         repeats=tuple(n for n, arm in arms.items() if arm["role"] in ("replicate", "replica")),
         pairs=pairs,
         claims=claims,
         combined=tuple(_combined(claims, arms, baseline)),
+        contrasts=tuple(_contrasts(arms, controls)),
         families=tuple(_families(arms, baseline)),
         delta=delta,
     )
+
+
+def _controls(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str, str]:
+    replays = {arm.get("replay"): name for name, arm in arms.items() if arm["role"] == "replay"}
+    return {
+        name: baseline if arm["role"] == "replay" else replays.get(arm.get("replay"), baseline)
+        for name, arm in arms.items()
+        if name != baseline
+    }
+
+
+def _identities(arm_set: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    if arm_set.get("identity"):
+        return (str(arm_set["identity"]),)
+    return tuple(name for name, arm in arms.items() if arm["role"] == "identity")
+
+
+def _contrasts(arms: Mapping[str, Mapping[str, Any]], controls: Mapping[str, str]) -> list[Contrast]:
+    """Every treatment after a prefix beside the placebos after other prefixes that steer as it does."""
+    replayed = {name: arm for name, arm in arms.items() if arm.get("replay")}
+    return [
+        Contrast(name, controls[name], placebo, controls[placebo])
+        for name, arm in replayed.items()
+        for placebo, other in replayed.items()
+        if (arm["role"], other["role"]) == ("treatment", "placebo")
+        and arm["replay"] != other["replay"]
+        and (arm["temperature"], arm["steering"]) == (other["temperature"], other["steering"])
+    ]
 
 
 def _against(comparison: Mapping[str, Any]) -> str:
@@ -106,17 +147,21 @@ def _same_tokens(a: tuple[str, float] | None, b: tuple[str, float] | None) -> bo
 
 
 def _steered(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(which tokens, temperature there minus the base); None if nothing, or more than one group, is changed."""
+    """(which tokens, temperature there minus the base); None if nothing, or more than one group, is changed.
+
+    None too after a prefix: what is changed there is no dose of the baseline's.
+    """
     base, own, steering = baseline["temperature"], arm["temperature"], arm.get("steering") or {}
     fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
     numbers = all(isinstance(t, int | float) for t in (base, own, fork, other))
-    if not numbers or steering.get("policy", "split") != "split":
+    if not numbers or steering.get("policy", "split") != "split" or arm.get("replay"):
         return None
     select = steering.get("select", "entropy")
     if select == "all" or fork == other:
         return ("all tokens", fork - base) if fork != base else None
     if other == base:
-        return "forks" if select == "entropy" else "random tokens", fork - base
+        elsewhere = f"the first {steering.get('first_tokens')} tokens" if select == "first" else "random tokens"
+        return "forks" if select == "entropy" else elsewhere, fork - base
     return ("others", other - base) if fork == base and select == "entropy" else None
 
 

@@ -23,13 +23,19 @@ AT_BASE = ("baseline", "identity", "replicate", "replica")  # roles that decode 
 
 @dataclass(frozen=True)
 class Dose:
-    """The temperatures one arm asked for. `select`: what makes a fork, "entropy", "random", "all" or "none"."""
+    """The temperatures one arm asked for. `select`: what makes a fork; "none" in a plain request."""
 
     arm: str
     fork_temperature: float
     other_temperature: float
     select: str
     role: str
+    replay: str = ""  # of the prefixes it goes on from
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether it writes whole responses at the base temperature."""
+        return self.role in AT_BASE and not self.replay
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,12 @@ def doses(run: Mapping[str, Any]) -> dict[str, Dose]:
         fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
         select = str(steering.get("select", "entropy")) if steering else "none"
         found[arm["name"]] = Dose(
-            arm["name"], fork, fork if select == "all" else other, select, str(arm.get("role") or "")
+            arm["name"],
+            fork,
+            fork if select == "all" else other,
+            select,
+            str(arm.get("role") or ""),
+            str(arm.get("replay") or ""),
         )
     return found
 
@@ -82,7 +93,7 @@ def dose_curves(run: Mapping[str, Any], summary: Mapping[str, Any]) -> DoseCurve
         arm = summary["arms"].get(dose.arm)
         if arm is None or arm["avg_at_k"] is None or (dose.select != "entropy" and dose.arm != baseline):
             continue
-        if dose.role == "matched":  # solved for another arm's dose, not a point of the grid
+        if dose.role == "matched" or dose.replay:  # solved for another arm's dose; not of whole responses
             continue
         if _same(dose.other_temperature, base):
             forks.setdefault(dose.fork_temperature, _point(dose.arm, dose.fork_temperature, arm))
@@ -95,7 +106,7 @@ def dose_curves(run: Mapping[str, Any], summary: Mapping[str, Any]) -> DoseCurve
 
 def reference_arm(run: Mapping[str, Any], with_data: Collection[str]) -> str | None:
     """The arm to read undisturbed entropies from: the first at base temperatures that has data, else the first."""
-    undisturbed = [dose.arm for dose in doses(run).values() if dose.role in AT_BASE and dose.arm in with_data]
+    undisturbed = [dose.arm for dose in doses(run).values() if dose.undisturbed and dose.arm in with_data]
     return next(iter([*undisturbed, *with_data]), None)
 
 

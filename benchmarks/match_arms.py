@@ -13,7 +13,7 @@ import numpy as np
 
 from steerdec.benchmarks import matching
 from steerdec.benchmarks.answers import Answer, parse_answer
-from steerdec.benchmarks.arms import Arm, ArmError, ArmSet, resolve
+from steerdec.benchmarks.arms import Arm, ArmError, ArmSet
 from steerdec.benchmarks.calibrate import TooFewTokensError
 from steerdec.benchmarks.calibration import Matched, Matching
 from steerdec.benchmarks.dispatch import Retry, dispatch
@@ -22,6 +22,7 @@ from steerdec.benchmarks.matching import Contribution, Means
 from steerdec.benchmarks.plan import Item, sample_seed
 from steerdec.benchmarks.problems import ProblemSet
 from steerdec.benchmarks.progress import RunProgress
+from steerdec.benchmarks.resolving import resolve
 from steerdec.benchmarks.sample_requests import max_answer_bytes, sample_request
 
 TOLERANCE_NATS = 1e-3  # between the dose asked for and the one measured

@@ -1,14 +1,15 @@
-"""Which samples a run consists of, in which order, each with which seed."""
+"""Which samples a run consists of, in which order, each with which seed, and after which prefix if any."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from steerdec.benchmarks.arms import Arm
+from steerdec.benchmarks.masks import Places, Prefix
 from steerdec.benchmarks.problems import Problem
 
 
@@ -20,6 +21,7 @@ class Item(NamedTuple):
     arm: Arm
     sample: int
     seed: int
+    prefix: Prefix | None = None
 
 
 def _hash(*identifiers: object, bits: int = 53) -> int:
@@ -32,9 +34,25 @@ def sample_seed(run_seed: int, problem_id: str, sample: int, replica: str = "") 
     """53 bits (exact in JSON everywhere), the same in every arm: common random numbers.
 
     Hashed, never `seed + i`: neighbouring seeds would share samples between neighbouring runs.
-    `replica` names an arm that has to draw anew.
+    `replica` names an arm, or a group of arms, that has to draw anew.
     """
     return _hash("sample", run_seed, problem_id, sample, replica)
+
+
+def drawn_prefix(places: Places, run_seed: int, problem_id: str, sample: int) -> Prefix:
+    """A recorded response to the problem, and in it one of the `places`; each drawn evenly, by a hash.
+
+    The hash knows nothing of the mask: over the same responses two masks give positions of the same response, at
+    the same rank among what each of them has there. So what they do differs by less chance.
+    """
+    found = places.of(problem_id)
+    trace, positions = found[_even(len(found), "trace", run_seed, problem_id, sample)]
+    return Prefix(trace, int(positions[_even(len(positions), "position", run_seed, problem_id, sample)]))
+
+
+def _even(n: int, *identifiers: object) -> int:
+    """One of 0 .. n - 1, each as likely."""
+    return _hash(*identifiers) * n >> 53
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ class Plan:
     arms: Sequence[Arm]
     samples: int
     seed: int
+    replays: Mapping[str, Places] = field(default_factory=dict)  # by their names in the arm set
     _places: dict[tuple[str, str], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -82,5 +101,10 @@ class Plan:
                     if done is not None and done[index]:
                         continue
                     arm = self.arms[place]
-                    replica = "" if arm.shares_seeds else arm.name
-                    yield Item(index, problem, arm, sample, sample_seed(self.seed, problem.id, sample, replica))
+                    yield self._item(index, problem, arm, sample)
+
+    def _item(self, index: int, problem: Problem, arm: Arm, sample: int) -> Item:
+        seed, prefix = sample_seed(self.seed, problem.id, sample, arm.seed_group), None
+        if arm.replay is not None:
+            prefix = drawn_prefix(self.replays[arm.replay], self.seed, problem.id, sample)
+        return Item(index, problem, arm, sample, seed, prefix)

@@ -6,14 +6,14 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from steerdec.benchmarks.answers import Answer, MalformedAnswerError, parse_answer
-from steerdec.benchmarks.arms import Arm, ArmSet
+from steerdec.benchmarks.arms import Arm
 from steerdec.benchmarks.endpoints import Endpoint, EndpointError, RefusedError
-from steerdec.benchmarks.plan import Item, sample_seed
-from steerdec.benchmarks.problems import Problem
+from steerdec.benchmarks.plan import Item, Plan
 from steerdec.benchmarks.sample_requests import asked_steering, max_answer_bytes, sample_request
 
 # Of GET /v1/steering: endpoints must not differ in these, and a run does not go on where they changed.
@@ -86,9 +86,9 @@ async def _ask(endpoint: Endpoint) -> Server:
 
 
 async def probe_arms(
-    endpoints: Sequence[Endpoint], arms: ArmSet, problem: Problem, *, model: str, prompt: str, thinking: bool | None
+    endpoints: Sequence[Endpoint], plan: Plan, *, model: str, prompt: str, thinking: bool | None
 ) -> None:
-    """Generate a few tokens with every arm on every endpoint and check that each was steered as asked.
+    """Generate a few tokens of the first sample of every arm on every endpoint; was each steered as asked?
 
     Raises:
         PreflightError: a request fails, or an answer does not show the temperatures of its arm.
@@ -97,22 +97,19 @@ async def probe_arms(
     async def probe_all(endpoint: Endpoint) -> list[str | None]:
         slots = asyncio.Semaphore(endpoint.connections)
 
-        async def probe(arm: Arm) -> str | None:
+        async def probe(item: Item) -> str | None:
             async with slots:
-                return await _probe(endpoint, arm, problem, model, prompt, thinking)
+                return await _probe(endpoint, item, model, prompt, thinking)
 
-        return await asyncio.gather(*(probe(arm) for arm in arms.arms))
+        return await asyncio.gather(*(probe(item) for item in islice(plan.items(), len(plan.arms))))
 
     for complaints in await asyncio.gather(*(probe_all(endpoint) for endpoint in endpoints)):
         for complaint in filter(None, complaints):
             raise PreflightError(complaint)
 
 
-async def _probe(
-    endpoint: Endpoint, arm: Arm, problem: Problem, model: str, prompt: str, thinking: bool | None
-) -> str | None:
-    traced = arm.steering is not None
-    item = Item(0, problem, arm, 0, sample_seed(0, problem.id, 0))
+async def _probe(endpoint: Endpoint, item: Item, model: str, prompt: str, thinking: bool | None) -> str | None:
+    arm, traced = item.arm, item.arm.steering is not None
     path, body = sample_request(
         item, model=model, prompt=prompt, thinking=thinking, max_tokens=PROBE_TOKENS, traced=traced
     )
@@ -144,4 +141,8 @@ def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
     for fork, temperature in zip(answer.fork or [], answer.temperature or [], strict=True):
         if temperature is None or not math.isclose(temperature, wanted[fork], rel_tol=1e-4, abs_tol=1e-6):
             return f"a {'fork' if fork else 'non-fork'} was sampled at {temperature}, asked was {wanted[fork]:g}"
+    if steering.get("select") == "first":
+        first = [i < steering["first_tokens"] for i in range(len(answer.fork or []))]
+        if answer.fork != first:
+            return f"not the first {steering['first_tokens']} tokens were steered as forks"
     return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steerdec.benchmarks import journal
-from steerdec.benchmarks.answers import Answer, parse_answer
+from steerdec.benchmarks.answers import Answer, MalformedAnswerError, parse_answer
 from steerdec.benchmarks.dispatch import Retry, dispatch
 from steerdec.benchmarks.endpoints import Endpoint
 from steerdec.benchmarks.grading import Grade
@@ -16,7 +17,14 @@ from steerdec.benchmarks.journal import Journal, JournalError
 from steerdec.benchmarks.plan import Item, Plan
 from steerdec.benchmarks.problems import Problem
 from steerdec.benchmarks.progress import RunProgress
-from steerdec.benchmarks.sample_requests import asked_steering, is_traced, max_answer_bytes, sample_request
+from steerdec.benchmarks.replays import whole_text
+from steerdec.benchmarks.sample_requests import (
+    asked_steering,
+    is_traced,
+    max_answer_bytes,
+    sample_request,
+    tokens_left,
+)
 from steerdec.benchmarks.settings import NAME as RUN_JSON
 from steerdec.benchmarks.settings import Settings, SettingsError, changes, read_settings
 
@@ -110,17 +118,24 @@ async def make_samples(
 
 async def request_sample(endpoint: Endpoint, item: Item, settings: Settings) -> Answer:
     """Ask one endpoint for one sample. Raises EndpointError, MalformedAnswerError."""
-    traced = is_traced(settings.arms, item)
+    traced, max_tokens = is_traced(settings.arms, item), tokens_left(item, settings.max_tokens)
     path, body = sample_request(
         item,
         model=settings.model,
         prompt=settings.prompt,
         thinking=settings.thinking,
-        max_tokens=settings.max_tokens,
+        max_tokens=max_tokens,
         traced=traced,
     )
-    raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(settings.max_tokens, traced))
-    return parse_answer(raw, max_tokens=settings.max_tokens, steering=asked_steering(item.arm, traced))
+    raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, traced))
+    answer = parse_answer(raw, max_tokens=max_tokens, steering=asked_steering(item.arm, traced))
+    if item.prefix is None:
+        return answer
+    if answer.token_ids is None:
+        raise MalformedAnswerError("choices.0 has no token_ids, which return_token_ids asked for")
+    stops = body.get("stop", [])
+    text = await whole_text(endpoint, item.prefix, answer.token_ids, model=settings.model, stops=stops)
+    return replace(answer, text=text)
 
 
 async def _sync_now_and_then(lines: Journal) -> None:
@@ -153,6 +168,9 @@ async def _sample(item: Item, endpoint: Endpoint, outcome: Answer | str, grade: 
         "endpoint": endpoint.url,
         "error": outcome if failed else None,
     }
+    if item.prefix is not None:  # the text is the whole response; the tokens counted are those from `position` on
+        trace = item.prefix.trace
+        sample |= {"position": item.prefix.position, "replayed_arm": trace.arm, "replayed_sample": trace.sample}
     if answer.entropy_nats is not None:
         sample["entropy_nats"] = [None if h is None else round(h, ENTROPY_DIGITS) for h in answer.entropy_nats]
         sample["fork"] = answer.fork

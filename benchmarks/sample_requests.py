@@ -22,8 +22,8 @@ def is_traced(arms: ArmSet, item: Item) -> bool:
     shows the undisturbed entropies, and those of the first problems in every steered arm. A set without an
     identity arm keeps those of all steered arms.
     """
-    if item.sample > 0 or item.arm.steering is None:
-        return False
+    if item.sample > 0 or item.arm.steering is None or item.prefix is not None:
+        return False  # after a prefix the lists would begin in the middle of the response
     if item.arm.role == "identity" or not any(arm.role == "identity" for arm in arms.arms):
         return True
     return item.number < TRACED_IN_ALL_ARMS * len(arms.arms)  # the plan goes problem by problem
@@ -34,6 +34,9 @@ def sample_request(
 ) -> tuple[str, dict[str, Any]]:
     """The path and the body. `traced` asks for one entry a token: entropy, fork, temperature, text."""
     path, body = request_body(prompt, item.problem, thinking=thinking)
+    if item.prefix is not None:
+        path, stop = "/v1/completions", {"stop": body["stop"]} if "stop" in body else {}
+        body = {"prompt": item.prefix.token_ids, "return_token_ids": True} | stop
     body |= {
         "model": model,
         "seed": item.seed,
@@ -46,6 +49,11 @@ def sample_request(
     if traced:  # of the sampled token only, for its text; 0 further candidates
         body |= {"logprobs": True, "top_logprobs": 0} if "messages" in body else {"logprobs": 0}
     return path, body
+
+
+def tokens_left(item: Item, max_tokens: int) -> int:
+    """How many a response of at most `max_tokens` may still have; those of a prefix are spent."""
+    return max_tokens - (0 if item.prefix is None else item.prefix.position)
 
 
 def asked_steering(arm: Arm, traced: bool) -> dict[str, Any] | None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from steerdec import __version__
 from steerdec.benchmarks import embedded, hub
-from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve, with_engine_floor
+from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, with_engine_floor, with_mask_paths
 from steerdec.benchmarks.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
 from steerdec.benchmarks.dispatch import Retry
 from steerdec.benchmarks.grading_pool import GradingPool
 from steerdec.benchmarks.journal import FolderLock, JournalError
+from steerdec.benchmarks.masks import Places
 from steerdec.benchmarks.plan import Item, Plan
 from steerdec.benchmarks.preflight import Server, probe_arms, survey
 from steerdec.benchmarks.problems import ProblemSet, load_problems
+from steerdec.benchmarks.replays import check_prompts, check_server, read_replays
+from steerdec.benchmarks.resolving import resolve
 from steerdec.benchmarks.runs import done_samples, make_samples, open_folder
 from steerdec.benchmarks.sample_requests import SAMPLING, sample_request
 from steerdec.benchmarks.settings import Launch, ProblemsUsed, Settings, SettingsError, read_settings
@@ -43,6 +48,7 @@ class Request:
     max_tokens: int
     threshold: Threshold | None  # None: as the server or the arm set has it
     force: bool = False
+    replays: Mapping[str, Places] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,16 @@ def read_request(
     """Load and check everything that was named.
 
     Raises:
-        ProblemError, ArmError, CalibrationError, PromptError: one line.
+        ProblemError, ArmError, CalibrationError, PromptError, MaskError, ReplayError: one line.
     """
     problem_set = load_problems(problems, limit=limit)
-    arm_set = load_arm_set(arms)
+    prompt = prompt or problem_set.prompt
+    arm_set, replays = read_replays(load_arm_set(arms), problem_set, prompt=prompt, max_tokens=max_tokens)
     request = Request(
         problem_set,
         source=_source(problems),
         limit=limit,
-        prompt=prompt or problem_set.prompt,
+        prompt=prompt,
         thinking=thinking,
         arms=arm_set,
         samples=samples,
@@ -85,6 +92,7 @@ def read_request(
         max_tokens=max_tokens,
         threshold=None if threshold is None else parse_threshold(threshold),
         force=force,
+        replays=replays,
     )
     _check_prompt(request)
     if request.threshold is not None:
@@ -102,7 +110,11 @@ def _source(name: str) -> str:
 
 
 def repeated_request(run_json: Path) -> tuple[Request, Settings]:
-    """What the run in `run_json` was, from that file alone. Raises SettingsError, ProblemError."""
+    """What the run in `run_json` was, from that file and its masks, which have to lie beside it.
+
+    Raises:
+        SettingsError, ProblemError, MaskError, ReplayError: one line.
+    """
     old = read_settings(run_json)
     problem_set = load_problems(old.problems.source, limit=old.problems.limit)
     if problem_set.sha256 != old.problems.sha256:
@@ -110,18 +122,21 @@ def repeated_request(run_json: Path) -> tuple[Request, Settings]:
             f"{run_json}: the problems {old.problems.source} have changed: sha256 {old.problems.sha256[:12]} -> "
             f"{problem_set.sha256[:12]}"
         )
+    beside = with_mask_paths(old.arms, run_json.parent)
+    arms, replays = read_replays(beside, problem_set, prompt=old.prompt, max_tokens=old.max_tokens)
     request = Request(
         problem_set,
         source=old.problems.source,
         limit=old.problems.limit,
         prompt=old.prompt,
         thinking=old.thinking,
-        arms=old.arms,
+        arms=arms,
         samples=old.samples,
         seed=old.seed,
         temperature=old.temperature,
         max_tokens=old.max_tokens,
         threshold=Threshold(old.threshold_nats, old.threshold_origin),
+        replays=replays,
     )
     return request, old
 
@@ -180,18 +195,14 @@ async def _run(
     async with target.opened(urls) as endpoints:
         server = await survey(endpoints)
         settings = open_folder(folder, _settings(request, target, urls, server))
-        plan = Plan(request.problem_set.problems, settings.arms.arms, settings.samples, settings.seed)
+        problems = request.problem_set.problems
+        plan = Plan(problems, settings.arms.arms, settings.samples, settings.seed, request.replays)
         done = done_samples(folder, plan)
         if all(done):
             return Finished(len(plan), 0)
-        await probe_arms(
-            endpoints,
-            settings.arms,
-            request.problem_set.problems[0],
-            model=settings.model,
-            prompt=settings.prompt,
-            thinking=settings.thinking,
-        )
+        how: dict[str, Any] = {"model": settings.model, "prompt": settings.prompt, "thinking": settings.thinking}
+        await check_prompts(endpoints[0], request.replays, problems, **how)
+        await probe_arms(endpoints, plan, **how)
         failed = await make_samples(folder, settings, plan, done, endpoints, pool, retry)
         return Finished(len(plan), failed)
 
@@ -207,6 +218,8 @@ def check_length(server: Server, max_tokens: int) -> None:
 
 def _settings(request: Request, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
     check_length(server, request.max_tokens)
+    names = (server.model, str(server.model_info.get("root") or server.model))
+    check_server(request.replays, names, server.max_model_len, request.max_tokens)
     threshold = request.threshold or default_threshold(server.steering, request.arms)
     arms = with_engine_floor(_resolved(request, threshold), server.steering.get("batch_invariant") is True)
     problems = request.problem_set

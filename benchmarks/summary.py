@@ -20,7 +20,15 @@ from steerdec.benchmarks.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_P
 from steerdec.benchmarks.designs import Design, DesignError, read_design
 from steerdec.benchmarks.journal import JournalError
 from steerdec.benchmarks.stats import Counts, Estimate
-from steerdec.benchmarks.summary_rows import METHODS, arm_row, estimate_fields, mediator_row, strata_rows, trend_row
+from steerdec.benchmarks.summary_rows import (
+    METHODS,
+    arm_row,
+    contrast_row,
+    estimate_fields,
+    mediator_row,
+    strata_rows,
+    trend_row,
+)
 from steerdec.benchmarks.tally import SampleError, Tally, read_samples
 
 
@@ -74,6 +82,7 @@ def _summary(design: Design, tally: Tally, k: int, seed: str) -> dict[str, Any]:
         "instrument": instrument.verdict,
         "instrument_reason": instrument.reason,
         "delta": design.delta,
+        "contrasts": [contrast_row(contrast, counts) for contrast in design.contrasts],
         "trends": [trend_row(design, family, counts) for family in design.families],
         "strata": [row for pair in design.pairs for row in strata_rows(tally, *pair)],
         "mediators": [mediator_row(tally, counts, *pair) for pair in design.pairs],
@@ -141,14 +150,25 @@ def _claims(
 
 
 def _instrument(design: Design, tally: Tally, counts: Mapping[str, Counts]) -> verdicts.Instrument:
-    if design.identity is None:
+    """Of several A/A arms, the most doubtful verdict."""
+    if not design.identities:
         return verdicts.Instrument("unchecked", "the arm set has no A/A arm (role identity)")
+    judged = {name: _judge_identity(design, tally, counts, name) for name in design.identities}
+    reason = next(iter(judged.values())).reason
+    if len(judged) > 1:
+        reason = "; ".join(f"{name}, against {design.controls[name]}: {one.reason}" for name, one in judged.items())
+    verdict = max((one.verdict for one in judged.values()), key=("valid", "unchecked", "invalid").index)
+    return verdicts.Instrument(verdict, reason)
+
+
+def _judge_identity(design: Design, tally: Tally, counts: Mapping[str, Counts], name: str) -> verdicts.Instrument:
     # An arm that repeats the baseline with other seeds shares no seed with it, and so adds no pair.
     repeats = [tally.differing(name, design.baseline) for name in design.repeats]
     nothing = np.zeros(len(tally.problems), dtype=np.int64)
     floor = Counts(sum((r.correct for r in repeats), nothing), sum((r.graded for r in repeats), nothing))
-    accuracy = _difference(counts, (design.identity, design.baseline), THESE_PROBLEMS)
-    return verdicts.judge_instrument(tally.differing(design.identity, design.baseline), floor, accuracy)
+    control = design.controls[name]
+    accuracy = _difference(counts, (name, control), THESE_PROBLEMS)
+    return verdicts.judge_instrument(tally.differing(name, control), floor, accuracy)
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from steerdec.benchmarks import comparisons, secondary, stats
 from steerdec.benchmarks.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS
-from steerdec.benchmarks.designs import Design, Family
+from steerdec.benchmarks.designs import Contrast, Design, Family
 from steerdec.benchmarks.stats import Counts, Estimate, Floats
 from steerdec.benchmarks.tally import MISSING, Bools, Tally
 
@@ -24,6 +24,7 @@ METHODS = {
     "p_sign_flip": "sign-flip permutation test of the per-problem differences, a check on p",
     "mde": "smallest true difference seen with 80% power at two-sided 5%, before Holm",
     "trends": "per-problem least-squares slope over temperature, Student over problems; the baseline is dose 0",
+    "contrasts": "paired Student t over per-problem differences of two differences; not corrected, decides no claim",
     "strata": "problems sorted by the even-numbered baseline samples, compared on the odd-numbered of both arms",
     "mediators": "Kitagawa's two parts of the difference, and its intercept against the log ratio of lengths",
     "ungraded": "failed requests: counted, left out of accuracy, never taken as wrong",
@@ -83,6 +84,15 @@ def trend_row(design: Design, family: Family, counts: Mapping[str, Counts]) -> d
     arms = (design.baseline, *family.arms)
     slope = secondary.dose_trend((0.0, *family.doses), [counts[name] for name in arms])
     return {"family": family.name, "arms": arms, "doses": (0.0, *family.doses), **estimate_fields(slope)}
+
+
+def contrast_row(contrast: Contrast, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    """(arm - its control) - (placebo - its control): what the positions of one replay are worth over the other's."""
+    own = comparisons.problem_differences(counts[contrast.arm], counts[contrast.control])
+    elsewhere = comparisons.problem_differences(counts[contrast.placebo], counts[contrast.placebo_control])
+    estimate = stats.mean_over_problems(own - elsewhere)
+    mde = comparisons.minimum_detectable_effect(estimate.se, estimate.df)
+    return {**contrast._asdict(), "scope": PROBLEMS_LIKE_THESE, **estimate_fields(estimate), "mde": mde}
 
 
 def strata_rows(tally: Tally, arm: str, against: str) -> list[dict[str, Any]]:

@@ -43,6 +43,19 @@ class Delivered:
     shift_nats: float | None  # of that, against the reference arm
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """An arm that intervenes where a mask points, beside the plain arm after the same prefixes."""
+
+    arm: str
+    control: str
+    lens: str
+    mask: str
+    positions: str  # which of the mask's: "fork", "other", "any"
+    difference: Mapping[str, Any]  # to the control, over problems like these
+    contrasts: Sequence[Mapping[str, Any]]  # less what the same steering does after the prefixes of a placebo
+
+
 def model_name(run: Mapping[str, Any]) -> str:
     """The last part of a path or hub name; the whole name stands in the provenance."""
     return str(run["model"]).rstrip("/").rsplit("/", 1)[-1]
@@ -68,6 +81,7 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "delta": delta,
         "forest": charts.forest(summary, delta),
         "accuracy_axis": _accuracy_axis(summary),
+        "replayed": _replayed(run, summary),
         "delivered": _delivered(run, summary),
         "reference": _telemetry_reference(run, summary),
         "dose": charts.dose_chart(curves) if curves else Missing(_no_doses()),
@@ -104,7 +118,7 @@ def _telemetry_reference(run: Mapping[str, Any], summary: Mapping[str, Any]) -> 
     told = [name for name, arm in summary["arms"].items() if arm["mean_entropy_nats"] is not None]
     name = doses.reference_arm(run, told)
     asked = doses.doses(run).get(name or "")
-    return name if asked and asked.role in doses.AT_BASE else None
+    return name if asked and asked.undisturbed else None
 
 
 def _delivered(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Delivered]:
@@ -114,9 +128,36 @@ def _delivered(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Deliv
     rows = []
     for name, arm in summary["arms"].items():
         dose, sampled = asked.get(name), arm.get("mean_sampled_entropy_nats")  # runs of old have none
-        shift = None if sampled is None or base is None else sampled - base
+        # After a prefix there are other tokens than in the whole responses of the reference.
+        known = sampled is not None and base is not None and not (dose and dose.replay)
+        shift = sampled - base if known else None
         role = dose.role if dose else ""
         rows.append(Delivered(name, role, dose, arm["fork_rate"], arm["mean_entropy_nats"], sampled, shift))
+    return rows
+
+
+def _replayed(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Replayed]:
+    replays = run["arms"].get("replays") or {}
+    controls = {arm["replay"]: arm["name"] for arm in doses.arm_list(run) if arm["role"] == "replay"}
+    last = {(row["arm"], row["baseline"]): row for row in summary["comparisons"]}  # the wider scope stands last
+    rows = []
+    for arm in doses.arm_list(run):
+        replay, control = replays.get(arm.get("replay")), controls.get(arm.get("replay"))
+        if replay is None or control is None or arm["role"] == "replay":
+            continue
+        about = replay.get("about") or {}
+        contrasts = [row for row in summary.get("contrasts") or [] if row["arm"] == arm["name"]]
+        rows.append(
+            Replayed(
+                arm["name"],
+                control,
+                str(about.get("lens")),
+                replay["mask"],
+                replay["positions"],
+                last[arm["name"], control],
+                contrasts,
+            )
+        )
     return rows
 
 

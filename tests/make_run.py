@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set, resolve
+from steerdec.benchmarks.arms import Arm, ArmSet, load_arm_set
+from steerdec.benchmarks.resolving import resolve
 from steerdec.benchmarks.summary import write_summary
 
 HOSTILE = (

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from steerdec import params
-from steerdec.benchmarks.arms import BUILT_IN, ArmError, ArmSet, load_arm_set, parse_arm_set, resolve, with_engine_floor
+from steerdec.benchmarks.arms import BUILT_IN, ArmError, ArmSet, load_arm_set, parse_arm_set, with_engine_floor
+from steerdec.benchmarks.resolving import resolve
 
 SOLVED = {"G-up": 1.4, "G-down": 0.7, "N-up-m": 1.9, "F-down-m": 0.8}
 

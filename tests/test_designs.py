@@ -46,9 +46,9 @@ def test_a_claim_may_call_its_other_arm_baseline_as_arm_files_do():
 
 def test_arms_that_check_the_instrument():
     found = design(arm("A/A", "identity"), arm("B2", "replicate"), arm("B3", "replica"), arm("F"))
-    assert (found.identity, found.repeats) == ("A/A", ("B2", "B3"))
-    assert design(arm("F")).identity is None
-    assert design(arm("same"), identity="same").identity == "same"
+    assert (found.identities, found.repeats) == (("A/A",), ("B2", "B3"))
+    assert design(arm("F")).identities == ()
+    assert design(arm("same"), identity="same").identities == ("same",)
 
 
 def test_delta_is_two_points_unless_the_set_says_otherwise():

@@ -12,10 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from steerdec.benchmarks import calibrate_session, matching, session
-from steerdec.benchmarks.arms import Arm, ArmError, ArmSet, load_arm_set, resolve
+from steerdec.benchmarks.arms import Arm, ArmError, ArmSet, load_arm_set
 from steerdec.benchmarks.calibration import CalibrationError, load_calibration
 from steerdec.benchmarks.cli import calibrate
 from steerdec.benchmarks.matching import Contribution, Means
+from steerdec.benchmarks.resolving import resolve
 from steerdec.benchmarks.targets import Target
 from tests.scripted_endpoint import Script, ScriptedEndpoint
 

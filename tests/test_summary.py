@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from steerdec.benchmarks.arms import load_arm_set, resolve
+from steerdec.benchmarks.arms import load_arm_set
+from steerdec.benchmarks.resolving import resolve
 from steerdec.benchmarks.summary import SummaryError, summarise, write_summary
 
 ARM_SET = {
