@@ -111,11 +111,19 @@ class UsageError(ValueError):
 def one_source(endpoints: list[str] | None, model: str | None, dtype: str | None) -> tuple[str, ...]:
     """The endpoints' URLs, checked; none if a model is to be served. Raises UsageError."""
     from steerdec.benchmarks.endpoints import endpoint_url
+    from steerdec.models import ModelError, fetch
 
     if bool(endpoints) == (model is not None):
         raise UsageError("give either --endpoint URL (of a running `steerdec serve`) or --model MODEL")
     if dtype is not None and model is None:
         raise UsageError("--dtype goes with --model")
+    if model is not None and (Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1):
+        try:
+            fetch(model)  # a folder is looked at only; hub ids are left to the server
+        except ModelError as e:
+            raise UsageError(
+                f"--model: {e}; allowed are a folder with a model, a hub id or SmolLM2-135M-Instruct"
+            ) from None
     try:
         urls = tuple(endpoint_url(url) for url in endpoints or ())
     except ValueError as e:

@@ -5,6 +5,7 @@ The texts stay there: AIME's belong to the MAA and are not ours to pass on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,4 +91,7 @@ def download(where: HubSet) -> list[Row]:
     """All rows, from the cache if they are there."""
     from datasets import load_dataset  # seconds to import, and only these sets need it
 
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # else a line for each of its retries; the failure itself is told in one line of ours
     return list(load_dataset(where.repo, where.config, split=where.split, revision=where.revision))

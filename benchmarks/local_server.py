@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import httpx
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
 LOG_LINES = 5
+# A line of a traceback that is not its last, also behind vLLM's "(EngineCore pid=1) ERROR 01-02 03:04:05 [core.py:1]".
+_FRAME = re.compile(r"(\(\w+ pid=\d+\) )?(ERROR [\d: -]+\[[^]]*\])?(\s{2,}|\s?Traceback \(most recent call last\):)")
 READY = ("/health", "/v1/steering")
 
 
@@ -99,9 +102,11 @@ def _wait_until_ready(
 
 
 def _tail(log: Path) -> str:
+    """The last lines of the log, without the frames of tracebacks: what was raised tells more than where."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
-        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not _FRAME.match(line)]
     return f"{log} ends with: {' | '.join(line[:200] for line in lines[-LOG_LINES:]) or '(nothing)'}"
 
 

@@ -82,6 +82,32 @@ def test_one_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -
     assert time.monotonic() - begun_s < 10
 
 
+CRASHING = """
+def start():
+    raise OSError("no such weights")
+try:
+    start()
+except OSError:
+    import traceback
+    for line in traceback.format_exc().splitlines():
+        print("(EngineCore pid=7) ERROR 01-02 03:04:05 [core.py:6] " + line)
+    raise
+"""
+
+
+def test_the_end_of_a_log_tells_what_was_raised_and_not_where(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerError) as e,
+        local_server("m", tmp_path / "log", command=[sys.executable, "-c", CRASHING]),
+    ):
+        pass
+    told = str(e.value).partition("ends with: ")[2]
+    assert (
+        told
+        == "(EngineCore pid=7) ERROR 01-02 03:04:05 [core.py:6] OSError: no such weights | OSError: no such weights"
+    )
+
+
 def test_one_that_never_gets_ready_is_given_up_and_stopped(tmp_path: Path) -> None:
     sleepy = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
     log = tmp_path / "log"
