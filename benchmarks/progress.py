@@ -79,7 +79,8 @@ class RunProgress:
     def _facts(self) -> str:
         seconds = max(monotonic() - self._begun_at_s, 1e-3)
         left_s = max(0, self._total - self._done) * seconds / max(self._new, 1)
-        facts = [f"{self._tokens / seconds:.0f} tokens/s", f"{_duration(left_s)} left"]
+        rate = [f"{self._tokens / seconds:.0f} tokens/s"] if self._tokens else []
+        facts = [*rate, f"{_duration(left_s)} left"]
         if self.failed:
             facts.append(f"{self.failed} failed")
         if 0 < len(self._graded) <= MOST_SCORES:
