@@ -23,6 +23,8 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
     """Arms, paired differences, then the verdicts as sentences (the instrument's first). Fits 100 columns."""
     console.print(_arms(summary, console))
     console.print(_text(_LEGEND, console, "dim"))
+    if cut := wording.cut_sentence(summary):
+        console.print(_text(cut, console, "yellow"))
     missing = sum(arm.get("missing") or 0 for arm in summary["arms"].values())
     if missing:
         console.print(_text(f"The run is not finished: {missing} samples are still to be made.", console, "yellow"))

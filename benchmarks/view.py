@@ -80,6 +80,7 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "claims": [(claim, *wording.claim_parts(claim, subject)) for claim in summary["claims"]],
         "delta": delta,
         "forest": charts.forest(summary, delta),
+        "cut": wording.cut_sentence(summary),
         "accuracy_axis": _accuracy_axis(summary),
         "replayed": _replayed(run, summary),
         "delivered": _delivered(run, summary),

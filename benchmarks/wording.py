@@ -28,6 +28,21 @@ _INSTRUMENT = {
 }
 
 
+MUCH_CUT = 0.1
+
+
+def cut_sentence(summary: Mapping[str, Any]) -> str | None:
+    """What to do where the token limit decides many of the scores; None where it does not."""
+    rates = {name: arm["truncation_rate"] or 0.0 for name, arm in summary["arms"].items()}
+    worst = max(rates, key=lambda name: rates[name], default=None)
+    if worst is None or rates[worst] <= MUCH_CUT:
+        return None
+    return (
+        f"The token limit cut {percent(rates[worst])} of the answers of {worst}, which count as wrong; with a larger "
+        "--max-tokens more of them would end."
+    )
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """`1234.5` -> `1,234.50`; a true minus sign; never `-0.0`."""
     if value is None or not math.isfinite(value):

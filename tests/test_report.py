@@ -169,6 +169,15 @@ def test_every_setting_of_the_run_stands_in_the_provenance(run: Path) -> None:
         assert "steerdec bench run --repeat run.json --out DIR" in page
 
 
+def test_many_cut_answers_are_told_with_what_helps(quick: Path) -> None:
+    summary = json.loads((quick / "summary.json").read_text(encoding="utf-8"))
+    summary["arms"]["F-up"]["truncation_rate"] = 0.3
+    (quick / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    write_report(quick)
+    assert "The token limit cut 30.0% of the answers of F-up" in Page(html(quick)).text
+    assert "The token limit cut 30.0% of the answers of F-up" in markdown(quick)
+
+
 def test_ungraded_samples_show_in_the_cells_of_their_problem(run: Path) -> None:
     assert Page(html(run)).text.count("+2?") == 3 + 1  # three problems and the legend
 

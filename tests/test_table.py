@@ -88,6 +88,13 @@ def test_an_unfinished_run_is_called_so(summary: dict[str, Any]) -> None:
     assert "The run is not finished: 7 samples are still to be made." in printed(summary | {"arms": arms})
 
 
+def test_many_cut_answers_are_said_to_be_so_with_what_helps(summary: dict[str, Any]) -> None:
+    assert "--max-tokens" not in printed(summary)
+    arms = {"B": summary["arms"]["B"] | {"truncation_rate": 0.3}}
+    text = " ".join(printed(summary | {"arms": summary["arms"] | arms}).split())
+    assert "The token limit cut 30.0% of the answers of B, which count as wrong; with a larger --max-tokens" in text
+
+
 def test_unknown_numbers_do_not_stop_the_table(summary: dict[str, Any]) -> None:
     nothing = dict.fromkeys(summary["arms"]["B"]) | {"k": 4}
     rows = [row | dict.fromkeys(("diff", "se", "ci95", "p", "p_holm")) for row in summary["comparisons"]]
