@@ -15,6 +15,7 @@ from steerdec.analysis.branches import Branch, BranchError, BranchScorer
 from steerdec.analysis.errors import AnalysisError
 from steerdec.analysis.forward import forward, last_state
 from steerdec.analysis.hsic import EPSILON, SIGMA, HsicError, hsic_scores, nhsic, peaks
+from steerdec.analysis.scoring import token_scores
 
 VOCAB, LAYERS, HEADS = 61, 2, 4
 
@@ -138,6 +139,31 @@ def test_a_score_belongs_to_the_position_that_predicts_the_token(model: Any) -> 
     normed = model.model.norm(seen.states)
     assert torch.allclose(normed, out.hidden_states[-1][0, len(PROMPT) - 1 : -1])
     assert torch.allclose(model.model.norm(last_state(model, PROMPT)), _last(model, PROMPT))
+
+
+def test_entropy_of_uniform_is_log_of_the_vocabulary_and_of_one_hot_zero() -> None:
+    certain = torch.full((1, VOCAB), -torch.inf)
+    certain[0, 7] = 0.0
+    logits = torch.cat([torch.full((1, VOCAB), 3.0), certain, 1e4 * certain.isfinite().float()])
+    entropy, surprisal, rank = token_scores(logits, torch.tensor([5, 7, 7]))
+    assert entropy.tolist() == pytest.approx([np.log(VOCAB), 0, 0], abs=1e-6)
+    assert surprisal.tolist() == pytest.approx([np.log(VOCAB), 0, 0], abs=1e-6)
+    assert rank.tolist() == [0, 0, 0]
+
+
+def test_nan_logits_have_no_entropy() -> None:
+    logits = torch.zeros(2, VOCAB)
+    logits[1, 3] = torch.nan
+    entropy, _, _ = token_scores(logits, torch.tensor([0, 0]))
+    assert entropy.isnan().tolist() == [False, True]
+
+
+def test_a_model_whose_head_is_blind_is_uncertain_by_the_logarithm_of_its_vocabulary() -> None:
+    blind = tiny(1)
+    with torch.no_grad():
+        blind.lm_head.weight.zero_()
+    seen = forward(blind, PROMPT, CHAIN)
+    assert seen.entropy_nats == pytest.approx(np.full(len(CHAIN), np.log(VOCAB)), abs=1e-6)
 
 
 def _last(model: Any, ids: tuple[int, ...]) -> torch.Tensor:

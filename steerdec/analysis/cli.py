@@ -154,6 +154,7 @@ def profile(
 def commands() -> dict[str, Callable[..., None]]:
     """By the name after `steerdec`."""
     from steerdec.analysis.cli_compare import compare_models
+    from steerdec.analysis.cli_lenses import lenses
     from steerdec.analysis.cli_mask import mask
 
-    return {"profile": profile, "compare-models": compare_models, "mask": mask}
+    return {"profile": profile, "compare-models": compare_models, "lenses": lenses, "mask": mask}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from markupsafe import Markup
 
 from steerdec.analysis.scoring import Scores
 from steerdec.analysis.traces import Trace
@@ -23,6 +27,13 @@ def write_page(template: str, context: dict[str, Any], path: Path) -> None:
     """
     page = report.environment(_TEMPLATES).get_template(template).render({"style": report.style(), **context})
     write_atomically(path, page)
+
+
+def script(name: str) -> dict[str, str]:
+    """A script of `templates/` as a page takes it: `script`, and `script_hash`, the only one that its policy runs."""
+    text = (_TEMPLATES / name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
 def shown(trace: Trace, scores: Scores, threshold_nats: float, tokenizer: Any) -> ShownTrace:

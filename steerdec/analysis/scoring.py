@@ -43,7 +43,7 @@ def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
     """(entropy in nats, surprisal in nats, rank) of [n, vocabulary] logits and [n] token ids, each [n]."""
     logp = torch.log_softmax(logits.float(), -1)
     p = logp.exp()
-    entropy = -torch.where(p > 0, p * logp, 0.0).sum(-1)  # a token at -inf adds nothing; 0 * -inf would be NaN
+    entropy = -torch.where(p == 0, 0.0, p * logp).sum(-1)  # a token at -inf adds nothing, and NaN stays NaN
     own = logp.gather(-1, targets[:, None])
     return entropy, -own[:, 0], (logp > own).sum(-1)
 

@@ -1,0 +1,250 @@
+"""`steerdec lenses` from end to end on a tiny random model: page, JSON, stop and go on, bad input."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steerdec.analysis import lens_matrix, lens_page, lens_report, lens_trace
+from steerdec.analysis import lenses as looking
+from steerdec.analysis.errors import AnalysisError, InputError
+from steerdec.analysis.lens_trace import LensSettings
+from steerdec.analysis.source import Resolved, Source
+from tests.tiny_lm import tiny_lm
+
+SETTINGS = LensSettings(greedy_tokens=0, gap_sentences=1, again_every=2)
+ASKED = {"samples": 4, "max_tokens": 40, "prompt": "number"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_lm(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("problems"), [str(2 * i + 1) for i in range(5)])
+
+
+def written(folder: Path, answers: list[str]) -> Path:
+    lines = [{"id": f"p{i}", "problem": f"Add {i} and {i + 1}.", "answer": a} for i, a in enumerate(answers)]
+    path = folder / "some.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def resolved(model: Path, problems: Path, **asked: Any) -> Resolved:
+    return looking.resolve(Source(model=str(model), problems=str(problems), **(ASKED | asked)))
+
+
+def records_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "lenses.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(model: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the command has filled, run as a person does."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    asked = ["--model", str(model), "--problems", str(problems), "--samples", "4", "--max-tokens", "40"]
+    asked += ["--prompt", "number", "--gap-sentences", "1", "--greedy-tokens", "40", "--out", str(out)]
+    ran = subprocess.run([sys.executable, "-m", "steerdec", "lenses", *asked], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads((out / "lenses.json").read_text())
+    assert ran.stdout.splitlines() == [*told["findings"], str(out / "lenses.html")]
+    return out
+
+
+# What is told ------------------------------------------------------------------------------------
+
+
+def test_the_json_has_every_pair_with_intervals_nulls_and_ceilings(done: Path) -> None:
+    told = json.loads((done / "lenses.json").read_text())
+    assert (told["problems"], told["looked_at"], told["skipped"]) == (5, 5, [])
+    assert told["tokens"] == sum(len(record["tokens"]) for record in records_of(done))
+    assert told["greedy_chains"] == 5
+    assert told["looked_at_again"] == 2  # every fourth of five problems
+    assert len(told["token_pairs"]) == 12 * 11 / 2
+    tested = [pair for pair in told["token_pairs"] if "shift" in pair]
+    assert len(tested) == 6
+    for pair in tested:
+        assert 0 < pair["shift"]["p"] <= pair["shift"]["p_holm"] <= 1
+        assert 0 < pair["shuffle"]["p"] <= pair["shuffle"]["p_holm"] <= 1
+        overlap = pair["measures"]["overlap"]
+        assert overlap["ci95"][0] <= overlap["value"] <= overlap["ci95"][1]
+        assert overlap["problems"] == 5
+    assert told["ceilings"]["entropy"]["spearman"]["value"] > 0.9  # bfloat16 against float32
+    assert len([pair for pair in told["sentence_pairs"] if "shift" in pair]) == 27
+    assert [claim["verdict"] in ("holds", "fails", "undecided") for claim in told["claims"]] == [True] * 5
+
+
+def test_the_page_is_one_file_whose_policy_runs_its_script_alone(done: Path) -> None:
+    page = (done / "lenses.html").read_text()
+    assert not re.search(r"(src|href)=.(?!#)", page)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;" in page or f"script-src 'sha256-{digest}'" in page
+    assert str(done.parent) not in page
+
+
+def test_the_page_shows_every_token_of_a_trace_with_every_lens_beneath_it(done: Path) -> None:
+    page = (done / "lenses.html").read_text()
+    for record, article in zip(records_of(done), re.findall(r"<article.*?</article>", page, re.DOTALL), strict=True):
+        heads = re.findall(r'<th class="token-head"[^>]*>(.*?)</th>', article, re.DOTALL)
+        assert len(heads) == len(record["tokens"])
+        for table in re.findall(r"<table>.*?</table>", article, re.DOTALL):
+            tokens = table.count('class="token-head"')
+            for row in re.findall(r"<tr class=.*?</tr>", table, re.DOTALL):
+                spans = [int(n or 1) for n in re.findall(r"<td(?: colspan=\"(\d+)\")?[ >]", row)]
+                assert sum(spans) == tokens
+        entropy = record["scores"]["entropy"]
+        told = f"{max(entropy):.3g} nats, 1 of {len(entropy)}"
+        assert html.escape(told) in article
+
+
+def test_marked_tokens_are_the_top_fifth(done: Path) -> None:
+    records = records_of(done)
+    table = lens_matrix.read(records)
+    for i, record in enumerate(records):
+        strips = [strip for line in lens_page.lines(record, table, i) for strip in line.strips]
+        entropy = [cell for strip in strips if strip.lens.name == "entropy" for cell in strip.cells]
+        marked = [value for value, cell in zip(record["scores"]["entropy"], entropy, strict=True) if cell.top]
+        assert len(marked) == round(0.2 * len(entropy))
+        assert min(marked) >= sorted(record["scores"]["entropy"])[-len(marked)]
+
+
+def test_what_a_model_writes_is_text_on_the_page(done: Path, tmp_path: Path) -> None:
+    records = records_of(done)
+    records[0]["tokens"][3] = "<script>alert(1)</script>"
+    records[0]["answer"] = "<b>1</b>"
+    lens_report.write(records, {"model": "m", "problems": "p", "samples": 4, "greedy_tokens": 0}, tmp_path)
+    page = (tmp_path / "lenses.html").read_text()
+    assert page.count("<script>") == 1
+    assert "<b>1</b>" not in page
+
+
+# Stop and go on ----------------------------------------------------------------------------------
+
+
+def test_a_stopped_analysis_goes_on_and_comes_out_the_same(
+    model: Path, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, whole, parts = resolved(model, problems), tmp_path / "whole", tmp_path / "parts"
+    _, told = lens_report.lenses(asked, whole, SETTINGS)
+    calls: list[str] = []
+    look = lens_trace.Lenses.look
+
+    def stopping(self: Any, chain: Any, seed: int, *, again: bool) -> dict[str, Any]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(chain.problem_id)
+        return look(self, chain, seed, again=again)
+
+    monkeypatch.setattr(lens_trace.Lenses, "look", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        lens_report.lenses(asked, parts, SETTINGS)
+    assert not (parts / "lenses.html").exists()
+    assert [record["problem_id"] for record in records_of(parts)] == calls == ["p0", "p1"]
+    with (parts / "lenses.jsonl").open("a") as torn:
+        torn.write('{"problem_id": "p2", "arm')  # a kill in mid write
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        lens_report.lenses(asked, parts, SETTINGS)
+    monkeypatch.setattr(lens_trace.Lenses, "look", look)
+    _, again = lens_report.lenses(asked, parts, SETTINGS)
+    timeless = [
+        [{key: value for key, value in record.items() if key != "seconds"} for record in records_of(out)]
+        for out in (whole, parts)
+    ]
+    assert timeless[0] == timeless[1]
+    assert again | {"seconds_looking": 0} == told | {"seconds_looking": 0}
+
+
+def test_a_finished_analysis_is_not_made_again(
+    model: Path, problems: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a lens was computed again")
+
+    monkeypatch.setattr(lens_trace.Lenses, "look", fail)
+    before = (done / "lenses.json").read_bytes(), (done / "lenses.jsonl").read_bytes()
+    (done / "lenses.json").unlink()
+    lens_report.lenses(resolved(model, problems), done, LensSettings(greedy_tokens=40, gap_sentences=1))
+    assert ((done / "lenses.json").read_bytes(), (done / "lenses.jsonl").read_bytes()) == before
+
+
+def test_other_settings_are_refused_in_the_same_folder(model: Path, problems: Path, done: Path) -> None:
+    with pytest.raises(InputError, match="gap_sentences: 1 -> 2"):
+        lens_report.lenses(resolved(model, problems), done, LensSettings(greedy_tokens=40, gap_sentences=2))
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+def test_no_problems_and_one_answer_are_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"none\.jsonl") as told:
+        resolved(model, tmp_path / "none.jsonl")
+    assert "\n" not in str(told.value)
+    with pytest.raises(InputError, match="gives 3 with one answer; two different answers are needed"):
+        resolved(model, written(tmp_path, ["7", "7", "7"]))
+
+
+def test_too_few_samples_and_no_problem_set_are_refused(model: Path, problems: Path) -> None:
+    with pytest.raises(InputError, match=r"--samples: 3; the spread of an answer over chains needs 4"):
+        resolved(model, problems, samples=3)
+    with pytest.raises(InputError, match=r"--problems is missing"):
+        looking.resolve(Source(model=str(model)))
+
+
+def test_a_trace_longer_than_the_context_is_refused_before_anything_is_written(
+    model: Path, problems: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^--max-tokens: 1000 with a prompt and an answer of \d+ tokens; .* 1024"):
+        lens_report.lenses(resolved(model, problems, max_tokens=1000), tmp_path / "out", SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["states", "logits"])
+def test_a_model_that_gives_nan_is_refused_before_anything_is_written(
+    problems: Path, tmp_path: Path, where: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_lm(tmp_path / "broken")
+    broken = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        weight = broken.model.layers[1].mlp.down_proj.weight if where == "states" else broken.lm_head.weight
+        weight[3, 0] = torch.nan
+    broken.save_pretrained(folder)
+    with pytest.raises(AnalysisError, match=r"not finite") as told:
+        lens_report.lenses(resolved(folder, problems), tmp_path / "out", SETTINGS)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_never_reasons_is_told_and_leaves_no_page(model: Path, problems: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        AnalysisError, match="none of 5 problems has a chain to look at: no sample reasons"
+    ):
+        lens_report.lenses(resolved(model, problems, max_tokens=6), tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out" / "lenses.html").exists()
+    assert not (tmp_path / "out" / "lenses.json").exists()
+
+
+def test_a_failure_is_one_plain_line_and_a_status(model: Path, problems: Path, tmp_path: Path) -> None:
+    asked = ["--model", str(model), "--problems", str(problems), "--out", str(tmp_path / "out"), "--samples", "2"]
+    ran = subprocess.run([sys.executable, "-m", "steerdec", "lenses", *asked], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr == "steerdec: --samples: 2; the spread of an answer over chains needs 4\n"
+    assert not (tmp_path / "out").exists()
