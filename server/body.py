@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from steerdec import params, request, rows, scope
 from steerdec.params import Steering, SteeringError
+from steerdec.server.keys import Keys
 from steerdec.telemetry import Lane, LanePool, LanesExhaustedError
 
 RESPONSES = "/v1/responses"
@@ -37,6 +38,7 @@ class Host:
     delimiters: tuple[int | None, int | None]
     penalties: dict[str, float] | None  # defaults of those that are applied after steering; None where before
     pool: LanePool | None
+    keys: Keys
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,16 @@ class Prepared:
 
 
 def may_be_steered(raw: bytes, host: Host) -> bool:
-    """Whether a body needs looking at; False only if it surely names nothing of ours and there is no default.
+    """Whether a body needs looking at; False only if it surely names nothing of ours and there is no default."""
+    return host.default is not None or names_steering(raw)
+
+
+def names_steering(raw: bytes) -> bool:
+    """False only if a body surely names nothing of ours.
 
     A key may be spelled with escapes ("steer\\u0069ng") or in UTF-16 or UTF-32, hence the other tests.
     """
-    return host.default is not None or b"steer" in raw or b"\\u" in raw or b"\0" in raw
+    return b"steer" in raw or b"\\u" in raw or b"\0" in raw
 
 
 def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
@@ -73,7 +80,11 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
             if key in xargs:
                 raise SteeringError("", f"vllm_xargs.{key} is the server's own and cannot be sent")
         if xargs.get(request.STEERING_ARG) is not None:
-            params.parse(xargs[request.STEERING_ARG])  # vLLM checks it too, but a stream has begun by then
+            # vLLM checks it too, but a stream has begun by then.
+            given = params.parse(xargs[request.STEERING_ARG])
+            _check_sampling(body, given, host)
+            if given.scope != "all":
+                scope.checked_delimiters(given.thinking_start_id, given.thinking_end_id)
     if "steering" not in body:
         if host.default is None or (isinstance(xargs, dict) and request.STEERING_ARG in xargs):
             return None
@@ -173,5 +184,10 @@ def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:
 
 def error_body(status: int, message: str, param: str | None) -> bytes:
     """An OpenAI error."""
-    kind = {400: "BadRequestError", 413: "PayloadTooLargeError", 429: "RateLimitError"}[status]
+    kind = {
+        400: "BadRequestError",
+        401: "AuthenticationError",
+        413: "PayloadTooLargeError",
+        429: "RateLimitError",
+    }[status]
     return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}}).encode()

@@ -1,7 +1,8 @@
 """Between the client and vLLM's own handlers: takes `steering` out of a request, puts telemetry into its answer.
 
 Plain ASGI. It sits inside vLLM's API-key check, so nothing here is spent on a caller without a key.
-A request without steering passes through untouched, byte for byte, both ways.
+A request without steering passes through untouched, byte for byte, both ways. On paths that are not ours too: what
+asks for a key, how large a body may be, and that steering is done or refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from steerdec.params import SteeringError
 from steerdec.server import metrics
 from steerdec.server.answer import Annotator, EventStream
-from steerdec.server.body import PATHS, Host, Prepared, error_body, may_be_steered, prepared
+from steerdec.server.body import PATHS, Host, Prepared, error_body, may_be_steered, names_steering, prepared
 from steerdec.telemetry import LanesExhaustedError
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -29,14 +30,17 @@ class SteeringMiddleware:
         self._app, self._host = app, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or scope["method"] != "POST" or path not in PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
+            return
+        if not self._host().keys.admit(scope["headers"]):
+            await _refuse(send, 401, "no key of this server: send Authorization: Bearer KEY", None)
             return
         raw = await _read(receive)
         if raw is None:
             await _refuse(send, 413, f"the request body is larger than {MAX_BODY_BYTES} bytes", None)
             return
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         try:
             ready = self._prepare(path, raw)
         except SteeringError as e:
@@ -53,13 +57,19 @@ class SteeringMiddleware:
 
     def _prepare(self, path: str, raw: bytes) -> Prepared | None:
         host = self._host()
-        if not may_be_steered(raw, host):
+        if not (may_be_steered(raw, host) if path in PATHS else names_steering(raw)):
             return None
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError):
             return None  # vLLM says what is wrong with it
-        return prepared(path, body, host) if isinstance(body, dict) else None
+        if not isinstance(body, dict):
+            return None
+        if path in PATHS:
+            return prepared(path, body, host)
+        if body.get("steering") is not None:
+            raise SteeringError("", f"goes with {', '.join(sorted(PATHS))} only")
+        return None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared) -> None:
         raw = json.dumps(ready.body).encode()

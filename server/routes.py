@@ -22,6 +22,8 @@ from vllm.engine.protocol import EngineClient
 import steerdec
 from steerdec import params, scope
 from steerdec.server.body import NO_PENALTIES, Host
+from steerdec.server.headers import limit_headers
+from steerdec.server.keys import Keys
 from steerdec.server.middleware import SteeringMiddleware
 from steerdec.server.settings import ServerSettings
 from steerdec.telemetry import LaneFile, LanePool
@@ -48,6 +50,7 @@ class SteeringRoutes:
         # vLLM adds its API-key check after this, and what is added later sits further out: the check
         # comes first, and nothing is read or allocated for a caller without a key.
         app.add_middleware(SteeringMiddleware, host=self._ready)
+        limit_headers()  # in each process of the server, and before uvicorn is configured
         app.get("/v1/steering")(self._steering)
         app.get("/", include_in_schema=False)(self._page)
         app.mount("/page", _PageFiles(directory=PAGE), name="steerdec-page")
@@ -71,6 +74,7 @@ class SteeringRoutes:
             delimiters=scope.delimiters(tokenizer) if tokenizer is not None else (None, None),
             penalties=None if config.use_v2_model_runner else penalties,
             pool=pool,
+            keys=Keys.of(args),
         )
         self._about = {
             "steerdec": steerdec.__version__,

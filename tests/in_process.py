@@ -17,6 +17,7 @@ from vllm.exceptions import VLLMValidationError
 from steerdec import params
 from steerdec.params import PAPER_THRESHOLD_NATS, Steering
 from steerdec.server.body import NO_PENALTIES, Host
+from steerdec.server.keys import Keys
 from steerdec.server.middleware import SteeringMiddleware
 from steerdec.telemetry import ENTROPY, TAG, TEMPERATURE, LaneFile, LanePool
 
@@ -107,7 +108,7 @@ class InProcess:
 
 def in_process_server(file: LaneFile, default: Steering | None = None) -> InProcess:
     pool, inner = LanePool(file), Inner(file)
-    host = Host(default, PAPER_THRESHOLD_NATS, 1.0, (None, None), dict(NO_PENALTIES), pool)
+    host = Host(default, PAPER_THRESHOLD_NATS, 1.0, (None, None), dict(NO_PENALTIES), pool, Keys([]))
     return InProcess(inner, pool, SteeringMiddleware(inner, lambda: host))
 
 

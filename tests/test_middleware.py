@@ -12,6 +12,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from steerdec import params, telemetry
+from steerdec.server.keys import Keys
 from steerdec.server.middleware import SteeringMiddleware
 from tests.in_process import TOKENS, InProcess, choices_of, in_process_server
 
@@ -128,6 +129,27 @@ def test_what_vllm_would_refuse_in_a_stream_already_begun_is_refused_before(serv
     assert json.loads(raw)["error"]["param"] == "steering.forks"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("steering", "beside", "param"),
+    [
+        ({"forks": 1}, {}, "steering.forks"),
+        ({"scope": "thinking"}, {}, "steering.thinking_start_id"),
+        ({"select": "random", "fork_rate": 0.2}, {}, "steering.select"),
+        ({}, {"temperature": 0}, "steering"),
+        ({}, {"frequency_penalty": 0.1}, "steering"),
+    ],
+)
+def test_steering_in_vllms_own_field_is_refused_before_a_stream_begins(
+    server: InProcess, steering: dict[str, Any], beside: dict[str, Any], param: str, stream: bool
+) -> None:
+    status, raw = post(server, stream=stream, vllm_xargs={"steering": json.dumps(steering)}, **beside)
+    assert (status, json.loads(raw)["error"]["param"]) == (400, param)
+    assert server.inner.bodies == []
+    fine = {"select": "random", "fork_rate": 0.2, "scope": "thinking", "thinking_start_id": 1, "thinking_end_id": 2}
+    assert post(server, stream=stream, seed=1, vllm_xargs={"steering": json.dumps(fine)})[0] == 200
+
+
 def test_a_penalty_of_the_models_own_counts_too(server: InProcess) -> None:
     host = dataclasses.replace(server.app._host(), penalties={"repetition_penalty": 1.05})
     server.app._host = lambda: host
@@ -179,3 +201,57 @@ def test_without_a_free_lane_a_default_still_steers_and_a_request_of_its_own_wai
     assert (status, json.loads(raw)["error"]["param"]) == (429, "steering.telemetry")
     server.pool.take_back(lent, aborted=False)
     assert "steering" in choices_of(post(server)[1])[0]
+
+
+def test_steering_is_refused_where_it_would_be_ignored(server: InProcess) -> None:
+    """vLLM has more paths that generate, and ignores what it does not know."""
+    reached: list[bytes] = []
+
+    async def other(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app = InProcess(server.inner, server.pool, SteeringMiddleware(other, server.app._host))
+    for path in ("/invocations", "/v1/chat/completions/batch", "/v1/messages"):
+        for steering in (b'"steering": {}', b'"st\\u0065ering": 1'):
+            status, raw = app.post(path, b'{"prompt": "x", %s}' % steering)
+            assert (status, json.loads(raw)["error"]["param"]) == (400, "steering")
+        assert reached == []
+        for body in (b'{"prompt": "steering"}', b'{"steering": null}', b"[1]", b"steer", b""):
+            assert app.post(path, body)[0] == 200
+            assert reached.pop() == body
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/invocations", "/tokenize"])
+def test_a_key_is_asked_for_on_every_path_before_the_body_is_read(server: InProcess, path: str) -> None:
+    host = dataclasses.replace(server.app._host(), keys=Keys(["one", "zwei\u00e9"]))
+    reads: list[str] = []
+    statuses: list[int] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def receive() -> Message:
+        reads.append(path)
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    app = SteeringMiddleware(inner, lambda: host)
+    for given in (b"", b"Bearer", b"Bearer ", b"Bearer wrong", b"Basic one", b"one", b"Bearer one ", b"\xff\xfe"):
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(b"authorization", given)] if given else [],
+        }
+        asyncio.run(app(scope, receive, send))
+        assert (statuses.pop(0), reads) == (401, []), given
+        statuses.clear()
+    for given in (b"Bearer one", b"bearer one", "Bearer zwei\u00e9".encode("latin-1")):
+        asyncio.run(app(scope | {"headers": [(b"authorization", given)]}, receive, send))
+        assert (statuses.pop(0), reads.pop()) == (200, path)
+        statuses.clear()

@@ -1,7 +1,8 @@
-"""A real server from its start to its end: keys, a server-wide default, signals, a dead engine."""
+"""A real server from its start to its end: keys, a server-wide default, signals, a dead engine, two front ends."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from steerdec.benchmarks import soak
 from steerdec.telemetry import PREFIX, SHARED_MEMORY
 from tests.serving import command_running, free_port
 
@@ -77,6 +79,16 @@ def test_the_key_is_asked_for_before_any_steering_is_looked_at(running: Running,
     assert running.lanes_lent() == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/invocations", "/tokenize"])
+def test_no_path_works_without_a_key(running: Running, path: str) -> None:
+    """vLLM itself asks for it below /v1 only."""
+    body = {"prompt": "Once", "max_tokens": 1, "temperature": 1.0}
+    for key, status in (("wrong", 401), (KEY, 200)):
+        headers = {"authorization": f"Bearer {key}"}
+        assert httpx.post(f"{running.url}{path}", headers=headers, json=body, timeout=60).status_code == status
+    assert httpx.post(f"{running.url}{path}", json=body, timeout=60).status_code == 401
+
+
 def test_the_default_steers_requests_that_bring_nothing(running: Running) -> None:
     answer = running.post().json()
     steering = answer["choices"][0]["steering"]
@@ -124,3 +136,28 @@ def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
         assert "steerdec: vLLM's server ended on its own" in log.read_text()
         _, left = psutil.wait_procs(children, 5)
         assert left == []
+
+
+def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(tmp_path: Path) -> None:
+    """Which of them answers is the kernel's choice; every answer has its own telemetry, and all are counted."""
+    port = free_port()
+    flags = ("--api-server-count", "2", "--dtype", "float32")
+    with command_running(command(port, *flags), port, tmp_path / "log") as process:
+        server = Running(process, f"http://127.0.0.1:{port}", 0.0)
+        about = httpx.get(f"{server.url}/v1/steering", timeout=10).json()
+        assert about["telemetry_lanes"] == 1023 // 2
+        before = counted(server.url)
+        asked = {"steering": {"fork_temperature": 1.3}, "max_tokens": 5, "ignore_eos": True}
+        for _ in range(12):
+            assert server.post(**asked).json()["choices"][0]["steering"]["tokens"] == 5
+        assert [now - then for now, then in zip(counted(server.url), before, strict=True)] == [12, 60, 60]
+        found = asyncio.run(soak.run(server.url, requests=60, at_once=12, seed=1))
+        assert found.failures == []
+        assert found.checked_choices > 20
+
+
+def counted(url: str) -> list[float]:
+    """Steered requests, their tokens, and the entropies in the histogram, so far."""
+    lines = httpx.get(f"{url}/metrics", timeout=10).text.splitlines()
+    names = ("steerdec_requests_total", "steerdec_tokens_total", "steerdec_entropy_nats_count")
+    return [sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")) for name in names]
