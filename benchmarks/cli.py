@@ -213,7 +213,12 @@ def plan(
         float | None, typer.Option(parser=number(0.001, 1e9), metavar="R", help="What all endpoints generate together.")
     ] = None,
 ) -> None:
-    """What a run of this size can see, and what it costs, before it is made."""
+    """What a run of this size can see, and what it costs, before it is made.
+
+    Example:
+
+    steerdec bench plan --problems 60 --samples 32 --accuracy 0.7 --mean-tokens 12000 --tokens-per-s 5000
+    """
     import math
 
     from steerdec.benchmarks import arms as arm_sets
@@ -230,6 +235,7 @@ def plan(
     print(f"{problems} problems x {samples} samples x {count} arms = {expected.samples} samples")
     print(f"smallest difference seen with 80% power, these problems:      {these:.1f} points")
     print(f"smallest difference seen with 80% power, problems like these: {like_these:.1f} points")
+    print("of one arm against the baseline: one two-sided 5% test, before Holm's correction over the claims")
     if mean_tokens is not None:
         print(f"expected tokens: {expected.tokens:.3g}")
         if tokens_per_s is not None:
