@@ -160,7 +160,7 @@ def _steered(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, 
     if select == "all" or fork == other:
         return ("all tokens", fork - base) if fork != base else None
     if other == base:
-        elsewhere = f"the first {steering.get('first_tokens')} tokens" if select == "first" else "random tokens"
+        elsewhere = f"first tokens ({steering.get('first_tokens')})" if select == "first" else "random tokens"
         return "forks" if select == "entropy" else elsewhere, fork - base
     return ("others", other - base) if fork == base and select == "entropy" else None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from steerdec.benchmarks.answers import MalformedAnswerError
 from steerdec.benchmarks.arms import ArmSet
-from steerdec.benchmarks.endpoints import Endpoint
+from steerdec.benchmarks.endpoints import Endpoint, RefusedError
 from steerdec.benchmarks.masks import Mask, Places, Prefix, read_mask
 from steerdec.benchmarks.problems import Problem, ProblemSet
 from steerdec.benchmarks.prompts import request_body
@@ -114,7 +114,7 @@ async def check_prompts(
     """Compare the masks' prompts with those the server makes: the same problems, template and tokenizer, or not.
 
     Raises:
-        ReplayError: one differs.
+        ReplayError: one differs, or the server refuses to say.
         EndpointError, MalformedAnswerError: the server does not tell its tokens.
     """
     masks = _masks(replays)
@@ -123,8 +123,11 @@ async def check_prompts(
     async def differs(problem: Problem) -> str | None:
         _, body = request_body(prompt, problem, thinking=thinking)
         asked = {key: value for key, value in body.items() if key != "stop"}
-        async with slots:
-            ids = await _told(endpoint, "/tokenize", {"model": model} | asked, "tokens", 1 << 24)
+        try:
+            async with slots:
+                ids = await _told(endpoint, "/tokenize", {"model": model} | asked, "tokens", 1 << 24)
+        except RefusedError as e:
+            return f"{e} (asked was /tokenize, which replays need)"
         for mask in masks:
             if any(list(trace.prompt_ids) != ids for trace in mask.traces[problem.id]):
                 return (

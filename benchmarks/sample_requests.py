@@ -24,7 +24,7 @@ def is_traced(arms: ArmSet, item: Item) -> bool:
     """
     if item.sample > 0 or item.arm.steering is None or item.prefix is not None:
         return False  # after a prefix the lists would begin in the middle of the response
-    if item.arm.role == "identity" or not any(arm.role == "identity" for arm in arms.arms):
+    if item.arm.role == "identity" or not any(arm.role == "identity" and arm.replay is None for arm in arms.arms):
         return True
     return item.number < TRACED_IN_ALL_ARMS * len(arms.arms)  # the plan goes problem by problem
 

@@ -48,6 +48,7 @@ class Script:
     model: str = "scripted"
     about: dict[str, Any] = field(default_factory=dict)  # over GET /v1/steering
     ignores_steering: bool = False
+    hides_tokens: bool = False  # as behind a proxy that passes /v1 on alone
     # (fork, T) -> nats of softmax(z / T) at such a token; at T = 1 what `telemetry` tells as its entropy
     entropy_at: Callable[[bool, float], float] = lambda fork, t: (2.0 if fork else 0.001) * 2 * t / (1 + t)
 
@@ -110,6 +111,8 @@ class ScriptedEndpoint:
         return JSONResponse(about(self.script))
 
     async def _tokenize(self, request: Request) -> Response:
+        if self.script.hides_tokens:
+            return JSONResponse({"detail": "Not Found"}, status_code=404)
         return JSONResponse({"tokens": ids_of(asked_text(json.loads(await request.body())))})
 
     async def _detokenize(self, request: Request) -> Response:

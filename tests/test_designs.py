@@ -51,6 +51,26 @@ def test_arms_that_check_the_instrument():
     assert design(arm("same"), identity="same").identities == ("same",)
 
 
+def test_arms_after_prefixes_are_compared_with_the_plain_arm_after_the_same_prefixes():
+    up = {"select": "first", "first_tokens": 1, "fork_temperature": 2.0}
+    found = design(
+        arm("F", fork_temperature=2.0),
+        arm("A/A", "identity", fork_temperature=1.0),
+        *(arm(name, "replay") | {"replay": name} for name in ("L", "M", "R")),
+        arm("L-same", "identity", fork_temperature=1.0) | {"replay": "L"},
+        arm("L-up", **up) | {"replay": "L"},
+        arm("M-up", **up | {"fork_temperature": 3.0}) | {"replay": "M"},
+        arm("R-up", "placebo", **up) | {"replay": "R"},
+    )
+    assert found.pairs == (
+        *(("F", "B"), ("A/A", "B"), ("L", "B"), ("M", "B"), ("R", "B")),
+        *(("L-same", "L"), ("L-up", "L"), ("M-up", "M"), ("R-up", "R")),
+    )
+    assert found.identities == ("A/A", "L-same")
+    assert found.contrasts == (("L-up", "L", "R-up", "R"),), "M-up is raised by more"
+    assert found.families == (), "what follows a prefix is no dose of the baseline's"
+
+
 def test_delta_is_two_points_unless_the_set_says_otherwise():
     assert design().delta == 0.02
     assert design(delta=0.05).delta == 0.05
@@ -67,6 +87,9 @@ def test_families_are_doses_at_the_same_tokens_in_one_direction():
         arm("N-m", "matched", other_temperature=1.7),
         arm("P@2", "placebo", fork_temperature=2.0, select="random", fork_rate=0.2),
         arm("P@3", "placebo", fork_temperature=3.0, select="random", fork_rate=0.2),
+        arm("1@2", fork_temperature=2.0, select="first", first_tokens=1),
+        arm("1@3", fork_temperature=3.0, select="first", first_tokens=1),
+        arm("8@3", fork_temperature=3.0, select="first", first_tokens=8),
         arm("G", "global", select="all", fork_temperature=1.2),
         arm("G-plain", "global", temperature=1.4),
         arm("both", fork_temperature=2.0, other_temperature=0.5),
@@ -77,6 +100,7 @@ def test_families_are_doses_at_the_same_tokens_in_one_direction():
         "forks lowered": (("F@0.5", "F@0"), (0.5, 1.0)),
         "others raised": (("N-m", "N@2"), (0.7, 1.0)),
         "random tokens raised": (("P@2", "P@3"), (1.0, 2.0)),
+        "first tokens (1) raised": (("1@2", "1@3"), (1.0, 2.0)),
         "all tokens raised": (("G", "G-plain"), (0.2, 0.4)),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from typer.testing import CliRunner
 
 from steerdec.analysis.mask_file import MaskedRequest, write_mask
 from steerdec.benchmarks import session
 from steerdec.benchmarks.arms import ArmError, load_arm_set, parse_arm_set
+from steerdec.benchmarks.cli import bench_app
+from steerdec.benchmarks.designs import read_design
 from steerdec.benchmarks.dispatch import Retry
 from steerdec.benchmarks.masks import MaskError, Places, read_mask
 from steerdec.benchmarks.plan import Plan, drawn_prefix
@@ -23,6 +27,7 @@ from steerdec.benchmarks.problems import Problem
 from steerdec.benchmarks.prompts import request_body
 from steerdec.benchmarks.replays import ReplayError
 from steerdec.benchmarks.report import write_report
+from steerdec.benchmarks.resolving import resolve
 from steerdec.benchmarks.settings import SettingsError
 from steerdec.benchmarks.summary import write_summary
 from steerdec.benchmarks.targets import Target
@@ -220,6 +225,18 @@ def test_a_plan_without_replays_has_no_prefixes_and_the_seeds_it_always_had() ->
     assert len({item.seed for item in items if item.sample == 0}) == 1
 
 
+def test_the_arm_set_of_the_documentation_is_one() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "method.md").read_text("utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    found = resolve(parse_arm_set(yaml.safe_load(block)), temperature=0.6, threshold_nats=0.6)
+    design = read_design(found.model_dump(mode="json"))
+    assert dict(design.pairs)["E-up"] == "E"
+    assert [(c.arm, c.placebo) for c in design.contrasts] == [
+        ("E-up", "R-up"), ("E-down", "R-down"), ("N-up", "R-up"), ("N-down", "R-down"),
+    ]  # fmt: skip
+    assert design.identities == ("E-same",)
+
+
 # What it shows ------------------------------------------------------------------------------------
 
 
@@ -397,6 +414,24 @@ def test_a_mask_that_is_broken_is_one_line_that_names_the_file(tmp_path: Path) -
     assert told("mask.parquet", None).startswith("m/mask.parquet cannot be read")
     assert told("mask.parquet", b"PAR1").startswith("m/mask.parquet is not the file that mask.json tells of")
     assert told("requests.parquet", good["mask.parquet"]).startswith("m/requests.parquet is not the file")
+
+
+def test_a_wrong_mask_is_status_2_and_one_line_and_makes_no_folder(problems: Path, arms: Path, tmp_path: Path) -> None:
+    (arms.parent / "peaks" / "mask.json").unlink()
+    given = ("--problems", problems, "--arms", arms, "--endpoint", "http://127.0.0.1:9", "--out", tmp_path / "run")
+    result = CliRunner().invoke(bench_app, ["run", *map(str, given)])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "mask.json cannot be read" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_does_not_tell_its_tokens_is_named_with_the_reason(
+    problems: Path, arms: Path, tmp_path: Path
+) -> None:
+    with ScriptedEndpoint(Script(PROBLEMS)) as server:
+        server.script.hides_tokens = True
+        with pytest.raises(ReplayError, match=r"answered 404: .*\(asked was /tokenize, which replays need\)$"):
+            session.run(request(problems, arms), target(server.url), tmp_path / "run", QUICK)
 
 
 @pytest.mark.parametrize(
