@@ -29,6 +29,7 @@ class RunProgress:
         self._graded: Counter[str] = Counter()
         self._begun_at_s = monotonic()
         self._line_at_s = self._begun_at_s
+        self._told = done
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -51,7 +52,7 @@ class RunProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._new:
+        elif self._new and self._told != self._done:
             self._line()
 
     def count(self, sample: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class RunProgress:
             self._line()
 
     def _line(self) -> None:
-        self._line_at_s = monotonic()
+        self._line_at_s, self._told = monotonic(), self._done
         print(f"{self._done}/{self._total} {self._unit}, {self._facts()}", file=sys.stderr, flush=True)
 
     def _facts(self) -> str:
