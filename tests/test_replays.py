@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from steerdec.analysis.mask_file import MaskedRequest, write_mask
 from steerdec.benchmarks import session
+from steerdec.benchmarks.answers import MalformedAnswerError, parse_answer
 from steerdec.benchmarks.arms import ArmError, load_arm_set, parse_arm_set
 from steerdec.benchmarks.cli import bench_app
 from steerdec.benchmarks.designs import read_design
@@ -216,6 +217,23 @@ def test_a_response_without_such_a_position_is_never_drawn(tmp_path: Path) -> No
     empty = drawn_prefix(Places(mask, "any"), 0, "p1", 0)
     assert empty.token_ids == [*empty.trace.prompt_ids, *empty.response_ids]
     assert len(empty.response_ids) == empty.position
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        ({"finish_reason": "stop", "stop_reason": None}, [5, 6]),  # the model's own end
+        ({"finish_reason": "stop", "stop_reason": 7}, [5, 6]),  # another token that ends
+        ({"finish_reason": "stop", "stop_reason": "\n"}, [5, 6, 7]),  # a text, which may end within the token
+        ({"finish_reason": "length"}, [5, 6, 7]),
+    ],
+)
+def test_the_token_that_ends_a_text_is_no_part_of_it(end: dict[str, Any], kept: list[int]) -> None:
+    body = {"choices": [{"text": "x", "token_ids": [5, 6, 7]} | end], "usage": {"completion_tokens": 3}}
+    assert parse_answer(json.dumps(body).encode(), max_tokens=8, steering=None).token_ids == kept
+    body["usage"] = {"completion_tokens": 4}
+    with pytest.raises(MalformedAnswerError, match="token_ids has 3 entries for 4 tokens"):
+        parse_answer(json.dumps(body).encode(), max_tokens=8, steering=None)
 
 
 def test_a_plan_without_replays_has_no_prefixes_and_the_seeds_it_always_had() -> None:

@@ -12,6 +12,7 @@ from typing import Final
 V1: Final = "vllm.v1.sample.logits_processor.interface"
 V2: Final = "vllm.v1.worker.gpu.sample.logits_processor.interface"
 OPENAI: Final = "vllm.entrypoints.openai"
+TOKENIZE: Final = "vllm.entrypoints.serve.tokenize"
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,17 @@ TABLE: Final = (
         f"{OPENAI}.chat_completion.protocol",
         "ChatCompletionRequest.vllm_xargs",
         texts=("dict[str, str | int | float | list[str | int | float]]",),
+    ),
+    # What replays ask a server for, by HTTP --------------------------------------------------------
+    Used(("benchmarks/replays.py",), f"{TOKENIZE}.api_router", texts=('"/tokenize"', '"/detokenize"')),
+    Used(("benchmarks/replays.py",), f"{TOKENIZE}.protocol", "DetokenizeRequest", attributes=("model", "tokens")),
+    Used(("benchmarks/replays.py",), f"{TOKENIZE}.protocol", "DetokenizeResponse", attributes=("prompt",)),
+    Used(("benchmarks/replays.py",), f"{TOKENIZE}.protocol", "TokenizeResponse", attributes=("tokens",)),
+    Used(
+        ("benchmarks/answers.py",),
+        f"{OPENAI}.completion.protocol",
+        "CompletionResponseChoice",
+        attributes=("token_ids", "stop_reason"),
     ),
     # Programs that measure the engine itself -----------------------------------------------------
     Used(("benchmarks/draws.py", "benchmarks/overhead.py"), "vllm", "LLM"),
