@@ -20,6 +20,7 @@ from steerdec.analysis import lenses as looking
 from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.lens_trace import LensSettings
 from steerdec.analysis.source import Resolved, Source
+from tests.page.browser import start_chrome
 from tests.tiny_lm import tiny_lm
 
 SETTINGS = LensSettings(greedy_tokens=0, gap_sentences=1, again_every=2)
@@ -121,6 +122,38 @@ def test_marked_tokens_are_the_top_fifth(done: Path) -> None:
         marked = [value for value, cell in zip(record["scores"]["entropy"], entropy, strict=True) if cell.top]
         assert len(marked) == round(0.2 * len(entropy))
         assert min(marked) >= sorted(record["scores"]["entropy"])[-len(marked)]
+
+
+def test_by_keyboard_every_token_tells_its_values_and_the_select_shows_another_trace(
+    done: Path, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    records = records_of(done)
+    chrome = start_chrome(tmp_path / "chromium")
+    try:
+        chrome.get((done / "lenses.html").as_uri())
+        articles = chrome.find_elements(By.CSS_SELECTOR, ".gloss")
+        assert [article.is_displayed() for article in articles] == [True, False, False, False, False]
+        heads = articles[0].find_elements(By.CSS_SELECTOR, ".token-head")
+        assert [head.get_attribute("tabindex") for head in heads].count("0") == 1  # one stop for the tab key
+        heads[0].send_keys(Keys.ARROW_RIGHT)
+        for key in (Keys.END, Keys.ARROW_LEFT, Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT):
+            chrome.switch_to.active_element.send_keys(key)
+        assert chrome.switch_to.active_element == heads[2]
+        told = articles[0].find_element(By.CSS_SELECTOR, ".readout").text
+        assert f"token 3 of {len(heads)}" in told
+        scores, first = records[0]["scores"], records[0]["sentences"]["forced_answer"][0]
+        for name in ("entropy", "surprisal", "answer_shift", "leave_one_out"):
+            assert f"{scores[name][2]:.3g}".replace("-", "\N{MINUS SIGN}") + " nats" in told, name
+        assert f"{first:.3g} nats" in told  # of the sentence that the token is in
+        Select(chrome.find_element(By.ID, "which")).select_by_index(3)
+        assert [article.is_displayed() for article in articles] == [False, False, False, True, False]
+        assert chrome.get_log("browser") == []
+    finally:
+        chrome.quit()
 
 
 def test_what_a_model_writes_is_text_on_the_page(done: Path, tmp_path: Path) -> None:
@@ -234,9 +267,7 @@ def test_a_model_that_gives_nan_is_refused_before_anything_is_written(
 
 
 def test_a_model_that_never_reasons_is_told_and_leaves_no_page(model: Path, problems: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        AnalysisError, match="none of 5 problems has a chain to look at: no sample reasons"
-    ):
+    with pytest.raises(AnalysisError, match="none of 5 problems has a chain to look at: no sample reasons"):
         lens_report.lenses(resolved(model, problems, max_tokens=6), tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out" / "lenses.html").exists()
     assert not (tmp_path / "out" / "lenses.json").exists()
