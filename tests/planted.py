@@ -17,8 +17,10 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -202,9 +204,13 @@ def _chances(
     return chance
 
 
-def studies(truth: Truth, count: int) -> list[Study]:
+def study(truth: Truth, seed: int) -> Study:
     with tempfile.TemporaryDirectory() as folder:
-        return [plan(truth, Path(folder) / str(seed), seed).run() for seed in range(count)]
+        return plan(truth, Path(folder) / "study", seed).run()
+
+
+def studies(truth: Truth, count: int) -> list[Study]:
+    return [study(truth, seed) for seed in range(count)]
 
 
 WITH_FLOOR = ("B", "A/A", "B-again", "B-other", "F-up")
@@ -260,11 +266,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=400)
     count = parser.parse_args().studies
+    with ProcessPoolExecutor() as pool:
+        _print(count, lambda truth: list(pool.map(partial(study, truth), range(count), chunksize=5)))
+
+
+def _print(count: int, made: Callable[[Truth], list[Study]]) -> None:
     table = Table(title=f"{count} studies each, true effect {100 * EFFECT:g} points")
     for column in ("", "bias, points", "its SE", "scope", "95% interval covers", "false alarms", "A/A called invalid"):
         table.add_column(column)
     for name, truth in COVERAGE.items():
-        it = found(studies(truth, count))
+        it = found(made(truth))
         for scope in it.coverage:
             shares = (f"{100 * share:.1f}%" for share in (it.coverage[scope], it.false_alarms[scope], it.invalid))
             table.add_row(name, f"{100 * it.bias:+.2f}", f"{100 * it.bias_se:.2f}", scope, *shares)
@@ -273,7 +284,7 @@ def main() -> None:
     for column in ("planted", "claim", "holds", "fails", "undecided"):
         table.add_column(column)
     for name, truth in VERDICTS.items():
-        for claim, given in verdicts(studies(truth, count)).items():
+        for claim, given in verdicts(made(truth)).items():
             table.add_row(name, claim, *(str(given[verdict]) for verdict in ("holds", "fails", "undecided")))
     Console(width=140).print(table)
 
