@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from steerdec.analysis import lens_matrix, lens_page, lens_report, lens_trace
 from steerdec.analysis import lenses as looking
+from steerdec.analysis.endings import ending, reasoning
 from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.lens_trace import LensSettings
 from steerdec.analysis.source import Resolved, Source
@@ -86,6 +89,48 @@ def test_the_json_has_every_pair_with_intervals_nulls_and_ceilings(done: Path) -
     assert told["ceilings"]["entropy"]["spearman"]["value"] > 0.9  # bfloat16 against float32
     assert len([pair for pair in told["sentence_pairs"] if "shift" in pair]) == 27
     assert [claim["verdict"] in ("holds", "fails", "undecided") for claim in told["claims"]] == [True] * 5
+
+
+def test_the_scores_in_the_folder_are_those_of_a_plain_float64_pass(model: Path, done: Path) -> None:
+    """From the folder's own samples, so that an index that is off by one anywhere on the way shows."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, exact = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).double()
+    record = records_of(done)[0]
+    samples = [json.loads(line) for line in (done / "traces.jsonl").read_text().splitlines()]
+    sample = next(s for s in samples if (s["problem_id"], s["sample"]) == (record["problem_id"], record["sample"]))
+    prompt, n = sample["prompt_ids"], len(record["tokens"])
+    chain, closing = sample["response_ids"][:n], ending(tokenizer, "number", record["gold"])
+    assert tokenizer.decode(chain) == "".join(record["tokens"])
+
+    def logp(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.log_softmax(exact(torch.tensor([ids])).logits[0], -1)
+
+    def answer(kept: list[int]) -> float:
+        ids = [*prompt, *kept, *closing.tokens]
+        rows = logp(ids)
+        return sum(float(rows[i - 1, ids[i]]) for i in range(len(ids) - closing.scored, len(ids)))
+
+    rows = logp([*prompt, *chain])[len(prompt) - 1 : -1]
+    along = [answer(chain[:t]) for t in range(n + 1)]
+    slow = {
+        "entropy": [scipy.stats.entropy(row.exp().numpy()) for row in rows],
+        "surprisal": [-float(row[token]) for row, token in zip(rows, chain, strict=True)],
+        "answer_shift": np.abs(np.diff(along)),
+        "leave_one_out": [along[-1] - answer([*chain[:t], *chain[t + 1 :]]) for t in range(n)],
+    }
+    for name, values in slow.items():
+        assert record["scores"][name] == pytest.approx(np.array(values), abs=2e-4), name
+    forced = [abs(along[b] - along[a]) for a, b in record["spans"]]
+    assert record["sentences"]["forced_answer"] == pytest.approx(forced, abs=2e-4)
+    others = [reasoning(tokenizer, s["response_ids"]) for s in samples if s["problem_id"] == record["problem_id"]]
+    by_chain = []
+    for other in others:
+        ids = [*prompt, *other, *closing.tokens]
+        last = logp(ids)
+        by_chain.append([float(last[i - 1, ids[i]]) for i in range(len(ids) - closing.scored, len(ids))])
+    assert record["answer_variance"]["sigma_nats"] == pytest.approx(np.std(by_chain, axis=0, ddof=1), abs=2e-4)
 
 
 def test_the_page_is_one_file_whose_policy_runs_its_script_alone(done: Path) -> None:
