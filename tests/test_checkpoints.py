@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,39 @@ def test_small_updates_vanish_in_bf16_and_the_report_says_where_they_could_not_s
     assert stored.wider["1e-05"] == 1.0
     full = total(list(compared(tmp_path / "f32", {"w": base.float()}, {"w": base.float() + 1e-5}).values()))
     assert (full.bit_equal, full.wider["1e-05"]) == (0.0, 0.0)
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+    """A pass over 2 x 96 MiB, in a process of its own, by its peak: mapped pages count in it."""
+    pair = [{"w": torch.full((1 << 20, 48), value, dtype=torch.bfloat16)} for value in (1.0, 1.5)]
+    for name, tensors in zip(("base", "tuned"), pair, strict=True):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    program = """
+import sys
+from pathlib import Path
+from steerdec.analysis.checkpoints import Stored
+from steerdec.analysis.updates import update
+
+def peak_kib():  # getrusage's would be the parent's at first
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+base, tuned = (Stored("w", Path(path), (1 << 20, 48), "BF16") for path in sys.argv[1:])
+small = Stored("w", base.path, (1 << 10, 48), "BF16")
+update(small, small)
+Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+before = peak_kib()
+found = update(base, tuned, chunk_elements=1 << 18)
+print(found.bit_equal, found.rank, (peak_kib() - before) // 1024)
+"""
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("base", "tuned")]
+    done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
+    equal, rank, grown_mib = (int(word) for word in done.stdout.split())
+    assert (equal, rank) == (0, 1)
+    assert grown_mib < 64
 
 
 # What is stored ----------------------------------------------------------------------------------
