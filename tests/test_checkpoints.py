@@ -139,7 +139,10 @@ def test_rank_is_exact_up_to_a_side_and_a_bound_beyond(
 
 
 def test_what_is_below_the_tolerance_is_no_rank() -> None:
-    assert rank_of(torch.diag(torch.tensor([1.0, 1e-3, 3e-6, 1e-9] + [0.0] * 6, dtype=torch.float64))).rank == 3
+    """2^-23 times the longer side: 1.2e-6 for 10 rows, 2.4e-5 for 200."""
+    diagonal = torch.diag(torch.tensor([1.0, 1e-3, 3e-6, 1e-9] + [0.0] * 6, dtype=torch.float64))
+    longer = torch.cat([diagonal, torch.zeros(190, 10, dtype=torch.float64)])
+    assert (rank_of(diagonal).rank, rank_of(longer).rank, rank_of(longer.T).rank) == (3, 2, 2)
 
 
 def test_a_matrix_too_wide_to_hold_is_sketched(monkeypatch: pytest.MonkeyPatch) -> None:
