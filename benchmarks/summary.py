@@ -154,11 +154,13 @@ def _instrument(design: Design, tally: Tally, counts: Mapping[str, Counts]) -> v
     if not design.identities:
         return verdicts.Instrument("unchecked", "the arm set has no A/A arm (role identity)")
     judged = {name: _judge_identity(design, tally, counts, name) for name in design.identities}
-    reason = next(iter(judged.values())).reason
-    if len(judged) > 1:
-        reason = "; ".join(f"{name}, against {design.controls[name]}: {one.reason}" for name, one in judged.items())
+    reasons = [one.reason for one in judged.values()]
+    if len(judged) > 1 or design.controls[design.identities[0]] != design.baseline:
+        reasons = [
+            f"{name}, with {design.controls[name]} as its baseline: {one.reason}" for name, one in judged.items()
+        ]
     verdict = max((one.verdict for one in judged.values()), key=("valid", "unchecked", "invalid").index)
-    return verdicts.Instrument(verdict, reason)
+    return verdicts.Instrument(verdict, "; ".join(reasons))
 
 
 def _judge_identity(design: Design, tally: Tally, counts: Mapping[str, Counts], name: str) -> verdicts.Instrument:

@@ -289,6 +289,8 @@ def test_a_planted_effect_at_masked_positions_is_found_there_and_is_less_anywher
     assert contrast["diff"] == pytest.approx(rows["L-up", "L"]["diff"] - rows["R-up", "R"]["diff"], abs=1e-12)
     assert contrast["ci95"][0] > 0
     assert summary["instrument"] == "valid"
+    told = "L-same, with L as its baseline: A/A gave the baseline's text in all 360 pairs"
+    assert summary["instrument_reason"] == told
     assert [claim["verdict"] for claim in summary["claims"]] == ["holds"]
     assert summary["trends"] == []
     page = write_report(folder).read_text()
