@@ -414,6 +414,18 @@ def test_another_comparisons_folder_is_refused(folders: Path, compared: Path, ca
     assert "holds an analysis under other settings: model:" in err
 
 
+def test_a_folder_whose_model_was_trained_on_is_refused(folders: Path, tmp_path: Path, capsys: Any) -> None:
+    model = tiny_model(3)
+    words = (folders / "base", saved(model, tmp_path / "now"), "--out", tmp_path / "out")
+    assert run(capsys, *words)[0] == run(capsys, *words)[0] == 0
+    with torch.no_grad():
+        model.model.norm.weight[5] += 0.5
+    saved(model, tmp_path / "now")
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "holds an analysis under other settings: model_weights:" in err
+
+
 def test_the_number_of_samples_stands_in_the_help() -> None:
     from steerdec.analysis import cli_compare
 

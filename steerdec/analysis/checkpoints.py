@@ -6,6 +6,7 @@ until the map is gone; with one map a file, a pass over it would end with the wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 MANTISSA_BITS: Final = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}  # safetensors' names of what can be compared
 CHUNK_ELEMENTS: Final = 1 << 21
+_FINGERPRINT_ELEMENTS: Final = 1 << 11
 _FEW: Final = 3  # differences named in a message
 
 
@@ -82,6 +84,17 @@ def read_checkpoint(name: str, folder: Path, ties: Mapping[str, str]) -> Checkpo
         if copy in tensors and source in tensors and _same(tensors[copy], tensors[source])
     ]
     return Checkpoint(name, {key: tensors[key] for key in sorted(tensors) if key not in twice}, tuple(twice))
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Of every tensor's first numbers: the same for a copy, another one once training went on in the same folder."""
+    digest = hashlib.sha256()
+    for tensor in checkpoint.tensors.values():
+        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} ".encode())
+        for first in chunks(tensor, _FINGERPRINT_ELEMENTS):
+            digest.update(first.contiguous().view(torch.uint8).numpy().tobytes())
+            break
+    return digest.hexdigest()[:16]
 
 
 def _files(name: str, folder: Path) -> list[Path]:

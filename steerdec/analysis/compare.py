@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import steerdec
 from steerdec import models
 from steerdec.analysis import loading, pages, source, updates
-from steerdec.analysis.checkpoints import Checkpoint, Stored, comparable, read_checkpoint
+from steerdec.analysis.checkpoints import Checkpoint, Stored, comparable, fingerprint, read_checkpoint
 from steerdec.analysis.errors import InputError
 from steerdec.analysis.scoring import Scores
 from steerdec.analysis.shift import PAPER_OVERLAP, shift
@@ -128,7 +128,13 @@ def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         InputError, AnalysisError, ProblemError, JournalError: one line each; what was done is kept.
     """
-    settings: dict[str, Any] = {"analysis": "compare-models", "base": pair.base.name, "model": pair.tuned.name}
+    settings: dict[str, Any] = {
+        "analysis": "compare-models",
+        "base": pair.base.name,
+        "model": pair.tuned.name,
+        "base_weights": fingerprint(pair.base),
+        "model_weights": fingerprint(pair.tuned),
+    }
     if pair.resolved is not None:
         settings |= pair.resolved.settings()
         with _named("TUNED"):
