@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from steerdec import models, params, telemetry, versions
 from steerdec.request import CONFIG_KEY
+from steerdec.server.vllm_cli import PATIENCE_S
 
 PROCESSOR: Final = "steerdec.processor:EntropySteering"
 PLUGIN: Final = "steerdec"
@@ -34,6 +36,10 @@ CPU_FLAGS: Final = {
     "--block-size": "32",  # vLLM's own 128 makes the prefix cache miss most of a short prompt
 }
 CPU_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+
+# How long a stop may take beyond vLLM's own --shutdown-timeout. vLLM ends its engine, then waits without end for
+# requests that nobody answers any more; Docker waits 10 s in all.
+STOP_S: Final = 5
 
 
 class LaunchError(RuntimeError):
@@ -72,9 +78,11 @@ def serve(launch: Launch) -> int:
     if on_cpu:
         flags += _cpu_flags(flags)
     parts = _number(flags, "--api-server-count") or _number(flags, "--data-parallel-size") or 1
+    patience_s = STOP_S + (_number(flags, "--shutdown-timeout") or 0)
     try:
         with telemetry.created(_capacity_tokens(flags, folder), name=str(launch.port)) as lanes:
-            return _supervised(_command(launch, folder, flags, lanes, parts), _environment(on_cpu))
+            environment = _environment(on_cpu) | {PATIENCE_S: str(patience_s)}
+            return _supervised(_command(launch, folder, flags, lanes, parts), environment, patience_s)
     except OSError as e:
         raise LaunchError(f"no room for telemetry: {e}") from None
 
@@ -204,16 +212,19 @@ def _environment(on_cpu: bool) -> dict[str, str]:
     return environment
 
 
-def _supervised(command: list[str], environment: dict[str, str]) -> int:
+def _supervised(command: list[str], environment: dict[str, str], patience_s: float) -> int:
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    out_of_patience = threading.Timer(patience_s, _end_group, (process.pid,))
     stopping = False
 
     def stop(signum: int, frame: object) -> None:
         nonlocal stopping
         if stopping:  # asked twice: no patience
-            os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process.pid)
+            return
         stopping = True
         process.send_signal(signal.SIGTERM)
+        out_of_patience.start()
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -221,6 +232,7 @@ def _supervised(command: list[str], environment: dict[str, str]) -> int:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+        out_of_patience.cancel()
         _end_group(process.pid)
     if stopping:
         return 0

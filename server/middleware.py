@@ -53,9 +53,10 @@ class SteeringMiddleware:
         if ready is None:
             await self._app(scope, _replayed(raw, receive), send)
             return
-        await self._answer(scope, receive, send, ready)
+        await self._answer(scope, receive, send, *ready)
 
-    def _prepare(self, path: str, raw: bytes) -> Prepared | None:
+    def _prepare(self, path: str, raw: bytes) -> tuple[Prepared, bytes] | None:
+        """What to do, and the body to pass on; None where it passes as it is."""
         host = self._host()
         if not (may_be_steered(raw, host) if path in PATHS else names_steering(raw)):
             return None
@@ -65,14 +66,21 @@ class SteeringMiddleware:
             return None  # vLLM says what is wrong with it
         if not isinstance(body, dict):
             return None
-        if path in PATHS:
-            return prepared(path, body, host)
-        if body.get("steering") is not None:
-            raise SteeringError("", f"goes with {', '.join(sorted(PATHS))} only")
-        return None
+        if path not in PATHS:
+            if body.get("steering") is not None:
+                raise SteeringError("", f"goes with {', '.join(sorted(PATHS))} only")
+            return None
+        ready = prepared(path, body, host)
+        if ready is None:
+            return None
+        try:
+            return ready, json.dumps(ready.body).encode()
+        except RecursionError:  # a few levels before reading it fails
+            if ready.pool is not None:
+                ready.pool.take_back(ready.lanes, aborted=False)
+            raise SteeringError("", "does not go with a body that is nested as deeply as this") from None
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared) -> None:
-        raw = json.dumps(ready.body).encode()
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes) -> None:
         headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
         headers.append((b"content-length", str(len(raw)).encode()))
         annotator = Annotator(ready)

@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from steerdec import models, telemetry
-from tests.test_engine import CAPACITY, PROMPTS, Asked, engine, run
+from tests.test_engine import CAPACITY, PROMPTS, Asked, engine, entropies_from_logprobs, run
 
 DRAFT = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 
@@ -48,6 +48,22 @@ def preempted(file: telemetry.LaneFile) -> None:
         assert b.lane.recorded_tokens() == 60
 
 
+def chunked(file: telemetry.LaneFile) -> None:
+    """A prompt that is prefilled in parts leaves one record a token, the right one at the first. (No seed: on a CPU
+    that would kill the engine; so greedy at every token.)"""
+    pool, chunk = telemetry.LanePool(file), 64
+    llm = engine(models.fetch(), file, enable_chunked_prefill=True, max_num_batched_tokens=chunk, max_num_seqs=4)
+    prompts = [" ".join([PROMPTS[i]] * (20 + 5 * i)) for i in range(4)]
+    assert min(len(llm.get_tokenizer().encode(prompt)) for prompt in prompts) > chunk
+    zero = {"fork_temperature": 0, "other_temperature": 0, "threshold_nats": 0.6}
+    asked = [Asked(pool, zero, temperature=1.0, max_tokens=6, ignore_eos=True, logprobs=-1) for _ in prompts]
+    for a, output in zip(asked, run(llm, prompts, [a.params for a in asked]), strict=True):
+        assert a.lane.recorded_tokens() == len(output.token_ids) == 6
+        told = a.lane.read(0, 6)
+        np.testing.assert_allclose(told.entropy_nats, entropies_from_logprobs(output), atol=1e-4)
+        assert told.fork.tolist() == [h > 0.6 for h in told.entropy_nats]
+
+
 def speculative(file: telemetry.LaneFile) -> None:
     """V1 under speculative decoding, the processor found by its entry point only: vLLM drops it in silence, so a
     steered request is refused."""
@@ -66,5 +82,5 @@ def speculative_named(file: telemetry.LaneFile) -> None:
 if __name__ == "__main__":
     name = sys.argv[1]
     with telemetry.created(CAPACITY, max_lanes=65) as lane_file:
-        {f.__name__: f for f in (preempted, speculative, speculative_named)}[name](lane_file)
+        {f.__name__: f for f in (preempted, chunked, speculative, speculative_named)}[name](lane_file)
     print(f"{name}: held", flush=True)

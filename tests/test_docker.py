@@ -22,6 +22,7 @@ import pytest
 from steerdec import versions
 from tests.built import ROOT
 from tests.container_files import assert_understood, defaults, pinned, services, stages, values
+from tests.image_server import SHM
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -131,6 +132,8 @@ def test_documented_docker_commands_name_what_is_there(words: list[str]) -> None
     elif words[0] == "run":
         (image,) = [i for i, word in enumerate(words) if re.fullmatch(r"steerdec:\w+", word)]
         assert words[image].removeprefix("steerdec:") in stages()
+        shm = words[words.index("--shm-size") + 1]
+        assert words[image] != "steerdec:cpu" or shm == SHM, "which is what the image is run with"
         if arguments := words[image + 1 :]:
             assert_understood(arguments)
     else:

@@ -150,6 +150,25 @@ def test_steering_in_vllms_own_field_is_refused_before_a_stream_begins(
     assert post(server, stream=stream, seed=1, vllm_xargs={"steering": json.dumps(fine)})[0] == 200
 
 
+def test_a_body_that_can_be_read_but_not_written_again_is_refused(
+    server: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON nested to within a few levels of the stack; which levels those are, only the stack knows."""
+    dumps = json.dumps
+
+    def failing(value: Any, **more: Any) -> str:
+        if isinstance(value, dict) and "prompt" in value:
+            raise RecursionError
+        return dumps(value, **more)
+
+    raw = json.dumps({"prompt": "x", "steering": STEERING}).encode()
+    monkeypatch.setattr("steerdec.server.middleware.json.dumps", failing)
+    status, answer = server.post("/v1/completions", raw)
+    assert status == 400
+    assert "nested" in json.loads(answer)["error"]["message"]
+    assert server.pool.lent == 0
+
+
 def test_a_penalty_of_the_models_own_counts_too(server: InProcess) -> None:
     host = dataclasses.replace(server.app._host(), penalties={"repetition_penalty": 1.05})
     server.app._host = lambda: host

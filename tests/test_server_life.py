@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from steerdec.benchmarks import soak
-from steerdec.telemetry import PREFIX, SHARED_MEMORY
+from steerdec.telemetry import PREFIX, SHARED_MEMORY, remove_stale
 from tests.serving import command_running, free_port
 
 pytestmark = pytest.mark.engine
@@ -51,6 +52,13 @@ def command(port: int, *flags: str) -> list[str]:
 def lane_files(url: str) -> list[Path]:
     """The telemetry file is named for its user and the server's port."""
     return list(SHARED_MEMORY.glob(f"{PREFIX}{os.getuid()}-{urlsplit(url).port}"))
+
+
+def wait_until_lent(server: Running, lanes: int) -> None:
+    end = time.monotonic() + 60
+    while server.lanes_lent() < lanes:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +125,14 @@ def test_the_default_steers_without_telemetry_where_that_does_not_fit(running: R
 
 
 def test_sigterm_ends_it_cleanly_and_at_once(running: Running) -> None:
-    """The last test of this server."""
+    """The last test of this server. Answers that are not streamed are under way, which vLLM waits for without end."""
     assert len(lane_files(running.url)) == 1
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(10) == 0
+    with ThreadPoolExecutor(asked := 24) as clients:
+        for _ in range(asked):
+            clients.submit(running.post, max_tokens=2000, ignore_eos=True)
+        wait_until_lent(running, asked)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
     assert lane_files(running.url) == []
 
 
@@ -136,6 +148,23 @@ def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
         assert "steerdec: vLLM's server ended on its own" in log.read_text()
         _, left = psutil.wait_procs(children, 5)
         assert left == []
+
+
+def test_a_killed_launcher_takes_its_server_with_it(tmp_path: Path) -> None:
+    """Also where answers are under way, for which vLLM waits without end. The next start removes its lanes."""
+    port, log = free_port(), tmp_path / "log"
+    with command_running(command(port), port, log) as process, ThreadPoolExecutor(asked := 24) as clients:
+        server = Running(process, f"http://127.0.0.1:{port}", 0.0)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for _ in range(asked):
+            clients.submit(server.post, max_tokens=2000, ignore_eos=True, steering={})
+        wait_until_lent(server, asked)
+        process.kill()
+        _, left = psutil.wait_procs(children, 20)
+        assert left == []
+    (path,) = lane_files(server.url)
+    remove_stale()
+    assert not path.exists()
 
 
 def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Needs root, Debian's buildah and debootstrap, the package index, 25 GB in FOLDER
 1. A base image like python:3.11-slim: from the folder ROOTFS, else by debootstrap (Debian 12 has Python 3.11).
 2. `buildah build --target cpu`, with this machine's settings of pip as its secret.
 3. The image: whom it runs as, what it says of itself, no cache, no trace of the index.
-4. The server in it, as process 1, under the image's user, without capabilities, with 64 MiB of /dev/shm: healthy by the
+4. The server in it, as process 1, under the image's user, without capabilities, with 1 GB of /dev/shm: healthy by the
    image's own health check, a steered request answered with telemetry.
 5. SIGTERM while answers stream: gone within 10 s with status 0, every stream whole or cut between two events; whole
    where `--shutdown-timeout` gives them the time.
