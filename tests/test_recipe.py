@@ -273,8 +273,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(folder: Path, tmp_path
     assert all(0 < line["fork_share"] <= 0.5 for line in history)
 
 
-def test_weights_cast_once_for_sampling_still_get_their_gradient(folder: Path, tmp_path: Path) -> None:
-    """autocast keeps the casts of a whole round of sampling; kept any longer, they would be cut from the weights."""
+def test_computing_in_bfloat16_moves_weights_that_stay_in_float32(folder: Path, tmp_path: Path) -> None:
     weights, history = trained(folder, tmp_path, replace(RECIPE, bf16=True, steps=2))
     fresh = loaded_from(folder).model.state_dict()
     assert all(line["gradient_norm"] > 0 for line in history)
