@@ -28,8 +28,11 @@ test: setup
 		|| echo "make test: $${need##*:} is missing, and only root can install it"; done
 	@# A process of its own for the engine: on building one, vLLM walks every imported module and fails on some of
 	@# those that other tests bring (triton_utils/dispatcher.py).
-	$(BIN)/python -m pytest tests/test_engine.py
-	$(BIN)/python -m pytest --ignore=tests/test_engine.py
+	$(BIN)/python -m pytest --cov --cov-report= tests/test_engine.py
+	$(BIN)/python -m pytest --cov --cov-report= --cov-append --ignore=tests/test_engine.py
+	@# Floors, a few points under what was measured. Servers, commands and engines run in processes that are not traced.
+	$(BIN)/coverage report --skip-covered --include='steerdec/*' --fail-under=85
+	$(BIN)/coverage report --include='benchmarks/stats.py' --fail-under=97
 
 check: setup
 	$(BIN)/ruff check .
