@@ -49,18 +49,14 @@ def asked(steering: dict[str, Any] | None, n: int, **more: Any) -> dict[str, Any
     return SAMPLING | {"n": n, "seed": 5, "max_tokens": TOKENS, "extra_body": extra} | more
 
 
-def chat(client: OpenAI, steering: dict[str, Any] | None, n: int, stream: bool) -> list[Choice]:
+def chat(client: OpenAI, steering: dict[str, Any] | None, n: int, stream: bool, **more: Any) -> list[Choice]:
     found = [Choice() for _ in range(n)]
-    # Every token's log-probability, once; in chunks it would be megabytes each.
-    body = asked(steering, n, messages=QUESTION, stream=stream)
-    if not stream:
-        body |= {"logprobs": True, "top_logprobs": VOCABULARY}
-    answer = client.chat.completions.create(**body)
+    answer = client.chat.completions.create(**asked(steering, n, messages=QUESTION, stream=stream, **more))
     for chunk in answer if stream else [answer]:
         for part in chunk.choices:
             choice = found[part.index]
             choice.text += (part.delta if stream else part.message).content or ""
-            choice.tokens += len(part.token_ids or [])
+            choice.tokens += len((part.model_extra or {}).get("token_ids") or [])
             choice.add_steering((part.model_extra or {}).get("steering"))
             if part.logprobs:
                 choice.entropies_nats += [
@@ -69,15 +65,14 @@ def chat(client: OpenAI, steering: dict[str, Any] | None, n: int, stream: bool) 
     return found
 
 
-def completions(client: OpenAI, steering: dict[str, Any] | None, n: int, stream: bool) -> list[Choice]:
+def completions(client: OpenAI, steering: dict[str, Any] | None, n: int, stream: bool, **more: Any) -> list[Choice]:
     found = [Choice() for _ in range(n)]
-    body = asked(steering, n, prompt="Once upon a time", stream=stream)
-    answer = client.completions.create(**body | ({} if stream else {"logprobs": VOCABULARY}))
+    answer = client.completions.create(**asked(steering, n, prompt="Once upon a time", stream=stream, **more))
     for chunk in answer if stream else [answer]:
         for part in chunk.choices:
             choice = found[part.index]
             choice.text += part.text
-            choice.tokens += len(part.token_ids or [])
+            choice.tokens += len((part.model_extra or {}).get("token_ids") or [])
             choice.add_steering((part.model_extra or {}).get("steering"))
             if part.logprobs:
                 choice.entropies_nats += [entropy(step.values()) for step in part.logprobs.top_logprobs]
@@ -95,9 +90,22 @@ def test_steered_choices_tell_the_truth_streamed_or_not(client: OpenAI, endpoint
         assert_steered(choice.steering, choice.tokens)
     for one, other in zip(whole, streamed, strict=True):
         assert one.text == other.text
-        assert one.steering["entropy_nats"] == pytest.approx(one.entropies_nats, abs=1e-3)
-        assert other.steering["entropy_nats"] == pytest.approx(one.entropies_nats, abs=1e-3)
+        assert one.steering["entropy_nats"] == pytest.approx(other.steering["entropy_nats"], abs=1e-3)
     assert n == 1 or len({choice.text for choice in whole}) > 1
+
+
+EVERY_TOKEN: dict[str, dict[str, Any]] = {
+    "chat": {"logprobs": True, "top_logprobs": VOCABULARY},
+    "completions": {"logprobs": VOCABULARY},
+}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_entropies_are_those_of_the_log_probabilities(client: OpenAI, endpoint: str) -> None:
+    """A few tokens only: every log-probability of one is megabytes of JSON."""
+    (choice,) = ENDPOINTS[endpoint](client, STEERING, 1, False, max_tokens=3, **EVERY_TOKEN[endpoint])
+    assert choice.tokens == len(choice.entropies_nats) == 3
+    assert choice.steering["entropy_nats"] == pytest.approx(choice.entropies_nats, abs=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -137,7 +145,7 @@ def test_a_tool_call_and_a_format_are_kept_while_streamed(client: OpenAI) -> Non
     for chunk in client.chat.completions.create(**body):
         for part in chunk.choices:
             choice.text += part.delta.content or ""
-            choice.tokens += len(part.token_ids or [])
+            choice.tokens += len((part.model_extra or {}).get("token_ids") or [])
             choice.add_steering((part.model_extra or {}).get("steering"))
             reason = part.finish_reason or reason
     assert reason == "stop"
@@ -147,17 +155,19 @@ def test_a_tool_call_and_a_format_are_kept_while_streamed(client: OpenAI) -> Non
     parameters = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
     choose = {"type": "function", "function": {"name": "get_weather"}}
-    body = asked(STEERING, 1, messages=QUESTION, stream=True, tools=[tool], tool_choice=choose, max_tokens=60)
+    same = {"fork_temperature": 1.0, "telemetry": "tokens"}
+    body = asked(same, 1, messages=QUESTION, tools=[tool], tool_choice=choose, max_tokens=60) | {"seed": 3}
+    (call,) = client.chat.completions.create(**body).choices[0].message.tool_calls or []
     choice, name, arguments = Choice(), "", ""
-    for chunk in client.chat.completions.create(**body):
+    for chunk in client.chat.completions.create(**body, stream=True):
         for part in chunk.choices:
             choice.add_steering((part.model_extra or {}).get("steering"))
-            for call in part.delta.tool_calls or []:
-                name += call.function.name or ""
-                arguments += call.function.arguments or ""
-    assert name == "get_weather"
-    assert '"Rome"' in arguments
-    assert_steered(choice.steering, choice.steering["tokens"])
+            for piece in part.delta.tool_calls or []:
+                name += piece.function.name or ""
+                arguments += piece.function.arguments or ""
+    assert name == call.function.name == "get_weather"
+    assert arguments == call.function.arguments
+    assert len(choice.steering["entropy_nats"]) == choice.steering["tokens"] > 1
 
 
 def test_scope_follows_the_requests_own_tokens(client: OpenAI) -> None:
