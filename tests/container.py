@@ -22,6 +22,7 @@ _START = """
 set -e
 mount --bind "$ROOT" "$ROOT"
 mount -t proc proc "$ROOT/proc"
+mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$ROOT/sys"
 mount --rbind /dev "$ROOT/dev"
 mount -t tmpfs -o "size=$SHM,mode=1777,nosuid,nodev" shm "$ROOT/dev/shm"
 touch "$ROOT/etc/hosts"
