@@ -288,7 +288,6 @@ def test_the_program_s_model_loads_in_the_dtype_of_the_first(folder: Path, tmp_p
     stored = AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16)
     stored.save_pretrained(tmp_path / "half")
     loading.load_tokenizer(str(folder)).save_pretrained(tmp_path / "half")
-    ends = stored.generation_config.eos_token_id
     out = tmp_path / "out"
     recipe = replace(RECIPE, steps=1)
     told = train.train(str(tmp_path / "half"), load_problems("embedded", limit=6), recipe, out, device="cpu")
@@ -296,7 +295,8 @@ def test_the_program_s_model_loads_in_the_dtype_of_the_first(folder: Path, tmp_p
     assert len(told["steps"]) == 1
     after = AutoModelForCausalLM.from_pretrained(out / train.MODEL, dtype="auto")
     assert after.dtype == torch.bfloat16
-    assert after.generation_config.eos_token_id == ends
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (out / train.MODEL / name).read_bytes() == (tmp_path / "half" / name).read_bytes()
     # no response ended, so nothing was learnt: all bits are those of the first
     assert all(torch.equal(after.state_dict()[name], value) for name, value in stored.state_dict().items())
     with pytest.raises(InputError, match="other settings: steps"):

@@ -7,6 +7,7 @@ command goes on.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -66,12 +67,13 @@ def train(
         loaded = loading.load(model, dtype="float32", device=device)
         rows = data(problem_set, recipe, loaded)
         ends = end_ids(loaded, recipe.prompt)
-        own_ends, loaded.model.generation_config.eos_token_id = loaded.model.generation_config.eos_token_id, ends
+        own = copy.deepcopy((loaded.model.config, loaded.model.generation_config))
+        loaded.model.generation_config.eos_token_id = ends
         loaded.model.requires_grad_(True).train()
         with GradingPool(workers=1) as pool:
             reward = Reward(problem_set, loaded.tokenizer, ends, recipe.prompt, pool)
             history = run_steps(loaded, rows, reward, recipe, out, save_every)
-        loaded.model.generation_config.eos_token_id = own_ends
+        loaded.model.config, loaded.model.generation_config = own  # the trainer, too, has changed some of it
         dtype = _save(loaded, out / MODEL)
         told = {
             "steerdec": steerdec.__version__,
