@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +337,13 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path, changed: dict[str, 
     with pytest.raises(ValueError if "prompt" in changed else InputError, match=message):
         train.train(str(folder), load_problems("embedded", limit=6), replace(RECIPE, **changed), tmp_path / "out")
     assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
+def test_without_trl_one_line_says_how_to_get_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(train, "version", version)
+    with pytest.raises(InputError, match=r"trl is not installed; it comes with `pip install steerdec\[train\]`"):
+        train.train(str(folder), load_problems("embedded", limit=6), RECIPE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
