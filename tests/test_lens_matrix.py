@@ -12,7 +12,7 @@ from steerdec.analysis import lens_matrix, lens_names, lens_words
 from steerdec.analysis.agreement import MEASURES, Interval
 from steerdec.analysis.anchors import head_kurtosis, receiver_heads
 from steerdec.analysis.lens_matrix import Pair
-from steerdec.analysis.nulls import NullTest
+from steerdec.analysis.nulls import DRAWS, NullTest
 
 HEADS, SPANS = 24, [[0, 3], [3, 7], [7, 9], [9, 14], [14, 20], [20, 24]]
 
@@ -69,6 +69,11 @@ def test_all_declared_sentence_pairs_are_tested_where_both_scores_are_known() ->
     assert not any(lens_words.sign(pair) for pair in tested.values())  # all of it is noise
     beside = [(pair.first, pair.second) for pair in pairs if pair.shift is None]
     assert beside == [(a.name, b.name) for a in lens_names.SENTENCE_LENSES for b in lens_names.SENTENCE_BASELINES]
+
+
+def test_holm_can_reject_a_single_pair_with_the_draws_there_are() -> None:
+    for pairs, draws in ((lens_names.PAIRS, DRAWS), (lens_names.SENTENCE_PAIRS, lens_matrix.SENTENCE_DRAWS)):
+        assert len(pairs) * 2 / (draws + 1) < lens_words.ALPHA / 2
 
 
 def test_rollout_variance_is_compared_in_the_answers_tokens_of_all_problems_together() -> None:

@@ -60,7 +60,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     if len(x) < FEWEST_UNITS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     a, b = (scipy.stats.rankdata(values) - (len(x) + 1) / 2 for values in (x, y))
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))  # scipy's own takes ten times as long
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))  # half the time of scipy's own
 
 
 def compare(a: ArrayLike, b: ArrayLike, entropy_nats: ArrayLike | None = None) -> dict[str, float]:

@@ -61,6 +61,7 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
         "top_share": TOP_SHARE,
         "resamples": RESAMPLES,
         "null_draws": DRAWS,
+        "sentence_null_draws": lens_matrix.SENTENCE_DRAWS,
         "token_pairs": [_pair(pair) for pair in pairs],
         "ceilings": {name: _intervals(found) for name, found in repeated.items()},
         "sentence_pairs": [_pair(pair) for pair in sentences],
