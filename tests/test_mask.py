@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import typer
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from steerdec.analysis import mask_file
 from steerdec.analysis.cli_mask import mask as mask_command
 from steerdec.analysis.errors import AnalysisError, InputError
-from steerdec.analysis.mask import cut_of, mask_lenses, mask_responses
+from steerdec.analysis.loading import load_tokenizer
+from steerdec.analysis.mask import cut_of, mask_lenses, mask_responses, of_class
 from steerdec.analysis.mask_file import Mask, MaskedRequest, load_mask, write_mask
+from steerdec.analysis.pages import token_texts
 from steerdec.analysis.source import Source, resolve
 from steerdec.analysis.store import Store, opened, trace_line
+from steerdec.analysis.token_classes import CLASSES, token_classes
 from steerdec.analysis.traces import Trace
 from steerdec.benchmarks.calibration import Threshold
+from steerdec.benchmarks.masks import read_mask
 from tests.tiny_lm import tiny_lm
 
 
@@ -220,6 +226,70 @@ def test_another_threshold_scores_nothing_again(model: Path, tmp_path: Path) -> 
         assert np.array_equal(b.fork, a.entropy_nats > 1.25)
 
 
+def test_a_mask_of_a_class_has_ones_there_and_its_other_positions_are_exactly_the_rest(
+    model: Path, tmp_path: Path
+) -> None:
+    found = made(model, tmp_path / "m", tokens="word start")
+    assert (found.about["lens"], found.about["share"], found.about["threshold_nats"]) == (
+        "word start tokens",
+        None,
+        None,
+    )
+    for request in found.requests:
+        texts = token_texts(request.token_ids.tolist(), load_tokenizer(str(model)))
+        assert request.fork.tolist() == [c == "word start" for c in token_classes(texts)]
+        assert np.array_equal(request.score, request.fork.astype(np.float32))
+    traces = [trace for of_problem in read_mask(tmp_path / "m").traces.values() for trace in of_problem]
+    assert len(traces) == len(found.requests)
+    for trace in traces:
+        forks, others = trace.positions("fork"), trace.positions("other")
+        assert len(forks) > 0
+        assert len(others) > 0
+        assert np.array_equal(np.sort(np.concatenate([forks, others])), trace.positions("any"))
+
+
+def test_another_class_scores_nothing_again_and_shares_no_token(model: Path, tmp_path: Path) -> None:
+    made(model, tmp_path / "m", share=0.2)
+    scores = tmp_path / "m" / "scores.jsonl"
+    before = scores.stat().st_mtime_ns
+    whole = [made(model, tmp_path / "m", tokens=tokens) for tokens in CLASSES]
+    assert scores.stat().st_mtime_ns == before
+    for requests in zip(*(mask.requests for mask in whole), strict=True):
+        assert (np.sum([request.fork for request in requests], axis=0) == 1).all()
+
+
+def test_digits_of_the_embedded_model_s_tokenizer(weights: Path) -> None:
+    """It writes a number digit by digit, and the space before it as a token of its own."""
+    tokenizer = load_tokenizer(str(weights))
+    ids = [*tokenizer("So 12 + x3 = 1,000.5").input_ids, tokenizer.eos_token_id]
+    assert pieces(tokenizer, ids, "digit") == ["1", "2", "3", "1", "0", "0", "0", "5"]
+    assert pieces(tokenizer, ids, "operator") == [" +", " ="]  # and not the end token, "<|im_end|>"
+    assert sum(of_class(ids, name, tokenizer).sum() for name in CLASSES) == len(ids) - 1
+
+
+def test_digits_of_a_tokenizer_that_keeps_the_space_before_a_number() -> None:
+    """As GPT-2's does, trained here on a line."""
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|step_1|>"],
+        show_progress=False,
+    )
+    core.train_from_iterator(["so 12 and 12, so 12 and 450 and 450; 12 so 450"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|step_1|>")
+    ids = [*tokenizer("so 12 and 450, 7").input_ids, tokenizer.eos_token_id]
+    assert pieces(tokenizer, ids, "digit") == [" 12", " 450", "7"]  # and not the end token, which has a digit in it
+    assert pieces(tokenizer, ids, "word start") == ["so", " and", " "]
+
+
+def pieces(tokenizer: Any, ids: list[int], tokens: str) -> list[str]:
+    """Texts of the tokens of that class."""
+    return [tokenizer.decode([i]) for i, one in zip(ids, of_class(ids, tokens, tokenizer), strict=True) if one]
+
+
 def lens_folder(folder: Path) -> Path:
     """What `steerdec lenses` leaves, as far as a mask reads it."""
     settings = {
@@ -292,7 +362,10 @@ def test_a_lens_record_of_other_samples_is_one_line(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "give either RUN"),
-        (["--model", "M", "--problems", "embedded", "--share", "0.2", "--threshold", "1"], "either --share or"),
+        (["--model", "M", "--problems", "embedded", "--share", "0.2", "--threshold", "1"], "give one of --share"),
+        (["--model", "M", "--problems", "embedded", "--tokens", "digit", "--share", "0.2"], "give one of --share"),
+        (["--model", "M", "--problems", "embedded", "--tokens", "number"], "'number' is none of digit, operator"),
+        (["--lenses", "no-folder", "--tokens", "digit"], "--tokens does not go with --lenses"),
         (["--model", "M", "--problems", "embedded", "--lens", "hsic"], "--lens goes with --lenses"),
         (["--lenses", "no-folder", "--samples", "3"], "--samples does not go with --lenses"),
         (["--lenses", "no-folder"], "cannot be read"),

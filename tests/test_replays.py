@@ -20,7 +20,7 @@ from steerdec.benchmarks import session
 from steerdec.benchmarks.answers import MalformedAnswerError, parse_answer
 from steerdec.benchmarks.arms import ArmError, load_arm_set, parse_arm_set
 from steerdec.benchmarks.cli import bench_app
-from steerdec.benchmarks.designs import read_design
+from steerdec.benchmarks.designs import Contrast, Design, read_design
 from steerdec.benchmarks.dispatch import Retry
 from steerdec.benchmarks.masks import MaskError, Places, read_mask
 from steerdec.benchmarks.plan import Plan, drawn_prefix
@@ -243,16 +243,29 @@ def test_a_plan_without_replays_has_no_prefixes_and_the_seeds_it_always_had() ->
     assert len({item.seed for item in items if item.sample == 0}) == 1
 
 
-def test_the_arm_set_of_the_documentation_is_one() -> None:
+def documented(name: str) -> Design:
+    """Of the arm set of that name in the documentation, of which there is one."""
     text = (Path(__file__).parent.parent / "docs" / "method.md").read_text("utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    found = resolve(parse_arm_set(yaml.safe_load(block)), temperature=0.6, threshold_nats=0.6)
-    design = read_design(found.model_dump(mode="json"))
+    sets = [parse_arm_set(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    (found,) = [resolve(one, temperature=0.6, threshold_nats=0.6) for one in sets if one.name == name]
+    assert {arm.replay for arm in found.arms if arm.replay} == set(found.replays)
+    return read_design(found.model_dump(mode="json"))
+
+
+def test_the_arm_set_of_the_documentation_is_one() -> None:
+    design = documented("entropy-lens")
     assert dict(design.pairs)["E-up"] == "E"
     assert [(c.arm, c.placebo) for c in design.contrasts] == [
         ("E-up", "R-up"), ("E-down", "R-down"), ("N-up", "R-up"), ("N-down", "R-down"),
     ]  # fmt: skip
     assert design.identities == ("E-same",)
+
+
+def test_the_documentation_s_numbers_are_compared_with_their_controls_and_with_other_tokens() -> None:
+    design = documented("numbers")
+    assert {("D-up", "D"), ("D-down", "D"), ("O-up", "O"), ("O-down", "O"), ("D-same", "D")} < set(design.pairs)
+    assert design.contrasts == (Contrast("D-up", "D", "O-up", "O"), Contrast("D-down", "D", "O-down", "O"))
+    assert design.identities == ("D-same",)
 
 
 # What it shows ------------------------------------------------------------------------------------

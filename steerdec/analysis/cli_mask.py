@@ -38,6 +38,12 @@ def mask(
             metavar="NATS|FILE", help="Forks are what lies above it: a number, or a file by `steerdec calibrate`."
         ),
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS", help="Forks are the tokens of this class: digit, operator, word start, continuation."
+        ),
+    ] = None,
     arm: cli.ArmName = None,
     limit: cli.Limit = None,
     samples: cli.Samples = None,
@@ -53,7 +59,7 @@ def mask(
 
     The responses are those of a bench RUN, sampled now (--model with --problems), or the chains of --lenses. Writes
     DIR/mask.parquet (a row a token), DIR/requests.parquet (a row a response) and DIR/mask.json. Stopped, the same
-    command goes on; done, it can be given another --share or --threshold, and scores nothing again.
+    command goes on; done, it can be given another --share, --threshold or --tokens, and scores nothing again.
 
     Examples:
 
@@ -62,15 +68,20 @@ def mask(
     steerdec mask --model SmolLM2-135M-Instruct --problems embedded --samples 16 --share 0.2 --out masks/smollm2
 
     steerdec mask --lenses lenses/smollm2 --lens hsic --out masks/hsic
+
+    steerdec mask --model SmolLM2-135M-Instruct --problems embedded --tokens digit --out masks/digits
     """
     with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
         from steerdec.analysis.errors import InputError
+        from steerdec.analysis.token_classes import CLASSES
         from steerdec.benchmarks.calibration import parse_threshold
 
-        if share is not None and threshold is not None:
-            raise InputError("give either --share or --threshold")
+        if sum(given is not None for given in (share, threshold, tokens)) > 1:
+            raise InputError("give one of --share, --threshold and --tokens")
+        if tokens is not None and tokens not in CLASSES:
+            raise InputError(f"--tokens: {tokens!r} is none of {', '.join(CLASSES)}")
         cut = None if threshold is None else parse_threshold(threshold)
-        top = (share or SHARE) if cut is None else None
+        top = (share or SHARE) if cut is None and tokens is None else None
         of_responses: dict[str, Any] = {
             "model": model,
             "problems": problems,
@@ -86,7 +97,7 @@ def mask(
             "device": device,
         }
         if lenses is not None:
-            _goes_without_lenses({"RUN": run} | of_responses)
+            _goes_without_lenses({"RUN": run, "tokens": tokens} | of_responses)
             from steerdec.analysis.mask import ENTROPY, mask_lenses
 
             told = mask_lenses(lenses, lens or ENTROPY, options.out_folder(out), share=top, threshold=cut)
@@ -96,10 +107,11 @@ def mask(
             source = cli._source(run, **of_responses)
             from steerdec.analysis.mask import mask_responses
 
-            told = mask_responses(source, options.out_folder(out), share=top, threshold=cut)
+            told = mask_responses(source, options.out_folder(out), share=top, threshold=cut, tokens=tokens)
+    cut_told = "" if tokens else f" {'above' if top is None else 'from'} {told['cut']:.4g}"
     print(
         f"{told['forks']} of {told['tokens']} tokens of {told['requests']} responses are forks "
-        f"({100 * told['fork_share']:.1f}%), by {told['lens']} {'above' if top is None else 'from'} {told['cut']:.4g}"
+        f"({100 * told['fork_share']:.1f}%), by {told['lens']}{cut_told}"
     )
     print(out / "mask.parquet")
 

@@ -2,7 +2,8 @@
 
 By share, as in arXiv 2506.01939, equation 6: the threshold is the batch's quantile, and a token at it or above it is a
 fork. The batch here is everything in the mask. So the share is exact, but for tokens that tie with the last one, which
-are all in. By threshold, as in the server: a token whose entropy is above it is a fork.
+are all in. By threshold, as in the server: a token whose entropy is above it is a fork. By class: a token is a fork if
+its text is of that class, which nobody knows before it is sampled; arms that replay what was recorded can go there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,8 @@ from steerdec.analysis import source, store
 from steerdec.analysis.agreement import top_count
 from steerdec.analysis.errors import InputError
 from steerdec.analysis.mask_file import MaskedRequest, write_mask
+from steerdec.analysis.pages import token_texts
+from steerdec.analysis.token_classes import token_classes
 from steerdec.analysis.traces import Trace
 from steerdec.benchmarks import journal
 from steerdec.benchmarks.calibration import Threshold
@@ -61,12 +64,18 @@ def cut_of(scores: Iterable[Floats], share: float) -> float:
 
 
 def mask_responses(
-    resolved: source.Resolved, out: Path, *, share: float | None = None, threshold: Threshold | None = None
+    resolved: source.Resolved,
+    out: Path,
+    *,
+    share: float | None = None,
+    threshold: Threshold | None = None,
+    tokens: str | None = None,
 ) -> dict[str, Any]:
-    """The mask of a run's or a model's responses by entropy; what mask.json says.
+    """The mask of a run's or a model's responses, by entropy or by class; what mask.json says.
 
     Args:
-        share, threshold: one of them.
+        share, threshold: of the entropies.
+        tokens: one of `token_classes.CLASSES`; give one of the three.
 
     Raises:
         InputError, AnalysisError, ModelError, ProblemError, JournalError: one line each.
@@ -82,7 +91,17 @@ def mask_responses(
             "settings": resolved.settings(),
         }
         entries = [Scored(t, s.entropy_nats, s.entropy_nats) for t, s in zip(found, scores, strict=True)]
-        return _write(out, ENTROPY, entries, about, share, threshold)
+        if tokens is None:
+            return _write(out, ENTROPY, entries, about, share, threshold)
+        entries = [replace(e, score=of_class(e.trace.response_ids, tokens, loaded.tokenizer)) for e in entries]
+        return _write(out, f"{tokens} tokens", entries, about, None, None)
+
+
+def of_class(ids: Sequence[int], tokens: str, tokenizer: Any) -> Floats:
+    """1 for each token of the class, 0 for the rest; special tokens are of no class."""
+    special = set(tokenizer.all_special_ids)
+    classes = token_classes(token_texts(ids, tokenizer))
+    return np.asarray([c == tokens and i not in special for i, c in zip(ids, classes, strict=True)], np.float32)
 
 
 def mask_lenses(
@@ -113,8 +132,10 @@ def _write(
         nats = threshold.nats
         by = {"share": None, "threshold_nats": nats, "threshold_origin": threshold.origin, "cut": nats}
         chosen = lambda score: score > nats  # noqa: E731
+    elif share is None:  # by class
+        by = {"share": None, "threshold_nats": None, "threshold_origin": None, "cut": 1.0}
+        chosen = lambda score: score == 1  # noqa: E731
     else:
-        assert share is not None, "either a share or a threshold"
         cut = cut_of((entry.score for entry in entries), share)
         by = {"share": share, "threshold_nats": None, "threshold_origin": None, "cut": cut}
         chosen = lambda score: score >= np.float32(cut)  # noqa: E731
