@@ -67,22 +67,25 @@ class _Feed(Generic[T]):
         self._in_hand = 0
         self._changed = asyncio.Condition()
 
-    async def take(self, suits: Callable[[_Job[T]], bool]) -> _Job[T] | None:
+    async def take(self, suits: Callable[[_Job[T]], bool], *, fresh_first: bool) -> _Job[T] | None:
         """The next job that suits, None when all are finished. Waits while those in other hands may still come back,
         and while others must take what does not suit here."""
         async with self._changed:
             while True:
-                job = next((job for job in self._again if suits(job)), None)
-                if job is not None:
-                    self._again.remove(job)
-                else:
-                    job = self._next()
+                job = self._next() if fresh_first else None
+                job = job or self._tried(suits) or self._next()
                 if job is not None:
                     self._in_hand += 1
                     return job
                 if self._in_hand == 0 and not self._again:
                     return None
                 await self._changed.wait()
+
+    def _tried(self, suits: Callable[[_Job[T]], bool]) -> _Job[T] | None:
+        job = next((job for job in self._again if suits(job)), None)
+        if job is not None:
+            self._again.remove(job)
+        return job
 
     def _next(self) -> _Job[T] | None:
         for work in self._fresh:
@@ -136,15 +139,22 @@ class _Line:
     def paused(self) -> bool:
         return not self._settled.is_set()
 
+    @property
+    def in_doubt(self) -> bool:
+        """Failed, and no answer since. What has failed already would tell less of the endpoint than fresh work: a
+        few requests that fail everywhere would have it left."""
+        return self._failures > 0
+
     def succeeded(self) -> None:
         self._failures = 0
         self._succeeded_at = asyncio.get_running_loop().time()
 
-    def failed(self, begun_at: float, error: EndpointError) -> None:
-        """Pause, unless the request had begun before a failure already counted (the same burst) or others
-        got answers in the meantime (then it is the request's own failure)."""
+    def failed(self, begun_at: float, error: EndpointError, *, again: bool) -> None:
+        """Pause, unless the request had begun before a failure already counted (the same burst), or the failure is
+        its own: others got answers in the meantime, or it has failed before (else the last few of a run, with
+        nothing left to succeed beside them, would have their endpoint left)."""
         self.last_error = str(error)
-        own = isinstance(error, BrokenError) and self._succeeded_at >= begun_at
+        own = isinstance(error, BrokenError) and (again or self._succeeded_at >= begun_at)
         if own or begun_at <= self._failed_at or self.left or self.paused:
             return
         self._settled.clear()
@@ -221,7 +231,7 @@ class _Desk(Generic[T]):
             would else use up its attempts."""
             return line not in job.failed_at or all(other.left or other in job.failed_at for other in self._lines)
 
-        while await line.usable() and (job := await self.feed.take(suits)) is not None:
+        while await line.usable() and (job := await self.feed.take(suits, fresh_first=line.in_doubt)) is not None:
             if line.paused or line.left:  # it happened while the feed was empty
                 await self.feed.give_back(job)
                 continue
@@ -244,7 +254,7 @@ class _Desk(Generic[T]):
                 raise NoGoodAnswerError(f"{self._bad_answers} bad answers in a row, the last: {e}") from None
             return f"malformed answer: {e}" if isinstance(e, MalformedAnswerError) else str(e)
         except (BusyError, UnreachableError, BrokenError) as e:
-            line.failed(begun_at, e)
+            line.failed(begun_at, e, again=job.attempts > 0)
             if isinstance(e, BrokenError):
                 job.attempts += 1
                 job.failed_at.append(line)

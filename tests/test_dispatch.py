@@ -92,10 +92,17 @@ def test_hundreds_are_in_flight_at_once(serve: Serve) -> None:
     "fault", [Response(status_code=500), Response(status_code=503), Response(status_code=408), "cut"]
 )
 def test_a_failure_that_passes_leaves_no_trace(serve: Serve, fault: Fault) -> None:
-    server = serve(script(lambda n, body: fault if n % 7 == 3 else None))
+    tries: Counter[int] = Counter()
+
+    def first_try(n: int, body: Body) -> Fault:
+        tries[body["seed"]] += 1
+        return fault if body["seed"] % 7 == 3 and tries[body["seed"]] == 1 else None
+
+    server = serve(script(first_try))
     outcomes = send_all(60, [server.url])
     assert sorted(i for i, _, _ in outcomes) == list(range(60))
     assert not failed(outcomes)
+    assert set(tries.values()) == {1, 2}
 
 
 def test_a_request_that_always_fails_is_given_up_and_the_others_are_not(serve: Serve) -> None:
@@ -104,6 +111,15 @@ def test_a_request_that_always_fails_is_given_up_and_the_others_are_not(serve: S
     assert list(failed(outcomes)) == [7]
     assert "500" in failed(outcomes)[7]
     assert sum(body["seed"] == 7 for body in server.bodies) == QUICK.attempts
+
+
+@pytest.mark.parametrize("broken", [{0, 1, 2}, {37, 38, 39}], ids=["at the begin", "at the end"])
+def test_requests_in_a_row_that_always_fail_do_not_have_their_endpoint_left(serve: Serve, broken: set[int]) -> None:
+    """One fewer than would have it left, one at a time; so any trial of theirs that counted once more would do it."""
+    server = serve(script(lambda n, body: Response(status_code=500) if body["seed"] in broken else None))
+    outcomes = send_all(40, [server.url], connections=1)
+    assert set(failed(outcomes)) == broken
+    assert sorted(i for i, _, _ in outcomes) == list(range(40))
 
 
 def test_retry_after_is_honoured(serve: Serve) -> None:
