@@ -16,18 +16,19 @@ import typer
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from steerdec.analysis import mask_file
 from steerdec.analysis.cli_mask import mask as mask_command
-from steerdec.analysis.errors import AnalysisError, InputError
+from steerdec.analysis.errors import InputError
 from steerdec.analysis.loading import load_tokenizer
 from steerdec.analysis.mask import cut_of, mask_lenses, mask_responses, of_class
-from steerdec.analysis.mask_file import Mask, MaskedRequest, load_mask, write_mask
 from steerdec.analysis.pages import token_texts
 from steerdec.analysis.source import Source, resolve
 from steerdec.analysis.store import Store, opened, trace_line
 from steerdec.analysis.token_classes import CLASSES, token_classes
 from steerdec.analysis.traces import Trace
+from steerdec.benchmarks import mask_file
 from steerdec.benchmarks.calibration import Threshold
+from steerdec.benchmarks.journal import JournalError
+from steerdec.benchmarks.mask_file import Mask, MaskedRequest, MaskError, load_mask, write_mask
 from steerdec.benchmarks.masks import read_mask
 from tests.tiny_lm import tiny_lm
 
@@ -125,7 +126,7 @@ def test_a_failed_write_leaves_the_mask_that_was_there(tmp_path: Path) -> None:
         yield a_request(1)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(AnalysisError, match="cannot be written"):
+    with pytest.raises(JournalError, match="cannot be written"):
         write_mask(tmp_path, failing(), {})
     assert same(load_mask(tmp_path).requests[0], a_request())
     assert not list(tmp_path.glob("*.new"))
@@ -137,7 +138,7 @@ def test_files_of_two_masks_are_no_mask(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_mask(tmp_path / name, [a_request(seed)], {})
     (tmp_path / "b" / "mask.parquet").replace(tmp_path / "a" / "mask.parquet")
-    with pytest.raises(InputError, match=r"is not the file that mask\.json tells of"):
+    with pytest.raises(MaskError, match=r"is not the file that mask\.json tells of"):
         load_mask(tmp_path / "a")
 
 
@@ -163,18 +164,18 @@ def test_rows_that_do_not_fit_together_are_one_line(tmp_path: Path, edit: Any, m
     write_mask(tmp_path, [a_request(0), a_request(1)], {})
     pq.write_table(edit(pq.read_table(tmp_path / "mask.parquet")), tmp_path / "mask.parquet")
     with_new_digest(tmp_path)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(MaskError, match=message):
         load_mask(tmp_path)
 
 
 def test_what_is_no_mask_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(MaskError, match="cannot be read"):
         load_mask(tmp_path)
     (tmp_path / "mask.json").write_text("{")
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(MaskError, match="is not JSON"):
         load_mask(tmp_path)
     (tmp_path / "mask.json").write_text('{"format": 2, "sha256": {}}')
-    with pytest.raises(InputError, match="format 1"):
+    with pytest.raises(MaskError, match="format 1"):
         load_mask(tmp_path)
 
 

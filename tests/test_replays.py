@@ -15,14 +15,14 @@ import scipy.stats
 import yaml
 from typer.testing import CliRunner
 
-from steerdec.analysis.mask_file import MaskedRequest, write_mask
 from steerdec.benchmarks import session
 from steerdec.benchmarks.answers import MalformedAnswerError, parse_answer
 from steerdec.benchmarks.arms import ArmError, load_arm_set, parse_arm_set
 from steerdec.benchmarks.cli import bench_app
 from steerdec.benchmarks.designs import Contrast, Design, read_design
 from steerdec.benchmarks.dispatch import Retry
-from steerdec.benchmarks.masks import MaskError, Places, read_mask
+from steerdec.benchmarks.mask_file import MaskedRequest, MaskError, write_mask
+from steerdec.benchmarks.masks import Places, read_mask
 from steerdec.benchmarks.plan import Plan, drawn_prefix
 from steerdec.benchmarks.problems import Problem
 from steerdec.benchmarks.prompts import request_body

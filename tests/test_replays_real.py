@@ -13,13 +13,13 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from steerdec.analysis.mask_file import MaskedRequest, write_mask
 from steerdec.analysis.traces import Trace, read_run
 from steerdec.benchmarks import session
 from steerdec.benchmarks.answers import parse_answer
 from steerdec.benchmarks.arms import Arm
 from steerdec.benchmarks.dispatch import Retry
 from steerdec.benchmarks.endpoints import Endpoint, Timeouts
+from steerdec.benchmarks.mask_file import MaskedRequest, write_mask
 from steerdec.benchmarks.masks import MaskedTrace, Prefix
 from steerdec.benchmarks.plan import Item
 from steerdec.benchmarks.problems import load_problems

@@ -24,12 +24,12 @@ import steerdec
 from steerdec.analysis import source, store
 from steerdec.analysis.agreement import top_count
 from steerdec.analysis.errors import InputError
-from steerdec.analysis.mask_file import MaskedRequest, write_mask
 from steerdec.analysis.pages import token_texts
 from steerdec.analysis.token_classes import token_classes
 from steerdec.analysis.traces import Trace
 from steerdec.benchmarks import journal
 from steerdec.benchmarks.calibration import Threshold
+from steerdec.benchmarks.mask_file import MaskedRequest, write_mask
 from steerdec.benchmarks.settings import NAME as RUN_JSON
 from steerdec.benchmarks.settings import read_settings
 

@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from steerdec.analysis.errors import AnalysisError, InputError
-from steerdec.benchmarks.journal import write_atomically
+from steerdec.benchmarks.journal import JournalError, write_atomically
 
 MASK: Final = "mask.parquet"
 REQUESTS: Final = "requests.parquet"
@@ -57,6 +56,10 @@ REQUEST_SCHEMA: Final = pa.schema(
 )
 
 
+class MaskError(ValueError):
+    """A mask that cannot be used; one line that says which and why."""
+
+
 @dataclass(frozen=True)
 class MaskedRequest:
     """A prompt and the response tokens that were scored; each array has one entry a response token."""
@@ -69,7 +72,7 @@ class MaskedRequest:
     entropy_nats: NDArray[np.float32]
     score: NDArray[np.float32]  # what forks were chosen by; NaN where the lens has none
     fork: NDArray[np.bool_]
-    ids_are: str  # how sure it is that these are the sampled ids; see `traces`
+    ids_are: str  # how sure it is that these are the sampled ids; see `steerdec.analysis.traces`
     answer: str | None
     grade: str
 
@@ -86,7 +89,7 @@ def write_mask(folder: Path, requests: Iterable[MaskedRequest], about: dict[str,
     """Write the three files, a row group at a time; what mask.json then says.
 
     Raises:
-        AnalysisError: they cannot be written; the mask that was there before, if any, is as it was.
+        JournalError: they cannot be written; the mask that was there before, if any, is as it was.
     """
     paths = {name: folder / name for name in (MASK, REQUESTS)}
     fresh = {name: path.with_name(name + ".new") for name, path in paths.items()}
@@ -105,7 +108,7 @@ def write_mask(folder: Path, requests: Iterable[MaskedRequest], about: dict[str,
         for name, path in fresh.items():
             path.replace(paths[name])
     except OSError as e:
-        raise AnalysisError(f"{folder} cannot be written ({e.strerror or e})") from None
+        raise JournalError(f"{folder} cannot be written ({e.strerror or e})") from None
     finally:
         for path in fresh.values():
             path.unlink(missing_ok=True)
@@ -119,23 +122,23 @@ def load_mask(folder: Path) -> Mask:
     """A mask that `steerdec mask` or `write_mask` has written.
 
     Raises:
-        InputError: a file is missing, cannot be read, is not of this mask, or its rows do not fit together.
+        MaskError: a file is missing, cannot be read, is not of this mask, or its rows do not fit together.
     """
     about = _read_json(folder / JSON)
     for name in (MASK, REQUESTS):
         if _digest(folder / name) != about["sha256"].get(name):
-            raise InputError(f"{folder / name} is not the file that {JSON} tells of; make the mask again")
+            raise MaskError(f"{folder / name} is not the file that {JSON} tells of; make the mask again")
     tokens, rows = _read(folder / MASK, TOKEN_SCHEMA), _read(folder / REQUESTS, REQUEST_SCHEMA)
     lengths = rows["response_tokens"].to_numpy()
     numbers, where = np.arange(len(lengths)), folder / MASK
     if not np.array_equal(rows["request"].to_numpy(), numbers):
-        raise InputError(f"{folder / REQUESTS}: `request` does not count from 0 up")
+        raise MaskError(f"{folder / REQUESTS}: `request` does not count from 0 up")
     if not np.array_equal(tokens["request"].to_numpy(), np.repeat(numbers, lengths)):
-        raise InputError(f"{where}: its requests have other numbers of tokens than {REQUESTS} says")
+        raise MaskError(f"{where}: its requests have other numbers of tokens than {REQUESTS} says")
     ends = np.cumsum(lengths)
     within = np.arange(tokens.num_rows) - np.repeat(ends - lengths, lengths)
     if not np.array_equal(tokens["position"].to_numpy(), within):
-        raise InputError(f"{where}: `position` does not count from 0 up in every request")
+        raise MaskError(f"{where}: `position` does not count from 0 up in every request")
     columns = {
         name: np.split(tokens[name].to_numpy(), ends[:-1]) for name in ("token", "entropy_nats", "score", "fork")
     }
@@ -216,20 +219,20 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror})") from None
+        raise MaskError(f"{path} cannot be read ({e.strerror})") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_bytes())
     except OSError as e:
-        raise InputError(
+        raise MaskError(
             f"{path} cannot be read ({e.strerror}); a mask is the folder that `steerdec mask` wrote"
         ) from None
-    except ValueError as e:
-        raise InputError(f"{path} is not JSON ({e})") from None
+    except (ValueError, RecursionError) as e:
+        raise MaskError(f"{path} is not JSON ({e})") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("sha256"), dict):
-        raise InputError(f"{path} is not of a mask in format {FORMAT}")
+        raise MaskError(f"{path} is not of a mask in format {FORMAT}")
     return about
 
 
@@ -237,7 +240,7 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as e:
-        raise InputError(f"{path} is not a Parquet file that can be read ({str(e).splitlines()[0]})") from None
+        raise MaskError(f"{path} is not a Parquet file that can be read ({str(e).splitlines()[0]})") from None
     if not table.schema.equals(schema):
-        raise InputError(f"{path} has columns {', '.join(table.schema.names)}; it needs {', '.join(schema.names)}")
+        raise MaskError(f"{path} has columns {', '.join(table.schema.names)}; it needs {', '.join(schema.names)}")
     return table
