@@ -53,8 +53,10 @@ def chunked(file: telemetry.LaneFile) -> None:
     that would kill the engine; so greedy at every token.)"""
     pool, chunk = telemetry.LanePool(file), 64
     llm = engine(models.fetch(), file, enable_chunked_prefill=True, max_num_batched_tokens=chunk, max_num_seqs=4)
-    prompts = [" ".join([PROMPTS[i]] * (20 + 5 * i)) for i in range(4)]
-    assert min(len(llm.get_tokenizer().encode(prompt)) for prompt in prompts) > chunk
+    tokenizer = llm.get_tokenizer()
+    parts = [2 + i for i in range(4)]  # none ends where a part does
+    prompts = [tokenizer.decode((tokenizer.encode(PROMPTS[i]) * chunk)[: n * chunk + 9]) for i, n in enumerate(parts)]
+    assert all(len(tokenizer.encode(prompt)) > n * chunk for n, prompt in zip(parts, prompts, strict=True))
     zero = {"fork_temperature": 0, "other_temperature": 0, "threshold_nats": 0.6}
     asked = [Asked(pool, zero, temperature=1.0, max_tokens=6, ignore_eos=True, logprobs=-1) for _ in prompts]
     for a, output in zip(asked, run(llm, prompts, [a.params for a in asked]), strict=True):
