@@ -21,6 +21,8 @@ demo: setup
 		--samples 4 --max-tokens 64 $(LIMIT:%=--limit %) --out $(DEMO)
 	$(BIN)/python -m steerdec bench report $(DEMO)
 
+# COVERAGE=1 make test: with what of the code ran, and floors for it; slower by the tracing.
+COVERED := $(if $(COVERAGE),--cov --cov-report=)
 test: setup
 	@# What pip cannot bring: a browser for the page's tests, Node.js for the npm client's.
 	@for need in chromium chromedriver:chromium-driver node:nodejs npm; do \
@@ -28,11 +30,13 @@ test: setup
 		|| echo "make test: $${need##*:} is missing, and only root can install it"; done
 	@# A process of its own for the engine: on building one, vLLM walks every imported module and fails on some of
 	@# those that other tests bring (triton_utils/dispatcher.py).
-	$(BIN)/python -m pytest --cov --cov-report= tests/test_engine.py
-	$(BIN)/python -m pytest --cov --cov-report= --cov-append --ignore=tests/test_engine.py
-	@# Floors, a few points under what was measured. Servers, commands and engines run in processes that are not traced.
+	$(BIN)/python -m pytest $(COVERED) tests/test_engine.py
+	$(BIN)/python -m pytest $(COVERED) $(if $(COVERAGE),--cov-append) --ignore=tests/test_engine.py
+ifdef COVERAGE
+	@# A few points under what was measured. Servers, commands and engines run in processes that are not traced.
 	$(BIN)/coverage report --skip-covered --include='steerdec/*' --fail-under=85
 	$(BIN)/coverage report --include='benchmarks/stats.py' --fail-under=97
+endif
 
 check: setup
 	$(BIN)/ruff check .
