@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,6 +75,45 @@ def test_entropies_and_forks_are_those_of_the_models_own_distribution(model: Any
     measured = torch.cat([o.entropy_nats for o in asked.outcomes]).double()
     torch.testing.assert_close(measured, expected, atol=1e-3, rtol=1e-3)
     assert [bool(o.selected[0]) for o in asked.outcomes] == (measured > 1.0).tolist()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"fork_temperature": 1.3, "other_temperature": 0.5, "threshold_nats": 0.6},
+        {"select": "random", "fork_rate": 0.3, "fork_temperature": 1.3},
+        {"select": "first", "first_tokens": 5, "fork_temperature": 1.3},
+        {"policy": "entropy_target", "delta_nats": 0.2, "threshold_nats": 0.6},
+        {"policy": "dynatemp"},
+        {"policy": "edt"},
+    ],
+    ids=lambda s: s.get("policy", s.get("select", "split")),
+)
+def test_on_the_same_prefixes_it_decides_as_vllm(model: Any, server_url: str, steering: dict[str, Any]) -> None:
+    """Token for token over an answer of vLLM's: the entropy, the choice, the temperature."""
+    body = {"model": "SmolLM2-135M-Instruct", "prompt": "Once upon a time there was a", "max_tokens": 32, "seed": 5}
+    body |= {"temperature": 0.8, "return_token_ids": True, "steering": steering | {"telemetry": "tokens"}}
+    choice = httpx.post(f"{server_url}/v1/completions", json=body, timeout=120).json()["choices"][0]
+    prompt, new = choice["prompt_token_ids"], choice["token_ids"]
+    twin = EntropySteering(steering, temperature=0.8, prompt_tokens=len(prompt), seed=5)
+    ids = torch.tensor([[*prompt, *new]])
+    with torch.no_grad():
+        logits = model(ids).logits
+    for t in range(len(new)):
+        end = len(prompt) + t
+        twin(ids[:, :end], logits[:, end - 1])
+
+    told = choice["steering"]
+    h = np.array([float(o.entropy_nats[0]) for o in twin.outcomes])
+    np.testing.assert_allclose(h, told["entropy_nats"], atol=1e-4)
+    clear = np.abs(h - steering.get("threshold_nats", 0.672)) > 1e-4  # of the threshold, where one decides
+    selected = np.array([bool(o.selected[0]) for o in twin.outcomes])
+    assert (selected == told["fork"])[clear].all()
+    assert selected.sum() > 0
+    temperature = np.array([float(o.temperature[0]) for o in twin.outcomes])
+    tolerance = 1e-3 if "policy" in steering else 1e-6  # of a function of H; split's are the request's own numbers
+    np.testing.assert_allclose(temperature[clear], np.array(told["temperature"])[clear], rtol=tolerance)
 
 
 def test_scope_starts_after_the_delimiter(model: Any, inputs: Any) -> None:
