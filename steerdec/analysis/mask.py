@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -127,28 +127,27 @@ def _write(
     share: float | None,
     threshold: Threshold | None,
 ) -> dict[str, Any]:
-    chosen: Callable[[Floats], NDArray[np.bool_]]
+    beyond = np.greater_equal if threshold is None else np.greater  # a share has its last token in
     if threshold is not None:
-        nats = threshold.nats
-        by = {"share": None, "threshold_nats": nats, "threshold_origin": threshold.origin, "cut": nats}
-        chosen = lambda score: score > nats  # noqa: E731
+        cut = threshold.nats
+        by = {"share": None, "threshold_nats": cut, "threshold_origin": threshold.origin}
     elif share is None:  # by class
-        by = {"share": None, "threshold_nats": None, "threshold_origin": None, "cut": 1.0}
-        chosen = lambda score: score == 1  # noqa: E731
+        cut = 1.0
+        by = {"share": None, "threshold_nats": None, "threshold_origin": None}
     else:
         cut = cut_of((entry.score for entry in entries), share)
-        by = {"share": share, "threshold_nats": None, "threshold_origin": None, "cut": cut}
-        chosen = lambda score: score >= np.float32(cut)  # noqa: E731
+        by = {"share": share, "threshold_nats": None, "threshold_origin": None}
     told = {
         "steerdec": steerdec.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lens": lens,
         **by,
+        "cut": cut,
         **about,
         "ids_are": dict(Counter(entry.trace.ids_are for entry in entries)),
         "versions": {name: version(name) for name in ("torch", "transformers", "pyarrow")},
     }
-    return write_mask(out, (_masked(entry, chosen(entry.score)) for entry in entries), told)
+    return write_mask(out, (_masked(entry, beyond(entry.score, np.float32(cut))) for entry in entries), told)
 
 
 def _masked(entry: Scored, fork: NDArray[np.bool_]) -> MaskedRequest:
