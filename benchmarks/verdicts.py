@@ -33,6 +33,7 @@ class Ruling:
     statement: str
     verdict: Verdict
     reason: str
+    reversed: bool = False  # it fails because there is an effect the other way round
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,20 @@ def judge(claim: Claim, estimate: Estimate, p_holm: float, delta: float) -> Ruli
     sign = 1.0 if claim.direction == "greater" else -1.0
     claimed, p_equivalence = sign * estimate.value > 0, equivalence_p(estimate, delta)
     within = f"within ±{100 * delta:g} points (two one-sided tests, p {_p(p_equivalence)})"
+    reversed_effect = bool(estimate.p < ALPHA and not claimed)
     verdict: Verdict = "undecided"
     if p_holm < ALPHA and claimed:
         verdict = "holds"
         remark = f"yet it is {within}" if p_equivalence < ALPHA else ""
     elif p_equivalence < ALPHA:
         verdict, remark = "fails", within
-    elif estimate.p < ALPHA and not claimed:
+    elif reversed_effect:
         verdict, remark = "fails", "the whole interval lies on the other side than claimed"
     else:
         mde = minimum_detectable_effect(estimate.se, estimate.df)
         remark = f"the smallest effect seen with 80% power is {100 * mde:.1f} points" if math.isfinite(mde) else ""
     parts = (_difference(claim, estimate, p_holm), remark, estimate.note)
-    return Ruling(claim.id, claim.statement, verdict, "; ".join(part for part in parts if part))
+    return Ruling(claim.id, claim.statement, verdict, "; ".join(part for part in parts if part), reversed_effect)
 
 
 def _difference(claim: Claim, estimate: Estimate, p_holm: float) -> str:
@@ -94,6 +96,8 @@ def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str) -> tuple[Ruling
             "fails": "entropy dose, not place",
             "undecided": "an effect, but place and dose cannot be told apart",
         }[place.verdict]
+    elif effect.reversed:
+        words = "the effect runs the other way than claimed, so the claim about its cause has nothing to stand on"
     else:
         words = "no such effect to explain" if effect.verdict == "fails" else "no effect shown, so none to explain"
     reason = f"{words}: {both}"

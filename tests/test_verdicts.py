@@ -186,6 +186,17 @@ def test_place_and_dose_are_conjunctions(effect, place, by_place, by_dose, words
     assert all("N-up-m" in ruling.statement for ruling in found)
 
 
+def test_an_effect_the_other_way_round_is_not_called_no_effect():
+    p_holm = 0.001
+    backwards = judge(UP, estimate(-0.05, 0.01), p_holm, DELTA)
+    assert backwards.reversed
+    assert not judge(UP, estimate(0.05, 0.01), p_holm, DELTA).reversed
+    assert not judge(UP, estimate(-0.01, 0.02), 0.7, DELTA).reversed
+    for ruling in place_or_dose(backwards, Ruling("p", "", "holds", ""), "N-up-m"):
+        assert ruling.verdict == "fails"
+        assert ruling.reason.startswith("the effect runs the other way than claimed")
+
+
 def differing(values, compared=20, problems=30):
     return Counts(np.broadcast_to(np.asarray(values), (problems,)), np.full(problems, compared))
 
