@@ -26,7 +26,7 @@ from torch import Tensor
 
 from steerdec import rows
 from steerdec.reference import Outcome
-from steerdec.softmax_cpu import jit, largest, measure, measure_at, target_temperature
+from steerdec.softmax_cpu import jit, largest, measure, measure_at, target_temperature, wide_vectors
 
 # What a call works on. Addresses are of contiguous arrays, but for `logits`, whose rows lie `row_stride` apart.
 TASK: Final = np.dtype(
@@ -93,6 +93,7 @@ def _keep_first_largest(z: Any) -> Any:
 
 @jit
 def _scale(z: Any, factor: Any) -> Any:
+    wide_vectors()
     for i in range(z.size):
         z[i] *= factor
 
