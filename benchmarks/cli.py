@@ -166,7 +166,7 @@ def grade(folder: Folder) -> None:
 
 @bench_app.command()
 def report(folder: Folder) -> None:
-    """Write DIR/summary.json, DIR/report.html and the figure, and print the result.
+    """Write DIR/summary.json, DIR/report.html, DIR/report.md and DIR/differences.png, and print the result.
 
     It reads the run as far as it is, also while it still goes on.
     """

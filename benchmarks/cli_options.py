@@ -81,11 +81,16 @@ Dtype = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Use N problems only.", show_default=False)
+    int | None,
+    typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Use N problems, drawn by a hash.", show_default=False),
 ]
 Prompt = Annotated[
     str | None,
-    typer.Option(metavar="TEMPLATE", help="Prompt template. Default: the problem set's own.", show_default=False),
+    typer.Option(
+        metavar="TEMPLATE",
+        help="Prompt template: aime, math, number, gym, few-shot. Default: the problem set's own.",
+        show_default=False,
+    ),
 ]
 Thinking = Annotated[
     bool | None,
