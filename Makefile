@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check setup audit contract drills dist clean
+.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist clean
 
 setup: $(VENV)/.ready
 
@@ -23,27 +23,31 @@ demo: setup
 
 # COVERAGE=1 make test: with what of the code ran, and floors for it; slower by the tracing.
 COVERED := $(if $(COVERAGE),--cov --cov-report=)
-# Side by side with one thread each: two teams of OpenMP threads on the same cores spin against each other.
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
-ENGINE_LOG := build/engine-tests.log
 test: setup
 	@# What pip cannot bring: a browser for the page's tests, Node.js for the npm client's.
 	@for need in chromium chromedriver:chromium-driver node:nodejs npm; do \
 		command -v $${need%%:*} >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -yqq $${need##*:}; } \
 		|| echo "make test: $${need##*:} is missing, and only root can install it"; done
-	@# A process of its own for the engine: on building one, vLLM walks every imported module and fails on some of
-	@# those that other tests bring (triton_utils/dispatcher.py). Its lines are shown when all have ended.
-	@mkdir -p build; export $(SIDE_BY_SIDE); \
-	COVERAGE_FILE=.coverage.engine $(BIN)/python -m pytest $(COVERED) tests/test_engine.py >$(ENGINE_LOG) 2>&1 & engine=$$!; \
-	COVERAGE_FILE=.coverage.rest $(BIN)/python -m pytest $(COVERED) -n 2 --dist loadgroup --no-loadscope-reorder \
-		--ignore=tests/test_engine.py; rest=$$?; \
-	wait $$engine; engine=$$?; cat $(ENGINE_LOG); test $$rest = 0 -a $$engine = 0
+	@$(MAKE) --no-print-directory --jobs 3 tests-of-engine tests-of-servers tests-of-rest
 ifdef COVERAGE
 	@# A few points under what was measured. Servers, commands and engines run in processes that are not traced.
-	$(BIN)/coverage combine --quiet .coverage.engine .coverage.rest
+	$(BIN)/coverage combine --quiet .coverage.engine .coverage.servers .coverage.rest
 	$(BIN)/coverage report --skip-covered --include='steerdec/*' --fail-under=85
 	$(BIN)/coverage report --include='benchmarks/stats.py' --fail-under=97
 endif
+
+# Side by side with one thread each: two teams of OpenMP threads on the same cores spin against each other.
+tests-of-%: export OMP_NUM_THREADS := 1
+tests-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
+tests-of-%: export COVERAGE_FILE = .coverage.$*
+# A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
+# tests bring (triton_utils/dispatcher.py).
+tests-of-engine:
+	$(BIN)/python -m pytest $(COVERED) tests/test_engine.py
+tests-of-servers:
+	$(BIN)/python -m pytest $(COVERED) -m engine --ignore=tests/test_engine.py
+tests-of-rest:
+	$(BIN)/python -m pytest $(COVERED) -m "not engine" --ignore=tests/test_engine.py
 
 check: setup
 	$(BIN)/ruff check .

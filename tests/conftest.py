@@ -20,19 +20,6 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when they run side by side: those of one server, of one wheel, of one file.
-
-    The slow ones, with an engine, go first, so that no process has many of them left when the other is done.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        together = next((name for name in ("server_url", "built") if name in fixtures), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(together))
-
-
 @pytest.fixture(scope="session")
 def weights() -> Path:
     """The embedded model's folder; fetched on first use."""
