@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from math import comb
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from steerdec.benchmarks.stats import (
     Counts,
+    Estimate,
     avg_at_k,
     majority_is_correct,
     mean_over_problems,
@@ -92,6 +94,7 @@ def test_equal_values_have_no_spread_and_say_so(value):
     assert np.isnan(estimate.ci95).all()
     assert "all 5 problems" in estimate.note
     assert estimate.p == (1.0 if value == 0 else 1 / 16)  # the sign-flip test: 2 of 2^5
+    assert estimate.df == 4
 
 
 def test_rounding_does_not_count_as_spread():
@@ -150,9 +153,24 @@ def test_majority(answers, correct, expected):
     [
         ([1, 5], [4, 4], "problem 1: 5 correct of 4 graded; 0 to 4 is allowed"),
         ([-1], [4], "problem 0: -1 correct of 4 graded; 0 to 4 is allowed"),
+        ([[1, 2]], [[4, 4]], r"correct \(1, 2\) and graded \(1, 2\) must be two lists"),
         ([1, 2], [4], r"correct \(2,\) and graded \(1,\) must be two lists of one length"),
     ],
 )
 def test_impossible_counts_are_refused(correct, graded, line):
     with pytest.raises(ValueError, match=line):
         Counts(np.array(correct), np.array(graded))
+
+
+def test_counts_are_whole_numbers_whatever_they_were_made_from():
+    made = Counts([1, 0], [2, 0])  # type: ignore[arg-type]
+    assert made.correct.dtype == made.graded.dtype == np.int64
+    with np.errstate(all="raise"):  # a problem without graded samples is no division by zero
+        assert np.array_equal(made.accuracy, [0.5, np.nan], equal_nan=True)
+
+
+def test_what_was_counted_and_estimated_does_not_change():
+    for made, name in ((counts([1], [2]), "graded"), (student(0.1, 0.05, 9, 10, 0), "value")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, name, 0)
+    assert Estimate(0.1, 0.05, 9, (0.0, 0.2), 0.1, 10).dropped == 0
