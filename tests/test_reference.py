@@ -252,3 +252,7 @@ def test_the_placebo_at_its_ends_takes_none_or_all(rate: float, selected: bool) 
         ints[0, rows.KEY] = key
         outcome = reference.steer_(random_logits(1, 4), floats, ints, torch.zeros(1).int(), torch.zeros(1).int())
         assert outcome.selected.tolist() == [selected]
+
+
+def test_greedy_sampling_gives_no_probe_where_no_entropy_is_known() -> None:
+    assert math.isnan(reference.probe_entropy_nats(torch.tensor([math.nan, 0.0]), math.nan, 0.0, 1.0))
