@@ -133,8 +133,9 @@ def steer_(
         outcome.probe_entropy_nats[r] = probe_entropy_nats(z, h, f[rows.PROBE_T], steered)
         if steered == 0.0:
             keep = int(z.argmax())
-            z.fill_(-math.inf)[keep] = logits[r, keep].double()
-            logits[r] = z.to(logits.dtype)
+            largest = logits[r, keep].clone()
+            logits[r] = -math.inf
+            logits[r, keep] = largest
         elif t != steered:
             logits[r] = (z * (t / steered)).to(logits.dtype)
     return outcome

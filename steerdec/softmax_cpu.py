@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK: Final = 4096  # logits; 16 KiB of float32, half of the smallest first-level cache in use
-PART: Final = 512  # of a block, and as much of the next is asked for from memory meanwhile
+PART: Final = 128  # of a block, and as much of the next is asked for from memory meanwhile
 LINE: Final = 64  # bytes of a cache line
 SOLVED_NATS: Final = 1e-4  # how far from its target `target_temperature` may end
 NEWTON_STEPS: Final = 10  # 4 or 5 are usual; what is not solved then is solved by bisection
@@ -68,7 +68,7 @@ def _prefetch(_: Any, __: Any) -> Any:
         i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
         hint = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch")
-        b.call(hint, [b.inttoptr(a[0], pointer), i32(0), i32(3), i32(1)])  # read, to be kept near, data
+        b.call(hint, [b.inttoptr(a[0], pointer), i32(0), i32(2), i32(1)])  # read, into the second-level cache, data
         return c.get_dummy_value()
 
     return types.none(types.int64), generate

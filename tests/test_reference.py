@@ -146,10 +146,12 @@ def test_dynatemp_goes_from_its_minimum_to_its_maximum() -> None:
 
 
 def test_edt_is_the_papers_formula_and_never_below_a_hundredth() -> None:
-    z = torch.zeros(2, 64, dtype=torch.float64)
+    z = torch.zeros(3, 64, dtype=torch.float64)
     z[0, 1:] = -math.inf
+    z[1, 2:] = -math.inf
     _, outcome = steer(z, {"policy": "edt", "theta": 0.1, "base": 0.8})
-    np.testing.assert_allclose(outcome.temperature, [0.01, T * 0.8 ** (0.1 / math.log(64))], rtol=1e-6)
+    of_two, of_all = (T * 0.8 ** (0.1 / math.log(n)) for n in (2, 64))
+    np.testing.assert_allclose(outcome.temperature, [0.01, of_two, of_all], rtol=1e-6)
 
 
 def test_the_placebo_hash_is_murmurs_finaliser() -> None:
@@ -256,3 +258,10 @@ def test_the_placebo_at_its_ends_takes_none_or_all(rate: float, selected: bool) 
 
 def test_greedy_sampling_gives_no_probe_where_no_entropy_is_known() -> None:
     assert math.isnan(reference.probe_entropy_nats(torch.tensor([math.nan, 0.0]), math.nan, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_greedy_leaves_the_largest_logit_as_it_was_in_every_format(dtype: torch.dtype) -> None:
+    z = torch.tensor([[1.0, 3.0, 2.0]], dtype=dtype)
+    steered, _ = steer(z, {"select": "all", "fork_temperature": 0.0})
+    assert steered.tolist() == [[-math.inf, 3.0, -math.inf]]
