@@ -72,8 +72,71 @@ def test_all_declared_sentence_pairs_are_tested_where_both_scores_are_known() ->
 
 
 def test_holm_can_reject_a_single_pair_with_the_draws_there_are() -> None:
-    for pairs, draws in ((lens_names.PAIRS, DRAWS), (lens_names.SENTENCE_PAIRS, lens_matrix.SENTENCE_DRAWS)):
+    with_resampling = lens_names.sentence_pairs(resampled=True)
+    for pairs, draws in ((lens_names.PAIRS, DRAWS), (with_resampling, lens_matrix.SENTENCE_DRAWS)):
         assert len(pairs) * 2 / (draws + 1) < lens_words.ALPHA / 2
+
+
+def resampled(record: dict[str, Any], seed: int) -> dict[str, Any]:
+    """With both of the lenses that need rollouts."""
+    rng = np.random.default_rng(seed)
+    scores = {
+        f"{name}{half}": rng.random(6).tolist()
+        for name in ("resampled", "counterfactual")
+        for half in ("", "@even", "@odd")
+    }
+    scores["counterfactual"][2] = None  # no rollout said something else there
+    return record | {"sentences": record["sentences"] | scores}
+
+
+def test_where_rollouts_were_asked_for_two_more_lenses_are_tested_but_not_with_each_other() -> None:
+    table = lens_matrix.read([resampled(one, i) for i, one in enumerate(RECORDS)])
+    pairs = lens_matrix.sentence_pairs(table)
+    tested = {(pair.first, pair.second): pair for pair in pairs if pair.shift is not None}
+    assert tuple(tested) == lens_names.sentence_pairs(resampled=True)
+    assert tuple(tested)[:27] == lens_names.SENTENCE_PAIRS
+    assert len(set(tested)) == 27 + 2 * (3 + 8)
+    assert ("resampled", "counterfactual") not in tested
+    assert all(pair.shift is not None and pair.shift.n_problems == 9 for pair in tested.values())
+    beside = {(pair.first, pair.second) for pair in pairs if pair.shift is None}
+    assert beside == {
+        (a.name, b.name) for a in lens_names.sentence_lenses(resampled=True) for b in lens_names.SENTENCE_BASELINES
+    }
+    assert set(lens_matrix.ceilings(table)) - set(lens_matrix.ceilings(lens_matrix.read(RECORDS))) == {
+        "resampled",
+        "counterfactual",
+    }
+    told = lens_words.claims(lens_matrix.token_pairs(table), pairs, lens_matrix.answers(RECORDS))
+    assert "of 40 pairs" in next(claim["reason"] for claim in told if claim["id"] == "sentences")
+
+
+def test_what_rollouts_came_to_is_a_mean_over_problems() -> None:
+    def with_rollouts(i: int, resampled: list[float], counterfactual: list[float | None]) -> dict[str, Any]:
+        sentences = {
+            "resampled": resampled,
+            "resampled_error": [0.2] * 2,
+            "counterfactual": counterfactual,
+            "counterfactual_error": [0.2, 0.3],
+            "differing": [4, 1],
+        }
+        about = {"rollouts": 10, "right": [0.1 * i, 0.5, 1.0], "unanswered": [0.3, 0.0, 0.0], "sentences": sentences}
+        return {"problem_id": f"p{i}", "resampling": about}
+
+    records = [with_rollouts(0, [0.5, -0.1], [None, -0.6]), with_rollouts(1, [-0.3, 0.3], [None, None]), SKIPPED]
+    found = {name: one.mean for name, one in lens_matrix.resampling(records).items()}
+    assert found == pytest.approx(
+        {
+            "right_before": 0.05,
+            "right_after": 1.0,
+            "unanswered": 0.1,
+            "differing": 0.25,
+            "resampled_size": 0.3,
+            "resampled_beyond": 0.25,  # 0.5 is beyond 1.96 x 0.2, of two sentences, in one of two problems
+            "counterfactual_size": 0.6,
+            "counterfactual_beyond": 1.0,  # the problem that has none does not count
+        }
+    )
+    assert lens_matrix.resampling([RECORDS[0], SKIPPED]) == {}
 
 
 def test_rollout_variance_is_compared_in_the_answers_tokens_of_all_problems_together() -> None:

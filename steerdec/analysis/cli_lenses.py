@@ -16,6 +16,7 @@ SAMPLES = 8
 MAX_TOKENS = 96
 GAP_SENTENCES = 4
 GREEDY_TOKENS = 24
+RESAMPLES = 0
 
 
 def lenses(
@@ -64,6 +65,15 @@ def lenses(
             help=f"Also delete greedily in chains up to N tokens; the work grows as N cubed. Default: {GREEDY_TOKENS}.",
         ),
     ] = None,
+    resamples: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0, 10_000),
+            metavar="N",
+            help="Also go on N times from before and after every sentence, and compare how often the answer is right. "
+            f"Default: {RESAMPLES}.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +95,8 @@ def lenses(
     steerdec lenses --model SmolLM2-135M-Instruct --problems embedded --limit 40 --prompt number --gap-sentences 1
     --out lenses/smollm2
 
-    steerdec lenses --model Qwen/Qwen3-8B --problems math500 --limit 100 --max-tokens 1024 --out lenses/qwen3
+    steerdec lenses --model Qwen/Qwen3-8B --problems math500 --limit 100 --max-tokens 1024 --resamples 100
+    --out lenses/qwen3
     """
     with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
         from steerdec.analysis import lenses as looking
@@ -111,6 +122,7 @@ def lenses(
         settings = LensSettings(
             greedy_tokens=GREEDY_TOKENS if greedy_tokens is None else greedy_tokens,
             gap_sentences=gap_sentences or GAP_SENTENCES,
+            resamples=resamples or RESAMPLES,
         )
         page, told = make(resolved, options.out_folder(out), settings)
     for line in told["findings"]:

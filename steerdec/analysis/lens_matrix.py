@@ -25,6 +25,7 @@ from steerdec.analysis.sentences import lifted
 from steerdec.benchmarks.comparisons import holm
 
 SENTENCE_DRAWS: Final = 10_000  # of 1,000 the smallest p is 0.002, which Holm over 27 pairs makes 0.054
+BEYOND: Final = 1.96  # standard errors; chance alone gets there in 5% of the sentences at most
 
 Scores = Mapping[str, Floats]
 
@@ -38,6 +39,11 @@ class Table:
     classes: list[list[str]]
     sentences: list[dict[str, Floats]]  # each [n_sentences], token lenses lifted among them
     heads: int  # receiver heads that were found; 0 where no trace has sentences enough
+
+    @property
+    def resampled(self) -> bool:
+        """Whether rollouts were asked for."""
+        return any("resampled" in trace for trace in self.sentences)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def _token_nulls(table: Table, first: str, second: str) -> tuple[NullTest, NullT
 def sentence_pairs(table: Table) -> list[Pair]:
     """The declared pairs of sentence scores by circular shifts, with Holm over them; then each with the baselines."""
     tests = {}
-    for first, second in lens_names.SENTENCE_PAIRS:
+    declared_pairs = lens_names.sentence_pairs(resampled=table.resampled)
+    for first, second in declared_pairs:
         a, b = _both_known([(trace[first], trace[second]) for trace in table.sentences])
         seed = seed_of("shift", first, second)
         tests[first, second] = circular_shift_test(a, b, table.problems, seed=seed, draws=SENTENCE_DRAWS)
@@ -122,11 +129,11 @@ def sentence_pairs(table: Table) -> list[Pair]:
     seed = seed_of("bootstrap")
     declared = [
         Pair(*pair, agreement(table.sentences, table.problems, *pair, seed=seed), tests[pair], adjusted[pair])
-        for pair in lens_names.SENTENCE_PAIRS
+        for pair in declared_pairs
     ]
     beside = [
         Pair(one.name, other.name, agreement(table.sentences, table.problems, one.name, other.name, seed=seed))
-        for one in lens_names.SENTENCE_LENSES
+        for one in lens_names.sentence_lenses(resampled=table.resampled)
         for other in lens_names.SENTENCE_BASELINES
     ]
     return [*declared, *beside]
@@ -140,7 +147,7 @@ def _both_known(pairs: Sequence[tuple[Floats, Floats]]) -> tuple[list[Floats], l
 
 
 def ceilings(table: Table) -> dict[str, dict[str, Interval]]:
-    """Each lens against itself: computed again in another dtype; receiver heads chosen on other problems.
+    """Each lens against itself: computed again in another dtype, or made of either half of what it is made of.
 
     MEASURES by name of the lens. Only every so many problems were looked at again.
     """
@@ -152,8 +159,41 @@ def ceilings(table: Table) -> dict[str, dict[str, Interval]]:
         )
         for name in names
     }
-    halves = agreement(table.sentences, table.problems, "receiver@even", "receiver@odd", seed=seed_of("bootstrap"))
-    return found | {"receiver": halves}
+    halves = {
+        name: agreement(table.sentences, table.problems, f"{name}@even", f"{name}@odd", seed=seed_of("bootstrap"))
+        for name in lens_names.HALVED
+        if any(f"{name}@even" in trace for trace in table.sentences)
+    }
+    return found | halves
+
+
+def resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """What the rollouts came to, each a mean over problems; nothing where none were asked for.
+
+    `right_before`, `right_after`: share right from before the first sentence and from after the last. `unanswered`:
+    share that gave no answer or was cut off. `differing`: share whose own sentence has another meaning than the
+    chain's. Then of each lens: mean size, and the share of sentences beyond 1.96 of its standard error at most.
+    """
+    looked = [record for record in records if record.get("resampling")]
+    rows: dict[str, list[float]] = {}
+    for record in looked:
+        found = {name: _floats(values) for name, values in record["resampling"]["sentences"].items()}
+        right, unanswered = (_floats(record["resampling"][name]) for name in ("right", "unanswered"))
+        row = {
+            "right_before": right[0],
+            "right_after": right[-1],
+            "unanswered": unanswered.mean(),
+            "differing": found["differing"].mean() / record["resampling"]["rollouts"],
+        }
+        for name in ("resampled", "counterfactual"):
+            known = ~np.isnan(found[name])
+            size, error = np.abs(found[name][known]), found[f"{name}_error"][known]
+            row[f"{name}_size"] = size.mean() if len(size) else np.nan
+            row[f"{name}_beyond"] = np.mean(size > BEYOND * error) if len(size) else np.nan
+        for name, value in row.items():
+            rows.setdefault(name, []).append(float(value))
+    problems = [str(record["problem_id"]) for record in looked]
+    return {name: over_problems(values, problems, seed=seed_of("bootstrap")) for name, values in rows.items()}
 
 
 def hsic_peaks(table: Table) -> dict[str, Interval]:

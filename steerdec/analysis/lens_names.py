@@ -40,6 +40,11 @@ SENTENCE_LENSES: Final = (
     Lens("receiver", "receiver heads", "attention from later sentences by the heads that concentrate most"),
     Lens("suppression", "suppression", "log KL of later tokens when they cannot see it, row means removed"),
 )
+# Only where rollouts were asked for (`--resamples`).
+RESAMPLED_LENSES: Final = (
+    Lens("resampled", "resampling", "how far the share of right rollouts differs after it and before it"),
+    Lens("counterfactual", "counterfactual", "the same, before it only rollouts that say something else in its place"),
+)
 SENTENCE_BASELINES: Final = (
     Lens("sentence_position", "position", "how far into the chain the sentence is"),
     Lens("sentence_tokens", "length", "its tokens: the largest of many scores is larger than of few"),
@@ -56,13 +61,35 @@ SENTENCE_PAIRS: Final = (
         for lift in LIFTS
     ),
 )
-# Computed a second time in another dtype; `receiver` has its own ceiling, heads chosen on other problems.
+# Not with each other: the two are made of the same rollouts.
+RESAMPLED_PAIRS: Final = tuple(
+    (resampled.name, other)
+    for resampled in RESAMPLED_LENSES
+    for other in (
+        *(sentence.name for sentence in SENTENCE_LENSES),
+        *(f"{token.name}.{lift}" for token in TOKEN_LENSES for lift in LIFTS),
+    )
+)
+# Computed a second time in another dtype.
 REPEATED: Final = tuple(lens.name for lens in TOKEN_LENSES)
 REPEATED_SENTENCES: Final = ("forced_answer", "suppression")
+# Each half of the data by itself, NAME@even and NAME@odd: receiver heads of the problems, the others of the rollouts.
+HALVED: Final = ("receiver", *(lens.name for lens in RESAMPLED_LENSES))
 
 _ALL: Final = {
-    lens.name: lens for lens in (*TOKEN_LENSES, *VARIANTS, *BASELINES, *SENTENCE_LENSES, *SENTENCE_BASELINES)
+    lens.name: lens
+    for lens in (*TOKEN_LENSES, *VARIANTS, *BASELINES, *SENTENCE_LENSES, *RESAMPLED_LENSES, *SENTENCE_BASELINES)
 }
+
+
+def sentence_lenses(*, resampled: bool) -> tuple[Lens, ...]:
+    """Those that score sentences."""
+    return (*SENTENCE_LENSES, *RESAMPLED_LENSES) if resampled else SENTENCE_LENSES
+
+
+def sentence_pairs(*, resampled: bool) -> tuple[tuple[str, str], ...]:
+    """The declared pairs of sentence scores."""
+    return (*SENTENCE_PAIRS, *RESAMPLED_PAIRS) if resampled else SENTENCE_PAIRS
 
 
 def lens(name: str) -> Lens:

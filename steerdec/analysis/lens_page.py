@@ -90,7 +90,7 @@ def lines(record: Mapping[str, Any], table: Table, i: int) -> list[Line]:
     beside = [lens for lens in lens_names.BASELINES if lens.name not in ("position", "sentence_start")]
     asked = [
         *((lens, "lens", whole, table.tokens[i]) for lens in (*lens_names.TOKEN_LENSES, *lens_names.VARIANTS)),
-        *((lens, "sentence", spans, table.sentences[i]) for lens in lens_names.SENTENCE_LENSES),
+        *((lens, "sentence", spans, table.sentences[i]) for lens in lens_names.sentence_lenses(resampled=True)),
         *((lens, "baseline", whole, table.tokens[i]) for lens in beside),
     ]
     rows = [(lens, kind, units, _stretches(of[lens.name], lens)) for lens, kind, units, of in asked if lens.name in of]

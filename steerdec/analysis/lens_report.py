@@ -12,7 +12,17 @@ from typing import Any, Final
 import numpy as np
 
 import steerdec
-from steerdec.analysis import lens_matrix, lens_names, lens_page, lens_words, pages, source, store
+from steerdec.analysis import (
+    anchors,
+    continuations,
+    lens_matrix,
+    lens_names,
+    lens_page,
+    lens_words,
+    pages,
+    source,
+    store,
+)
 from steerdec.analysis import lenses as looking
 from steerdec.analysis.agreement import RESAMPLES, TOP_SHARE, Interval
 from steerdec.analysis.errors import AnalysisError
@@ -33,7 +43,7 @@ def lenses(resolved: Resolved, out: Path, settings: LensSettings) -> tuple[Path,
         InputError, AnalysisError, ModelError, ProblemError, JournalError: one line each.
     """
     loaded = source.load(resolved)
-    looking.check(loaded, resolved)
+    looking.check(loaded, resolved, settings)
     with store.opened(out, looking.settings_of(loaded, resolved, settings)) as kept:
         records = looking.look(loaded, resolved, settings, kept)
         return write(records, looking.settings_of(loaded, resolved, settings), out)
@@ -67,6 +77,7 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
         "sentence_pairs": [_pair(pair) for pair in sentences],
         "answer_tokens": _intervals(answers),
         "hsic_peaks": _intervals(lens_matrix.hsic_peaks(table)),
+        **_resampling(records),
     }
     write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     context = _page(records, table, pairs, sentences, repeated)
@@ -92,6 +103,34 @@ def _counts(records: Sequence[Mapping[str, Any]], table: Table) -> dict[str, Any
     }
 
 
+def _resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was resampled, with every sentence's importance; nothing where it was not asked for."""
+    resampled = [record for record in records if record.get("resampling")]
+    if not resampled:
+        return {}
+    rollouts = int(resampled[0]["resampling"]["rollouts"])
+    cosines = [cosine for record in resampled for cosine in record["resampling"]["cosines"]]
+    told = {
+        "rollouts": rollouts,
+        "places": sum(len(record["resampling"]["right"]) for record in resampled),
+        "temperature": continuations.TEMPERATURE,
+        "top_p": continuations.TOP_P,
+        "same_meaning_cosine": anchors.SAME_MEANING,
+        "kl_smoothing": anchors.SMOOTHING,
+        "standard_error": _known(float(np.sqrt(0.5 / rollouts))),
+        "cosine_quartiles": [_known(float(value)) for value in np.quantile(cosines, [0.25, 0.5, 0.75])],
+        "means": _intervals(lens_matrix.resampling(resampled)),
+        "tokens": sum(record["resampling"]["tokens"] for record in resampled),
+        "seconds": round(sum(record["resampling"]["seconds"] for record in resampled), 1),
+        "problems": [
+            {"problem_id": record["problem_id"], "right": record["resampling"]["right"]}
+            | record["resampling"]["sentences"]
+            for record in resampled
+        ],
+    }
+    return {"resampling": told}
+
+
 def _page(
     records: Sequence[dict[str, Any]],
     table: Table,
@@ -101,14 +140,17 @@ def _page(
 ) -> dict[str, Any]:
     columns, rows = lens_page.matrix(pairs, repeated)
     declared = [pair for pair in pairs if pair.shift is not None]
+    sentence_lenses = lens_names.sentence_lenses(resampled=table.resampled)
     return {
         "columns": columns,
         "rows": rows,
         "declared": [(lens_words.names(pair), pair, lens_words.sign(pair)) for pair in declared],
         "anchors": [
             (lens, [(lens_names.lens(p.second), p, lens_words.sign(p)) for p in sentences if p.first == lens.name])
-            for lens in lens_names.SENTENCE_LENSES
+            for lens in sentence_lenses
         ],
+        "sentence_lenses": sentence_lenses,
+        "sentence_pairs_tested": sum(pair.shift is not None for pair in sentences),
         "repeated": [(lens_names.lens(name), found) for name, found in repeated.items()],
         "shown": [
             (record, lens_page.lines(record, table, i))
@@ -124,6 +166,8 @@ def _provenance(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows["grades of the chains"] = ", ".join(f"{n} {grade}" for grade, n in told["grades"].items())
     rows["branches"] = "packed" if told["packed"] else "one pass each, as the model does not bear a tree mask"
     rows["time under the lenses"] = f"{told['seconds_looking']:.0f} s, sampling and statistics not counted"
+    if "resampling" in told:
+        rows["time resampling"] = f"{told['resampling']['seconds']:.0f} s, {told['resampling']['tokens']} tokens"
     return [(str(name), str(value)) for name, value in rows.items()]
 
 

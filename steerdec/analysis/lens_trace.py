@@ -34,6 +34,7 @@ class LensSettings:
     greedy_tokens: int = 24  # longest chain for greedy deletion, whose cost grows with the third power
     gap_sentences: int = anchors.GAP_SENTENCES
     again_every: int = 4  # every so many problems everything is computed in the other dtype as well
+    resamples: int = 0  # rollouts from every sentence; none by default
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def _sentences(declared: Sequence[Pair]) -> dict[str, str]:
     lifted = [pair for pair in declared if "." in pair.second]
     found = [pair for pair in lifted if sign(pair) > 0]
     told = {pair.first for pair in found}
-    wanted = [lens.name for lens in lens_names.SENTENCE_LENSES]
+    resampled = any(pair.first == "resampled" for pair in declared)
+    wanted = [lens.name for lens in lens_names.sentence_lenses(resampled=resampled)]
     untested = [
         name for name in wanted if all(p.measures["overlap"].n_problems == 0 for p in lifted if p.first == name)
     ]

@@ -1,7 +1,8 @@
 """Chains sampled, and each problem's chain looked at under every lens; what is there already is not made again.
 
-OUT/traces.jsonl has the samples, OUT/lenses.jsonl one line a problem, both appended as they come. `lens_report` makes
-the table and the page from these lines, so that they can be made anew without the model's work.
+OUT/traces.jsonl has the samples, OUT/lenses.jsonl one line a problem, OUT/resamples.jsonl (if asked for) one line for
+every place that was gone on from; all are appended as they come. `lens_report` makes the table and the page from these
+lines, so that they can be made anew without the model's work.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from steerdec.analysis import source, store
+from steerdec.analysis import resampling, source, store
 from steerdec.analysis.endings import FEWEST_TOKENS, Ending, ending, reasoning
 from steerdec.analysis.errors import InputError
 from steerdec.analysis.forward import forward
@@ -48,14 +49,17 @@ def resolve(asked: Source) -> Resolved:
 def settings_of(loaded: Loaded, resolved: Resolved, settings: LensSettings) -> dict[str, Any]:
     """What a folder has to have been made with for a command to go on in it."""
     dtype = str(loaded.dtype).removeprefix("torch.")
-    return {"analysis": "lenses"} | resolved.settings() | asdict(settings) | {"dtype": dtype}
+    told = {"analysis": "lenses"} | resolved.settings() | asdict(settings) | {"dtype": dtype}
+    return {name: value for name, value in told.items() if name != "resamples" or value}
 
 
 def look(loaded: Loaded, resolved: Resolved, settings: LensSettings, kept: store.Store) -> list[dict[str, Any]]:
     """The records of all problems, in the set's order: see `lens_trace.Lenses.look`, or what `_skipped` gives.
 
+    With `settings.resamples`, what was resampled is added to them: see `resampling.added`.
+
     Raises:
-        AnalysisError, ProblemError, JournalError: it failed on its way; what was done is kept.
+        AnalysisError, ProblemError, GradingError, JournalError: it failed on its way; what was done is kept.
     """
     problems = _set(resolved).problems
     found = source.all_traces(resolved, loaded, kept)
@@ -78,14 +82,25 @@ def look(loaded: Loaded, resolved: Resolved, settings: LensSettings, kept: store
                 lines.sync()
                 records[problem.id] = record
                 progress.advance(1, 0 if chain is None else len(chain.tokens))
+    if settings.resamples:
+        chains = [(problem, _chain(loaded, resolved, endings, problem, traces[problem.id])) for problem in problems]
+        looked_at = [(problem, chain) for problem, chain in chains if chain is not None]
+        asked = resampling.Asked(
+            rollouts=settings.resamples,
+            max_tokens=resolved.source.max_tokens or MAX_TOKENS,
+            template=str(resolved.source.prompt),
+            seed=resolved.source.seed or 0,
+        )
+        places = resampling.resample(loaded, looked_at, asked, kept)
+        records |= {problem: resampling.added(records[problem], own) for problem, own in places.items()}
     return [records[problem.id] for problem in problems]
 
 
-def check(loaded: Loaded, resolved: Resolved) -> None:
+def check(loaded: Loaded, resolved: Resolved, settings: LensSettings) -> None:
     """The longest chain with its answer fits, and the model gives numbers; before anything is written.
 
     Raises:
-        InputError: prompt, chain and answer do not fit the model's context.
+        InputError: prompt, chain and answer, or a rollout, do not fit the model's context.
         AnalysisError: logits or hidden states are not finite.
     """
     asked, problems = resolved.source, _set(resolved).problems
@@ -96,6 +111,12 @@ def check(loaded: Loaded, resolved: Resolved) -> None:
         raise InputError(
             f"--max-tokens: {asked.max_tokens} with a prompt and an answer of {longest} tokens; {loaded.name} takes at "
             f"most {loaded.context_tokens} (max_position_embeddings)"
+        )
+    longest = max(map(len, prompts))
+    if settings.resamples and longest + 2 * (asked.max_tokens or 0) > loaded.context_tokens:
+        raise InputError(
+            f"--resamples: rollouts may have twice --max-tokens, {2 * (asked.max_tokens or 0)}, after a prompt of "
+            f"{longest} tokens; {loaded.name} takes at most {loaded.context_tokens} (max_position_embeddings)"
         )
     forward(loaded.model, prompts[0], endings[problems[0].id].tokens)
 
