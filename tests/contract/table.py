@@ -220,8 +220,13 @@ TABLE: Final = (
         attributes=("token_ids", "stop_reason"),
     ),
     # Programs that measure the engine itself -----------------------------------------------------
-    Used(("benchmarks/draws.py", "benchmarks/overhead.py"), "vllm", "LLM"),
-    Used(("benchmarks/draws.py", "benchmarks/overhead.py"), "vllm", "SamplingParams", attributes=("max_tokens",)),
+    Used(("benchmarks/draws.py", "benchmarks/overhead.py", "benchmarks/rounding.py"), "vllm", "LLM"),
+    Used(
+        ("benchmarks/draws.py", "benchmarks/overhead.py", "benchmarks/rounding.py"),
+        "vllm",
+        "SamplingParams",
+        attributes=("max_tokens",),
+    ),
     Used(("benchmarks/draws.py",), "vllm.sampling_params", "StructuredOutputsParams", attributes=("choice",)),
     Used(
         ("benchmarks/kernel.py",),
