@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,32 +337,42 @@ def test_the_first_sentence_is_without_what_ends_the_response(exact: Loaded) -> 
 # The command -------------------------------------------------------------------------------------
 
 
-def test_the_lines_in_the_folder_are_those_of_slow_rollouts(exact: Loaded, done: Path) -> None:
-    """From the folder's own samples: the place, the seed, the room, the grade and the first sentence of each."""
-    samples = {(s["problem_id"], s["sample"]): s for s in lines_of(done, "traces")}
-    checked = 0
-    for record in lines_of(done, "lenses"):
+def chains_of(loaded: Loaded, out: Path) -> Iterator[tuple[dict[str, Any], list[int], tuple[int, ...]]]:
+    """(record, prompt, chain) of each problem that was looked at, from the folder's own samples."""
+    samples = {(s["problem_id"], s["sample"]): s for s in lines_of(out, "traces")}
+    for record in lines_of(out, "lenses"):
         sample = samples[record["problem_id"], record["sample"]]
-        chain = reasoning(exact.tokenizer, sample["response_ids"])
+        yield record, sample["prompt_ids"], reasoning(loaded.tokenizer, sample["response_ids"])
+
+
+def test_the_lines_in_the_folder_are_those_of_slow_rollouts(exact: Loaded, done: Path) -> None:
+    """The place, the seed, the room, the grade, and the first sentence with its cosine, of every rollout."""
+    end, found = exact.tokenizer.eos_token_id, list(chains_of(exact, done))
+    sentences = [chain[a:b] for record, _, chain in found for a, b in record["spans"]]
+    centre = sentence_states(exact, sentences).mean(dim=0).numpy()
+    checked, differing = 0, 0
+    for record, prompt, chain in found:
         begins = [*(a for a, _ in record["spans"]), len(chain)]
         own = [line for line in lines_of(done, "resamples") if line["problem_id"] == record["problem_id"]]
         assert [line["sample"] for line in own] == list(range(len(begins)))
-        for line, begin in zip(own, begins, strict=True):
+        for place, (line, begin) in enumerate(zip(own, begins, strict=True)):
+            assert len(line["cosines"]) == (0 if begin == len(chain) else 5)
             for k in range(5):
-                seed = plan.sample_seed(0, record["problem_id"], k, f"resamples/{record['sample']}/{line['sample']}")
-                ids, reason = slow_continuation(exact, sample["prompt_ids"], chain[:begin], seed, len(chain) + 60)
-                text = exact.tokenizer.decode(ids, skip_special_tokens=True)
-                graded = grade(text, record["gold"], "integer", reason)
+                seed = plan.sample_seed(0, record["problem_id"], k, f"resamples/{record['sample']}/{place}")
+                ids, reason = slow_continuation(exact, prompt, chain[:begin], seed, len(chain) + 60)
+                graded = grade(exact.tokenizer.decode(ids, skip_special_tokens=True), record["gold"], "integer", reason)
                 assert (line["finish_reasons"][k], line["tokens"][k]) == (reason, len(ids) - begin)
                 assert (line["answers"][k], line["right"][k]) == (graded.answer, graded.grade == "correct")
-                said = exact.tokenizer.decode(ids[begin:], skip_special_tokens=True)
-                assert said.startswith(line["first_sentences"][k])
+                first = first_sentence(exact.tokenizer, ids[begin:], {end})
+                assert line["first_sentences"][k] == exact.tokenizer.decode(first)
                 checked += 1
-            assert len(line["cosines"]) == (5 if begin < len(chain) else 0)
-            for cosine, first in zip(line["cosines"], line["first_sentences"], strict=False):
-                said = "".join(record["tokens"][slice(*record["spans"][line["sample"]])])
-                assert (cosine == 1) == (first.strip() == said.strip())
+                if line["cosines"] and first != chain[begin : begins[place + 1]]:
+                    states = sentence_states(exact, [chain[begin : begins[place + 1]], first]).numpy() - centre
+                    slow = 1 - scipy.spatial.distance.cosine(*states)
+                    assert line["cosines"][k] == pytest.approx(slow, abs=1e-3)
+                    differing += 1
     assert checked == 5 * len(lines_of(done, "resamples")) > 30
+    assert differing > 10
 
 
 def test_the_json_has_every_sentences_importance(done: Path) -> None:
