@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steerdec.analysis.errors import AnalysisError
 from steerdec.analysis.loading import Loaded, free_bytes
-from steerdec.analysis.sampling import _end_ids
+from steerdec.analysis.sampling import end_ids
 
 TEMPERATURE: Final = 0.6
 TOP_P: Final = 0.95
@@ -58,7 +58,7 @@ def _batch(
 ) -> Iterator[tuple[list[int], str]]:
     from transformers import DynamicCache
 
-    ends = _end_ids(loaded)
+    ends = end_ids(loaded)
     room = most_tokens - len(begun)
     draws = np.stack([np.random.Generator(np.random.Philox(key=seed)).random(room) for seed in seeds])
     responses = [list(begun) for _ in seeds]

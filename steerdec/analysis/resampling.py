@@ -25,7 +25,7 @@ from steerdec.analysis.continuations import continuations
 from steerdec.analysis.lens_trace import Chain, plain
 from steerdec.analysis.loading import Loaded
 from steerdec.analysis.pages import token_texts
-from steerdec.analysis.sampling import _end_ids, _text
+from steerdec.analysis.sampling import end_ids, response_text
 from steerdec.analysis.sentences import sentence_spans
 from steerdec.analysis.store import Store
 from steerdec.analysis.traces import stop_texts
@@ -142,8 +142,8 @@ def _line(loaded: Loaded, pool: GradingPool, place: Place, asked: Asked, centre:
     seeds = rollout_seeds(asked.seed, place.problem.id, chain.sample, place.index, asked.rollouts)
     most_tokens = len(chain.tokens) + asked.max_tokens
     found = list(continuations(loaded, chain.prompt, chain.tokens[: place.begin], seeds, stops, most_tokens))
-    graded = [pool.grade(_text(loaded.tokenizer, ids, stops), place.problem, reason) for ids, reason in found]
-    firsts = [first_sentence(loaded.tokenizer, ids[place.begin :], _end_ids(loaded)) for ids, _ in found]
+    graded = [pool.grade(response_text(loaded.tokenizer, ids, stops), place.problem, reason) for ids, reason in found]
+    firsts = [first_sentence(loaded.tokenizer, ids[place.begin :], end_ids(loaded)) for ids, _ in found]
     cosines = similarities(loaded, place.sentence, firsts, centre) if place.sentence else []
     return {
         "problem_id": place.problem.id,

@@ -101,7 +101,7 @@ def _batch(
     pool: GradingPool,
 ) -> Iterator[Trace]:
     stops = stop_texts(sampling.prompt)
-    ends = _end_ids(loaded)
+    ends = end_ids(loaded)
     pad = min(ends, default=0)
     given = [prompts[problem.id] for problem, _ in jobs]
     width = max(len(x) for x in given)
@@ -126,7 +126,7 @@ def _batch(
     )
     for (problem, sample), prompt, row in zip(jobs, given, out[:, width:].tolist(), strict=True):
         response, reason = _ended(row, loaded.tokenizer, ends, stops)
-        text = _text(loaded.tokenizer, response, stops)
+        text = response_text(loaded.tokenizer, response, stops)
         graded = pool.grade(text, problem, reason)
         yield Trace(
             problem_id=problem.id,
@@ -144,7 +144,7 @@ def _batch(
         )
 
 
-def _end_ids(loaded: Loaded) -> set[int]:
+def end_ids(loaded: Loaded) -> set[int]:
     """Every token that ends a response, as vLLM takes them: the tokenizer's, and the generation configuration's."""
     told = loaded.model.generation_config.eos_token_id
     listed = told if isinstance(told, list) else [told]
@@ -161,7 +161,7 @@ def _ended(row: list[int], tokenizer: Any, ends: set[int], stops: tuple[str, ...
     return row, "length"
 
 
-def _text(tokenizer: Any, response: list[int], stops: tuple[str, ...]) -> str:
+def response_text(tokenizer: Any, response: list[int], stops: tuple[str, ...]) -> str:
     text = str(tokenizer.decode(response, skip_special_tokens=True))
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
