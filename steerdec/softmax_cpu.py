@@ -157,7 +157,7 @@ def _sums_at(z: Any, top: Any, beta: Any) -> Any:
 
 @jit
 def _sums_of_block(block: Any, top: Any) -> Any:
-    """`_sums`, while the block after it comes from memory: its lines lie on pages where no processor looks ahead."""
+    """`_sums`, while the block after it comes from memory, which a processor does not always see to by itself."""
     partition, weighted = 0.0, 0.0
     for start in range(0, block.size, PART):
         part = block[start : start + PART]
