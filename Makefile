@@ -39,7 +39,7 @@ endif
 # Side by side with one thread each: two teams of OpenMP threads on the same cores spin against each other.
 tests-of-%: export OMP_NUM_THREADS := 1
 tests-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
-tests-of-%: export COVERAGE_FILE = .coverage.$*
+tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
 # tests bring (triton_utils/dispatcher.py).
 tests-of-engine:
