@@ -7,6 +7,7 @@ tests/test_docs.py fails when a table is not what this program would write.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -118,8 +119,9 @@ def _code(value: object) -> str:
 # The command line --------------------------------------------------------------------------------
 
 
+@functools.cache
 def command_line() -> Any:
-    """The whole command, as `steerdec` runs it: its benchmark commands join in `main`."""
+    """The whole command, as `steerdec` runs it: its benchmark commands join in `main`, at every call of it anew."""
     given = mock.patch.object(sys, "argv", ["steerdec", "--version"])
     with given, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         cli.main()
