@@ -22,11 +22,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_heap(request: pytest.FixtureRequest) -> Iterator[None]:
+def _small_heap() -> Iterator[None]:
     """Leave out of garbage collection what is there already: statsmodels asks for a whole one at every correction."""
-    if request.config.option.markexpr != "not engine":
-        yield
-        return
     gc.collect()
     gc.freeze()
     yield
