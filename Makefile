@@ -41,11 +41,11 @@ tests-of-%: export OMP_NUM_THREADS := 1
 tests-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
 tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
-# tests bring (triton_utils/dispatcher.py).
+# tests bring (triton_utils/dispatcher.py). The newcomer's tests bring none, and the groups take equally long with them there.
 tests-of-engine:
-	$(BIN)/python -m pytest $(COVERED) tests/test_engine.py
+	$(BIN)/python -m pytest $(COVERED) tests/test_engine.py tests/test_newcomer.py
 tests-of-servers:
-	$(BIN)/python -m pytest $(COVERED) -m engine --ignore=tests/test_engine.py
+	$(BIN)/python -m pytest $(COVERED) -m engine --ignore=tests/test_engine.py --ignore=tests/test_newcomer.py
 tests-of-rest:
 	$(BIN)/python -m pytest $(COVERED) -m "not engine" --ignore=tests/test_engine.py
 
