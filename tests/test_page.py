@@ -355,6 +355,8 @@ def test_stop_ends_both_requests_at_the_server(page: Page, stub: Stub) -> None:
     page.wait(lambda: len(page.find(".steered .tok")) > 3, "tokens")
     page.one("#stop").click()
     page.wait(lambda: stub.disconnects == before + 2, "both requests to end at the server")
+    page.wait(lambda: page.one("#generate").text == "Generate", "the end of the run")
+    page.frames()
     assert page.error == ""
     assert "stopped by you" in page.text(".steered .stats")
     assert page.js("return document.activeElement.id") == "generate"

@@ -57,7 +57,8 @@ class Page:
         self.resize(WIDE)
         driver.get_log("browser")  # forget what other tests left
         driver.get(url)
-        self.wait(lambda: self.find("#model option") or self.error != "", "the models")
+        # What it reads last is the calibration, told together with the versions.
+        self.wait(lambda: self.one("#server").text or self.error != "", "the server's models and versions")
 
     def resize(self, width: int, scheme: str = "light") -> None:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -105,6 +106,10 @@ class Page:
         """Presses Generate and waits for the end."""
         self.start(scenario)
         self.wait(lambda: self.one("#generate").text == "Generate", "the end of the run", timeout_s)
+        self.frames()
+
+    def frames(self) -> None:
+        """Until what is known is also drawn."""
         self.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def texts(self, arm: str) -> list[str]:
