@@ -1,16 +1,19 @@
-"""What steering costs from end to end: tokens per second of one vLLM engine, with and without it.
+"""What steering costs from end to end: the decoding steps of one vLLM engine, with and without it.
 
     python -m steerdec.benchmarks.overhead --json overhead.json
 
-One engine decodes the same prompts in every arm, each arm once a round in a new order, so that whatever
-else the machine does falls on all alike. Without the plugin means that it is taken out of the engine's
-own list of processors for that while; idle, that it is there and no request is steered. Every request
-generates the same number of tokens, and all are in the batch from the first step to the last. A round's
-speed is that of its median decoding step (scheduling, forward pass, sampling, output), which a hiccup of
-the machine does not move. Reported is the mean over the rounds of the logarithm of that speed over the
-one without the plugin, with its 95% t-interval, both back as ratios; beside it the tokens/s of whole rounds,
-and the share of the engine's time that passes inside the plugin's own methods, which on a CPU is all that it
-costs directly, and steadier than a difference of two speeds.
+One engine decodes one batch, and the arms take turns at its steps: of every four steps in a row each arm
+has one, in an order drawn anew, so that whatever else the machine does, and what the growing context costs,
+falls on all alike. Without the plugin means that it is out of the engine's own list of processors for that
+step; idle, that it is there and knows of no steered request. A step is scheduling, forward pass, sampling
+and output; the engine schedules synchronously, so that a step's time is its own and the plugin's cannot
+hide behind the next one's. All requests are in the batch from the first step to the last; the first, which
+reads the prompts, is not counted.
+
+Of a batch the median over its turns of log(time without the plugin / time of the arm) is taken, which a
+hiccup of the machine does not move; reported is the mean over the batches with its 95% t-interval, both
+back as ratios of tokens/s. Beside it stands the share of a step that passes inside the plugin's `apply`, and
+below the table what a steered request costs once: its validation, and its place in the plugin's tables.
 """
 
 from __future__ import annotations
@@ -19,11 +22,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # The engine must be in this process for its processors to be reached.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -35,35 +36,102 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from vllm import LLM, SamplingParams
 
 from steerdec import models, request, telemetry
 from steerdec.benchmarks import kernel
 from steerdec.processor import EntropySteering
+from steerdec.runner_v1 import BatchRows
+from steerdec.runner_v2 import SlotRows
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 
 ARMS = ("no plugin", "idle", "steering", "steering and telemetry")
-FEWEST_ROUNDS = 3
-METHODS = ("update_state", "apply", "add_request", "apply_staged_writes")  # of either interface
+FEWEST_BATCHES = 3
 STEERING = {"fork_temperature": 1.2, "other_temperature": 0.9, "threshold_nats": 0.672}
 PROMPT = "Question {i}: a farmer has {i} boxes with {j} apples in each. Think step by step, then answer."
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """One arm: medians over the rounds, and the ratio of decoding speeds to the engine without the plugin."""
+class Cost:
+    """One arm: medians of its steps, and the ratio of its tokens/s to those of the engine without the plugin."""
 
     arm: str
-    rounds: int
-    tokens_per_s: float  # of whole rounds, prefill included
-    decode_tokens_per_s: float
+    steps: int
+    step_s: float
+    tokens_per_s: float
     ratio: float
     ratio_ci95: tuple[float, float]
-    share_inside: float  # of the engine's time, in the plugin's methods
+    share_inside: float  # of the step, in the plugin's `apply`
     share_inside_ci95: tuple[float, float]
 
 
+class TakingTurns(EntropySteering):
+    """The plugin, whose books of the batch are kept once for every arm; the arm of the step says which it reads."""
+
+    arm = "steering and telemetry"  # of the class, as vLLM may hold more than one instance
+    inside_s = 0.0
+    admission_s = 0.0
+
+    def __init__(
+        self, vllm_config: VllmConfig, place: torch.device | LogitsProcRequestState, is_pin_memory: bool = False
+    ) -> None:
+        super().__init__(vllm_config, place, is_pin_memory)
+        settings = request.EngineSettings.of(vllm_config)
+        self._idle_v1, self._bare_v1, self._full_v1 = None, None, self._v1
+        self._idle_v2, self._bare_v2, self._full_v2 = None, None, self._v2
+        if isinstance(place, torch.device):
+            self._idle_v1, self._bare_v1 = (BatchRows(settings, None, place) for _ in range(2))
+        else:
+            self._idle_v2, self._bare_v2 = (SlotRows(settings, None, vllm_config, place) for _ in range(2))
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        begin = time.perf_counter()
+        super().validate_params(sampling_params)
+        TakingTurns.admission_s += time.perf_counter() - begin
+
+    def _read(self, arm: str) -> None:
+        """Let `arm` be what the methods of the plugin see."""
+        self._v1 = {"idle": self._idle_v1, "steering": self._bare_v1}.get(arm, self._full_v1)
+        self._v2 = {"idle": self._idle_v2, "steering": self._bare_v2}.get(arm, self._full_v2)
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        self._read("steering")
+        super().update_state(batch_update)
+        self._read("steering and telemetry")
+        begin = time.perf_counter()
+        super().update_state(batch_update)
+        TakingTurns.admission_s += time.perf_counter() - begin
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        self._read("steering")
+        super().add_request(req_idx, sampling_params)
+        self._read("steering and telemetry")
+        begin = time.perf_counter()
+        steered = super().add_request(req_idx, sampling_params)
+        TakingTurns.admission_s += time.perf_counter() - begin
+        return steered
+
+    def apply_staged_writes(self) -> None:
+        for arm in ARMS[1:]:
+            self._read(arm)
+            super().apply_staged_writes()
+
+    def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
+        self._read(self.arm)
+        begin = time.perf_counter()
+        logits = super().apply(logits, ctx)
+        TakingTurns.inside_s += time.perf_counter() - begin
+        return logits
+
+
 class Engine:
-    """vLLM with the plugin in it, and the plugin's place in the engine's lists."""
+    """vLLM with the plugin in it, whose arm is chosen step by step."""
 
     def __init__(self, model: str, dtype: str, requests: int, tokens: int, lanes: telemetry.LaneFile) -> None:
         on_cpu = {"enforce_eager": True, "gpu_memory_utilization": 0.3} if not torch.cuda.is_available() else {}
@@ -72,10 +140,11 @@ class Engine:
             dtype=dtype,
             max_model_len=tokens + 128,
             max_num_seqs=requests,
-            max_num_batched_tokens=max(8192, tokens + 128),
+            max_num_batched_tokens=max(8192, requests * 128),
             enable_chunked_prefill=False,
+            async_scheduling=False,
             additional_config={request.CONFIG_KEY: {"lanes": asdict(lanes)}},
-            logits_processors=["steerdec.processor:EntropySteering"],
+            logits_processors=[TakingTurns],
             **on_cpu,
         )
         core: Any = self.llm.llm_engine.engine_core
@@ -84,116 +153,86 @@ class Engine:
         self._processors: list[Any] = (
             runner.sampler.logits_processors if self._batch is None else self._batch.logitsprocs.non_argmax_invariant
         )
-        self._ours = [p for p in self._processors if isinstance(p, EntropySteering)]
-        if not self._ours:
+        self._others = [p for p in self._processors if not isinstance(p, EntropySteering)]
+        self._all = list(self._processors)
+        if not any(isinstance(p, TakingTurns) for p in self._all):
             raise RuntimeError("the engine has not loaded steerdec's processor")
-        self.inside_s = 0.0
-        for processor in self._ours:
-            for name in METHODS:
-                if hasattr(processor, name):
-                    setattr(processor, name, self._timed(getattr(processor, name)))
 
-    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self.inside_s += time.perf_counter() - begin
-
-        return timed
-
-    @contextmanager
-    def without_plugin(self) -> Iterator[None]:
-        """The engine as it would be if the plugin had never been named."""
-        kept = list(self._processors)
-        self._processors[:] = [p for p in kept if p not in self._ours]
-        needed = getattr(self._batch, "logitsprocs_need_output_token_ids", None)
-        if self._batch is not None:
-            self._batch.logitsprocs_need_output_token_ids = False  # which vLLM asks for only with custom processors
-        try:
-            yield
-        finally:
-            self._processors[:] = kept
-            if self._batch is not None:
-                self._batch.logitsprocs_need_output_token_ids = needed
-
-
-def sampling(arm: str, n: int, tokens: int, pool: telemetry.LanePool) -> tuple[list[SamplingParams], list[Any]]:
-    """The parameters of `n` requests under an arm, and the lanes they hold."""
-    lanes = pool.lend(n) if arm == "steering and telemetry" else []
-    made = []
-    for i in range(n):
-        extra: dict[str, Any] = {"steering": STEERING} if arm.startswith("steering") else {}
-        if lanes:
-            extra |= {request.LANES_ARG: [lanes[i].index, lanes[i].generation], request.BASE_SEED_ARG: 0}
-        made.append(SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, extra_args=extra or None))
-    return made, lanes
-
-
-# Arm -> of every round its tokens/s, those of its median decoding step, and the share of time inside the plugin.
-Speeds = dict[str, list[tuple[float, float, float]]]
-
-
-def generated(engine: LLM, prompts: list[str], asked: list[SamplingParams], name: str) -> tuple[int, list[float]]:
-    """Tokens that came, and the seconds of every step of the engine."""
-    for i, (prompt, one) in enumerate(zip(prompts, asked, strict=True)):
-        engine.llm_engine.add_request(f"{name}-{i}", prompt, one)
-    made, steps_s = 0, []
-    while engine.llm_engine.has_unfinished_requests():
+    def step(self, arm: str) -> tuple[float, float, int]:
+        """One step under an arm: its seconds, those inside the plugin, and the tokens of requests that ended."""
+        TakingTurns.arm, TakingTurns.inside_s = arm, 0.0
+        self._processors[:] = self._others if arm == "no plugin" else self._all
+        if self._batch is not None:  # which vLLM would not fill without a custom processor
+            metadata = self._batch.sampling_metadata
+            metadata.output_token_ids = [] if arm == "no plugin" else self._batch.req_output_token_ids
         begin = time.perf_counter()
-        outputs = engine.llm_engine.step()
-        steps_s.append(time.perf_counter() - begin)
-        made += sum(len(o.outputs[0].token_ids) for o in outputs if o.finished)
-    return made, steps_s
+        outputs = self.llm.llm_engine.step()
+        took_s = time.perf_counter() - begin
+        self._processors[:] = self._all
+        return took_s, TakingTurns.inside_s, sum(len(o.outputs[0].token_ids) for o in outputs if o.finished)
 
 
-def measure(engine: Engine, pool: telemetry.LanePool, n: int, tokens: int, rounds: int, console: Console) -> Speeds:
-    """What every arm did in every round; the first round warms up and is not counted."""
-    prompts = [PROMPT.format(i=i, j=1 + i % 9) for i in range(n)]
-    speeds: Speeds = {arm: [] for arm in ARMS}
+# Of one batch, [turns, arms, 2]: the seconds of the step, and of those the ones inside the plugin.
+Turns = NDArray[np.float64]
+
+
+def batch_of_turns(
+    engine: Engine, pool: telemetry.LanePool, name: str, n: int, tokens: int, generator: np.random.Generator
+) -> Turns:
+    """One batch from its prompts to its last token."""
+    lanes = pool.lend(n)
+    for i, lane in enumerate(lanes):
+        extra = {"steering": STEERING, request.LANES_ARG: [lane.index, lane.generation], request.BASE_SEED_ARG: 0}
+        asked = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
+        engine.llm.llm_engine.add_request(f"{name}-{i}", PROMPT.format(i=i, j=1 + i % 9), asked)
+    turns = np.empty(((tokens - 1) // len(ARMS), len(ARMS), 2))
+    rest = tokens - turns.shape[0] * len(ARMS)  # the step that reads the prompts, and what is too few for a turn
+    for _ in range(rest):
+        *_, made = engine.step(ARMS[-1])
+    for turn in turns:
+        for a in generator.permutation(len(ARMS)):
+            *turn[a], made = engine.step(ARMS[a])
+    if engine.llm.llm_engine.has_unfinished_requests() or made != n * tokens:
+        raise RuntimeError(f"{name}: {made} tokens came, not {n * tokens}: some were not in the batch throughout")
+    for lane in lanes:
+        recorded = int(np.isfinite(lane.read(0, tokens).entropy_nats).sum())
+        if recorded != rest + len(turns):
+            raise RuntimeError(f"{name}: {recorded} tokens are recorded, not {rest + len(turns)}")
+    pool.take_back(lanes, aborted=False)
+    return turns
+
+
+def measure(
+    engine: Engine, pool: telemetry.LanePool, n: int, tokens: int, batches: int, console: Console
+) -> tuple[list[Turns], float]:
+    """The turns of every batch, and the seconds a request's admission takes; the first batch warms up."""
     generator = np.random.default_rng(0)
-
-    def one(arm: str, name: str) -> tuple[float, float, float]:
-        asked, lanes = sampling(arm, n, tokens, pool)
-        engine.inside_s = 0.0
-        made, steps_s = generated(engine.llm, prompts, asked, name)
-        if made != n * tokens:
-            raise RuntimeError(f"{arm}: {made} tokens came, not {n * tokens}")
-        for lane in lanes:
-            if lane.recorded_tokens() != tokens:
-                raise RuntimeError(f"{arm}: {lane.recorded_tokens()} of {tokens} tokens are recorded")
-        pool.take_back(lanes, aborted=False)
-        return made / sum(steps_s), n / float(np.median(steps_s)), engine.inside_s / sum(steps_s)
-
-    for r in range(-1, rounds):
+    done: list[Turns] = []
+    for b in range(-1, batches):
         begin = time.perf_counter()
-        for arm in generator.permutation(ARMS):
-            if arm == "no plugin":
-                with engine.without_plugin():
-                    speed = one(arm, f"{r}-{arm}")
-            else:
-                speed = one(arm, f"{r}-{arm}")
-            if r >= 0:
-                speeds[arm].append(speed)
-        left_s = (rounds - 1 - r) * (time.perf_counter() - begin)
-        console.print(f"round {r + 1} of {rounds}, {left_s:.0f} s left", highlight=False)
-    return speeds
+        turns = batch_of_turns(engine, pool, f"batch {b + 1}", n, tokens, generator)
+        if b >= 0:
+            done.append(turns)
+        else:
+            TakingTurns.admission_s = 0.0
+        left_s = (batches - 1 - b) * (time.perf_counter() - begin)
+        console.print(f"batch {b + 1} of {batches}, {left_s:.0f} s left", highlight=False)
+    return done, TakingTurns.admission_s / (batches * n)
 
 
-def compared(speeds: Speeds) -> list[Throughput]:
-    """Every arm's ratio to the engine without the plugin, paired within rounds."""
-    base = np.array(speeds[ARMS[0]])
+def compared(batches: list[Turns], requests: int) -> list[Cost]:
+    """Every arm's ratio to the engine without the plugin, paired within turns."""
     results = []
-    for arm, values in speeds.items():
-        rounds = np.array(values)  # [rounds, 3]
-        whole, decode, _ = np.median(rounds, axis=0)
-        ratio, ratio_ci95 = mean_ci95(np.log(rounds[:, 1] / base[:, 1]))
-        share, share_ci95 = mean_ci95(rounds[:, 2])
+    for a, arm in enumerate(ARMS):
+        logs = np.array([np.median(np.log(turns[:, 0, 0] / turns[:, a, 0])) for turns in batches])
+        ratio, ratio_ci95 = mean_ci95(logs)
+        share, share_ci95 = mean_ci95(np.array([np.median(turns[:, a, 1] / turns[:, a, 0]) for turns in batches]))
+        steps_s = np.concatenate([turns[:, a, 0] for turns in batches])
+        step_s = float(np.median(steps_s))
         low, high = np.exp(ratio_ci95)
         results.append(
-            Throughput(
-                *(arm, len(rounds), float(whole), float(decode)),
+            Cost(
+                *(arm, len(steps_s), step_s, requests / step_s),
                 *(float(np.exp(ratio)), (float(low), float(high)), share, share_ci95),
             )
         )
@@ -201,7 +240,7 @@ def compared(speeds: Speeds) -> list[Throughput]:
 
 
 def mean_ci95(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """Mean of [rounds] values, with its 95% t-interval."""
+    """Mean of [n] values, with its 95% t-interval."""
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     mean = float(values.mean())
     return mean, (mean - half, mean + half)
@@ -210,34 +249,40 @@ def mean_ci95(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m steerdec.benchmarks.overhead", description=__doc__)
     parser.add_argument("--model", default=models.SMOLLM2.name, help="name or folder, as of `steerdec model fetch`")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", help="default: float32 without a GPU, as a bench run has it; else the model's own")
     parser.add_argument("--requests", type=int, default=64, help="in the batch at once")
-    parser.add_argument("--tokens", type=int, default=64, help="generated by every request")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--tokens", type=int, default=129, help="generated by every request")
+    parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     asked = parser.parse_args()
-    if asked.rounds < FEWEST_ROUNDS:
-        parser.error(f"--rounds: is {asked.rounds}, must be at least {FEWEST_ROUNDS}")
+    dtype = asked.dtype or ("auto" if torch.cuda.is_available() else "float32")
+    if asked.batches < FEWEST_BATCHES:
+        parser.error(f"--batches: is {asked.batches}, must be at least {FEWEST_BATCHES}")
+    if asked.tokens <= len(ARMS):
+        parser.error(f"--tokens: is {asked.tokens}, must be at least {len(ARMS) + 1}, one turn of every arm")
     console = Console(width=110)
     with telemetry.created(asked.tokens + 128, max_lanes=asked.requests + 1) as lanes:
-        engine = Engine(asked.model, asked.dtype, asked.requests, asked.tokens, lanes)
-        speeds = measure(engine, telemetry.LanePool(lanes), asked.requests, asked.tokens, asked.rounds, console)
-    results = compared(speeds)
+        engine = Engine(asked.model, dtype, asked.requests, asked.tokens, lanes)
+        pool = telemetry.LanePool(lanes)
+        batches, admission_s = measure(engine, pool, asked.requests, asked.tokens, asked.batches, console)
+    results = compared(batches, asked.requests)
     about = kernel.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    about |= {"model": asked.model, "dtype": asked.dtype, "requests": asked.requests, "tokens": asked.tokens}
+    about |= {"model": asked.model, "dtype": dtype, "requests": asked.requests, "tokens": asked.tokens}
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
     table = Table(box=None)
-    for heading in ("", "rounds", "tokens/s", "decoding", "ratio to no plugin, 95%", "inside, 95%"):
+    for heading in ("", "steps", "ms a step", "tokens/s", "tokens/s to no plugin, 95%", "inside, 95%"):
         table.add_column(heading, no_wrap=True)
     for t in results:
         table.add_row(
-            *(t.arm, str(t.rounds), f"{t.tokens_per_s:.1f}", f"{t.decode_tokens_per_s:.1f}"),
+            *(t.arm, str(t.steps), f"{1e3 * t.step_s:.2f}", f"{t.tokens_per_s:.1f}"),
             "{:.4f} ({:.4f} to {:.4f})".format(t.ratio, *t.ratio_ci95),
             "{:.2%} ({:.2%} to {:.2%})".format(t.share_inside, *t.share_inside_ci95),
         )
     console.print(table)
+    console.print(f"admission of a steered request: {1e3 * admission_s:.3f} ms", highlight=False)
     if asked.json:
-        data = {"machine": about, "arms": [asdict(t) for t in results], "tokens_per_s": speeds}
+        data = {"machine": about, "arms": [asdict(t) for t in results], "admission_s": admission_s}
+        data["turns_s"] = [turns.tolist() for turns in batches]
         asked.json.write_text(json.dumps(data, indent=1) + "\n")
 
 

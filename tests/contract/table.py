@@ -47,7 +47,10 @@ TABLE: Final = (
     Used(PROCESSOR, V1, "LogitsProcessor.is_argmax_invariant", ("self",)),
     Used(PROCESSOR, V1, "LogitsProcessor.validate_params", ("cls", "sampling_params")),
     Used(
-        ("steerdec/runner_v1.py", "steerdec/processor.py"), V1, "BatchUpdate", attributes=("removed", "added", "moved")
+        ("steerdec/runner_v1.py", "steerdec/processor.py", "benchmarks/overhead.py"),
+        V1,
+        "BatchUpdate",
+        attributes=("removed", "added", "moved"),
     ),
     Used(RUNNER_V1, V1, "AddedRequest", texts=("tuple[int, SamplingParams, list[int] | None, list[int]]",)),
     Used(RUNNER_V1, V1, "MovedRequest", texts=("tuple[int, int, MoveDirectionality]",)),
@@ -69,13 +72,13 @@ TABLE: Final = (
     Used(PROCESSOR, V2, "LogitsProcessor.apply_staged_writes", ("self",)),
     Used(PROCESSOR, V2, "LogitsProcessor.validate_params", ("cls", "sampling_params")),
     Used(
-        ("steerdec/runner_v2.py", "steerdec/processor.py"),
+        ("steerdec/runner_v2.py", "steerdec/processor.py", "benchmarks/overhead.py"),
         V2,
         "LogitsContext",
         attributes=("expanded_idx_mapping", "idx_mapping_np", "expanded_local_pos", "input_ids", "pos"),
     ),
     Used(
-        ("steerdec/runner_v2.py", "steerdec/processor.py"),
+        ("steerdec/runner_v2.py", "steerdec/processor.py", "benchmarks/overhead.py"),
         V2,
         "LogitsProcRequestState",
         attributes=("max_num_reqs", "all_token_ids", "prompt_len", "prefill_len"),
@@ -126,7 +129,10 @@ TABLE: Final = (
     ),
     # Configuration -------------------------------------------------------------------------------
     Used(
-        ("steerdec/request.py", "steerdec/runner_v2.py", "server/routes.py", "steerdec/processor.py"),
+        (
+            *("steerdec/request.py", "steerdec/runner_v2.py", "server/routes.py", "steerdec/processor.py"),
+            "benchmarks/overhead.py",
+        ),
         "vllm.config",
         "VllmConfig",
         attributes=("model_config", "speculative_config", "scheduler_config", "additional_config"),
