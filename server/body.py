@@ -127,10 +127,10 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     if steering.telemetry != "none" and host.pool is not None:
         n = _sequences(path, body, host.pool)
         lanes = host.pool.lend(n)
-        if n > 1 and body.get("seed") is None:
+        if n > 1 and _seed(body) is None:
             body["seed"] = secrets.randbits(53)  # vLLM tells the n sequences apart by their seeds alone
         xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
-        xargs[request.BASE_SEED_ARG] = _read(_INTEGER, body.get("seed")) or 0
+        xargs[request.BASE_SEED_ARG] = _seed(body) or 0
     body["vllm_xargs"] = xargs
     strip = False
     ids = body.get("return_token_ids")
@@ -143,7 +143,7 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
 
 def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> None:
     """Refuse what could not be steered, where the values are of the right type (vLLM refuses the others)."""
-    temperature, seed = _read(_FLOAT, body.get("temperature")), _read(_INTEGER, body.get("seed"))
+    temperature, seed = _read(_FLOAT, body.get("temperature")), _seed(body)
     if body.get("temperature") is None:
         temperature = host.default_temperature
     if temperature is not None and temperature >= 0:
@@ -152,6 +152,7 @@ def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> Non
         penalty = default if body.get(name) is None else _read(_FLOAT, body[name])
         if penalty is not None and penalty != NO_PENALTIES[name]:
             raise SteeringError("", request.PENALTIES_REFUSED)
+    request.check_seeds(seed, _read(_INTEGER, body.get("n")) or 1)
     if _read(_BOOLEAN, body.get("use_beam_search")):
         raise SteeringError("", "does not go with use_beam_search, which does not sample")
 
@@ -160,8 +161,16 @@ def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
     """How many sequences the request generates, each of which needs a lane."""
     if path == RESPONSES and body.get("background"):
         raise SteeringError("telemetry", 'must be "none" with background, whose answer is fetched later')
-    prompt = body.get("prompt")
-    if path == "/v1/completions" and isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
+    tools = body.get("tools")
+    if (
+        path == RESPONSES
+        and isinstance(tools, list)
+        and any(isinstance(tool, dict) and tool.get("type") != "function" for tool in tools)
+    ):
+        raise SteeringError(
+            "telemetry", 'must be "none" with built-in tools: each of their turns is a request of its own'
+        )
+    if path == "/v1/completions" and sum(_prompts(body.get(name)) for name in ("prompt", "prompt_embeds")) > 1:
         raise SteeringError("telemetry", 'must be "none" with several prompts in one request; send them one by one')
     if path == "/v1/completions" and _read(_BOOLEAN, body.get("echo")):
         # Telemetry needs return_token_ids, with which vLLM leaves the prompt out of the text.
@@ -172,6 +181,18 @@ def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
     if n > (most := max(1, pool.count // 4)):
         raise SteeringError("telemetry", f'must be "none" with n = {n}; with telemetry n is at most {most}')
     return n
+
+
+def _prompts(given: Any) -> int:
+    """How many prompts a field of a completion holds."""
+    if isinstance(given, list) and given and not isinstance(given[0], int):
+        return len(given)
+    return int(given is not None)
+
+
+def _seed(body: dict[str, Any]) -> int | None:
+    seed = _read(_INTEGER, body.get("seed"))
+    return None if seed == request.NO_SEED else seed
 
 
 def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:

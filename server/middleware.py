@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerdec.params import SteeringError
+from steerdec.request import RESERVED_ARGS, STEERING_ARG
 from steerdec.server import metrics
 from steerdec.server.answer import Annotator, EventStream
 from steerdec.server.body import PATHS, Host, Prepared, error_body, may_be_steered, names_steering, prepared
@@ -67,8 +68,7 @@ class SteeringMiddleware:
         if not isinstance(body, dict):
             return None
         if path not in PATHS:
-            if body.get("steering") is not None:
-                raise SteeringError("", f"goes with {', '.join(sorted(PATHS))} only")
+            _refuse_elsewhere(body)
             return None
         ready = prepared(path, body, host)
         if ready is None:
@@ -94,6 +94,15 @@ class SteeringMiddleware:
                 metrics.count(annotator.returned())
             if ready.pool is not None:
                 ready.pool.take_back(ready.lanes, aborted=not sender.complete)
+
+
+def _refuse_elsewhere(body: dict[str, Any]) -> None:
+    """Where the answer would not say what was done, nothing of ours is taken, wherever vLLM's paths look for it."""
+    sampling_params = body.get("sampling_params")
+    extra_args = sampling_params.get("extra_args") if isinstance(sampling_params, dict) else None
+    for place in (body, body.get("vllm_xargs"), extra_args):
+        if isinstance(place, dict) and any(place.get(n) is not None for n in (STEERING_ARG, *RESERVED_ARGS)):
+            raise SteeringError("", f"goes with {', '.join(sorted(PATHS))} only")
 
 
 class _Sender:

@@ -43,11 +43,11 @@ class Recorder:
         """Record each row's outcome as token `position` of its lane; the last write of a token wins.
 
         Args:
-            lane: [rows] integer, < 0 for rows that are not recorded.
+            lane: [rows] integer; rows of lanes that are not there (< 0) are not recorded.
             generation: [rows] integer, under which the lane was lent.
             position: [rows] integer, the token's index among those generated.
         """
-        ok = (lane >= 0) & (position >= 0) & (position < self._words.shape[1])
+        ok = (lane >= 0) & (lane < self._sink) & (position >= 0) & (position < self._words.shape[1])
         record = torch.stack(
             (
                 outcome.entropy_nats.float().view(torch.int32),

@@ -28,6 +28,8 @@ PENALTIES_REFUSED = (
     "which applies them after steering; use the V2 runner or drop them"
 )
 
+NO_SEED = -1  # vLLM takes a seed of -1 for none
+
 CONFIG_KEY = "steerdec"  # of vLLM's --additional-config
 
 
@@ -81,15 +83,42 @@ def validate(sampling_params: SamplingParams) -> None:
     Raises:
         SteeringError: in one plain line.
     """
+    _refuse_broken_lanes(sampling_params)
     steering = asked(sampling_params)
     if steering is None:
         return
+    check_seeds(sampling_params.seed, sampling_params.n)
     row_of(steering, sampling_params.temperature, sampling_params.seed, PAPER_THRESHOLD_NATS)
     if steering.scope != "all":
         scope.checked_delimiters(steering.thinking_start_id, steering.thinking_end_id)
     config = _validating_engine()
     if config is not None and not config.use_v2_model_runner:
         _refuse_what_v1_cannot_do(sampling_params, steering, config)
+
+
+def check_seeds(seed: int | None, n: int) -> None:
+    """Refuse n sequences one of which would have no seed: vLLM gives sequence i the seed + i, and -1 means none to it.
+
+    Raises:
+        SteeringError: in one plain line.
+    """
+    if n > 1 and seed is not None and seed <= NO_SEED < seed + n:
+        raise SteeringError(
+            "", f"does not go with n = {n} and seed {seed}: one sequence would get seed -1, none to vLLM"
+        )
+
+
+def _refuse_broken_lanes(sampling_params: SamplingParams) -> None:
+    """What a worker reads unchecked, and dies of, must be as the server makes it, whoever sent it."""
+    extra: dict[str, Any] = sampling_params.extra_args or {}
+    flat, base = extra.get(LANES_ARG), extra.get(BASE_SEED_ARG)
+    if flat is None and base is None:
+        return
+    n = sampling_params.n
+    words = flat if isinstance(flat, list) else []
+    fits = len(words) == 2 * n and all(type(word) is int and 0 <= word < 2**30 for word in words)
+    if not fits or (n > 1 and (type(base) is not int or base != sampling_params.seed)):
+        raise SteeringError("", f"{LANES_ARG} and {BASE_SEED_ARG} are the server's own and cannot be sent")
 
 
 def _refuse_what_v1_cannot_do(sampling_params: SamplingParams, steering: Steering, config: VllmConfig) -> None:
@@ -153,7 +182,8 @@ def steered(sampling_params: SamplingParams, settings: EngineSettings) -> Reques
         if own is not None:
             raise
         return None
-    return Request(row, scope.CODES[steering.scope], delimiters, _lane(sampling_params))
+    lane = None if settings.lanes is None else _lane(sampling_params)
+    return Request(row, scope.CODES[steering.scope], delimiters, lane)
 
 
 def _lane(sampling_params: SamplingParams) -> tuple[int, int] | None:

@@ -210,6 +210,12 @@ def test_n_sequences_of_one_request_have_a_lane_each(llm: LLM, pool: telemetry.L
         ({"extra_args": {"steering": {"scope": "thinking"}}}, "thinking_start_id: must be given"),
         ({"extra_args": {"steering": {}}, "presence_penalty": 0.5}, "V1 model runner"),
         ({"extra_args": {"steering": {}}, "repetition_penalty": 1.1}, "V1 model runner"),
+        # A worker that died of these would take the engine with it.
+        ({"extra_args": {"steering": {}}, "n": 2, "seed": -2}, "one sequence would get seed -1"),
+        ({"extra_args": {"steering": {}, "steerdec_lanes": ["a", "b"]}}, "the server's own"),
+        ({"extra_args": {"steering": {}, "steerdec_lanes": [1, 2, 3, 4]}}, "the server's own"),
+        ({"extra_args": {"steering": {}, "steerdec_lanes": [1, 2, 3, 4]}, "n": 2, "seed": 1}, "the server's own"),
+        ({"extra_args": {"steerdec_lanes": [1, 2**31]}}, "the server's own"),
     ],
 )
 def test_what_cannot_be_steered_exactly_is_refused_at_admission(llm: LLM, sampling: dict[str, Any], words: str) -> None:

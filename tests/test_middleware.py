@@ -50,6 +50,40 @@ def test_choices_keep_apart_however_the_seed_is_spelled(server: InProcess, seed:
     assert xargs["steerdec_base_seed"] == int(seed)
 
 
+def test_a_seed_that_is_none_to_vllm_is_none_to_us(server: InProcess) -> None:
+    """vLLM takes -1 for no seed; the sequences of one request would then not be told apart."""
+    assert post(server, n=2, seed=-1, steering=STEERING)[0] == 200
+    body = json.loads(server.inner.bodies[0])
+    assert body["seed"] >= 0
+    assert body["vllm_xargs"]["steerdec_base_seed"] == body["seed"]
+    status, raw = post(server, seed=-1, steering={"select": "random", "fork_rate": 0.2})
+    assert (status, json.loads(raw)["error"]["param"]) == (400, "steering.select")
+    for n, seed in ((2, -2), (4, -3), (3, "-2")):
+        status, raw = post(server, n=n, seed=seed, steering=STEERING | {"telemetry": "none"})
+        assert status == 400
+        assert b"would get seed -1" in raw
+    assert post(server, n=2, seed=-3, steering=STEERING)[0] == 200
+    assert server.pool.lent == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/completions", {"prompt_embeds": ["a", "b"]}, b"several prompts"),
+        ("/v1/completions", {"prompt": "x", "prompt_embeds": "a"}, b"several prompts"),
+        ("/v1/completions", {"prompt": [[1], [2]]}, b"several prompts"),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "code_interpreter"}]}, b"built-in tools"),
+    ],
+)
+def test_telemetry_is_refused_where_several_requests_would_share_a_lane(
+    server: InProcess, path: str, body: dict[str, Any], words: bytes
+) -> None:
+    status, raw = server.post(path, json.dumps(body | {"steering": STEERING}).encode())
+    assert status == 400
+    assert words in raw
+    assert server.pool.lent == 0
+
+
 def test_token_ids_declined_in_words_are_still_counted_and_not_sent(server: InProcess) -> None:
     status, raw = post(server, stream=True, return_token_ids="false", steering=STEERING)
     assert status == 200
@@ -233,7 +267,10 @@ def test_steering_is_refused_where_it_would_be_ignored(server: InProcess) -> Non
 
     app = InProcess(server.inner, server.pool, SteeringMiddleware(other, server.app._host))
     for path in ("/invocations", "/v1/chat/completions/batch", "/v1/messages"):
-        for steering in (b'"steering": {}', b'"st\\u0065ering": 1'):
+        for steering in (
+            *(b'"steering": {}', b'"st\\u0065ering": 1', b'"vllm_xargs": {"steering": "{}"}'),
+            *(b'"vllm_xargs": {"steerdec_lanes": [1, 1]}', b'"sampling_params": {"extra_args": {"steering": {}}}'),
+        ):
             status, raw = app.post(path, b'{"prompt": "x", %s}' % steering)
             assert (status, json.loads(raw)["error"]["param"]) == (400, "steering")
         assert reached == []
