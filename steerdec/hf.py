@@ -62,7 +62,7 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
         if self._tables is None or self._tables[0].shape[0] != n:
             made = [self._row(r) for r in range(n)]
             self._tables = (
-                torch.tensor([row.floats for row in made], device=scores.device),
+                torch.tensor([row.floats for row in made], dtype=torch.float32, device=scores.device),
                 torch.tensor([row.ints for row in made], dtype=torch.int32, device=scores.device),
             )
             prompts = input_ids[:, : self._prompt_tokens].tolist() if self._steering.scope != "all" else []

@@ -77,11 +77,11 @@ def steer_(
 
 def warm_up(vocab: int, device: torch.device | str) -> None:
     """Compile what steering rows of `vocab` logits on `device` needs, so that no request waits for it (seconds)."""
-    floats = torch.ones(1, rows.FLOATS, device=device)
+    floats = torch.ones(1, rows.FLOATS, dtype=torch.float32, device=device)
     ints = torch.zeros(1, rows.INTS, dtype=torch.int32, device=device)
     slots = torch.zeros(2, dtype=torch.int32, device=device)
     in_scope = torch.ones(2, dtype=torch.bool, device=device)
-    logits = torch.zeros(3, vocab, device=device)
+    logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
     for window in (logits[:2], logits[1:]):  # the latter is aligned differently where vocab is odd
         for scope in (None, in_scope):
             steer_(window, floats, ints, slots, slots.long(), scope)

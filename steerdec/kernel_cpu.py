@@ -186,7 +186,9 @@ def steer_(
 ) -> Outcome:
     """`reference.steer_` for float32 logits whose rows are contiguous; see `steerdec.kernel`."""
     n, vocab = logits.shape
-    outcome = Outcome(torch.empty(n), torch.empty(n, dtype=torch.bool), torch.empty(n), torch.empty(n))
+    # Not torch's default type and device, which are the caller's: the compiled code writes what stands here.
+    h, temperature, probe_h = (torch.empty(n, dtype=torch.float32, device="cpu") for _ in range(3))
+    outcome = Outcome(h, torch.empty(n, dtype=torch.bool, device="cpu"), temperature, probe_h)
     floats, ints = floats.contiguous(), ints.contiguous()
     slots, positions = slots.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
     in_scope = None if in_scope is None else in_scope.contiguous()

@@ -359,6 +359,22 @@ def test_a_slot_past_the_tables_is_refused_on_a_cpu() -> None:
         kernel.steer_(torch.zeros(4, 10), *call)
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_torchs_default_type_is_the_callers_own_affair(default: torch.dtype) -> None:
+    """The compiled code writes float32, whatever `torch.empty` would make."""
+    logits, call = logits_of("random", 6, 1000), call_for(6, skip=0.0)
+    expected = kernel.steer_(logits.clone(), *call)
+    torch.set_default_dtype(default)
+    try:
+        outcome = kernel.steer_(logits.clone(), *call)
+        kernel.warm_up(1000, "cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for made, wanted in zip(outcome, expected, strict=True):
+        assert made.dtype == wanted.dtype
+        torch.testing.assert_close(made, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_the_benchmark_times_every_contender() -> None:
     from steerdec.benchmarks import kernel as benchmark
 
