@@ -11,6 +11,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -40,6 +41,9 @@ CPU_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERV
 # How long a stop may take beyond vLLM's own --shutdown-timeout. vLLM ends its engine, then waits without end for
 # requests that nobody answers any more; Docker waits 10 s in all.
 STOP_S: Final = 5
+
+# What vLLM multiplies by in "8k" and "8K"; a fraction, as in "25.6k", only goes with the small letters.
+UNITS: Final = {"": 1} | {u: 1000**i for i, u in enumerate("kmgt", 1)} | {u: 1024**i for i, u in enumerate("KMGT", 1)}
 
 
 class LaunchError(RuntimeError):
@@ -76,15 +80,18 @@ def serve(launch: Launch) -> int:
     if "--served-model-name" not in _names(flags) and name != folder:
         flags += ["--served-model-name", name]
     if on_cpu:
-        flags += _cpu_flags(flags)
-    parts = _number(flags, "--api-server-count") or _number(flags, "--data-parallel-size") or 1
+        flags += _cpu_flags(flags, folder)
+    # Without a number of front ends vLLM starts one for each engine.
+    parts = _number(flags, "--api-server-count", "-asc") or _number(flags, "--data-parallel-size", "-dp") or 1
     patience_s = STOP_S + (_number(flags, "--shutdown-timeout") or 0)
-    try:
-        with telemetry.created(_capacity_tokens(flags, folder), name=str(launch.port)) as lanes:
-            environment = _environment(on_cpu) | {PATIENCE_S: str(patience_s)}
-            return _supervised(_command(launch, folder, flags, lanes, parts), environment, patience_s)
-    except OSError as e:
-        raise LaunchError(f"no room for telemetry: {e}") from None
+    capacity_tokens = _capacity_tokens(flags, folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            lanes = stack.enter_context(telemetry.created(capacity_tokens, name=str(launch.port)))
+        except OSError as e:
+            raise LaunchError(f"no room for telemetry: {e}") from None
+        environment = _environment(on_cpu) | {PATIENCE_S: str(patience_s)}
+        return _supervised(_command(launch, folder, flags, lanes, parts), environment, patience_s)
 
 
 def _check_vllm() -> bool:
@@ -125,7 +132,7 @@ def _model(model: str | None) -> tuple[str, str]:
     return model, model  # vLLM fetches from the hub itself
 
 
-def _cpu_flags(flags: list[str]) -> list[str]:
+def _cpu_flags(flags: list[str], folder: str) -> list[str]:
     """Defaults for CPUs, and the two flags without which one seeded request with a long prompt would kill the
     engine: vLLM's CPU runner cannot rewind a seeded generator after a prefill in parts."""
     given = _names(flags)
@@ -137,19 +144,27 @@ def _cpu_flags(flags: list[str]) -> list[str]:
     if "--no-enable-chunked-prefill" not in given:
         added.append("--no-enable-chunked-prefill")
     if "--max-num-batched-tokens" not in given:
-        length = _number(flags + added, "--max-model-len") or 4096
-        added += ["--max-num-batched-tokens", str(max(length, 4096))]
+        added += ["--max-num-batched-tokens", str(max(_capacity_tokens(flags + added, folder), 4096))]
     return added
 
 
 def _capacity_tokens(flags: list[str], folder: str) -> int:
-    """Records a telemetry lane holds: the longest answer the model can give."""
+    """Records a telemetry lane holds: the longest answer the model can give.
+
+    Raises:
+        LaunchError: the model's config.json, which tells it, cannot be read.
+    """
     if given := _number(flags, "--max-model-len"):
         return given
     config = Path(folder) / "config.json"
     if config.is_file():
-        limit = json.loads(config.read_text()).get("max_position_embeddings")
-        if isinstance(limit, int):
+        try:
+            limits = json.loads(config.read_text())
+        except (OSError, ValueError) as e:
+            raise LaunchError(f"{config}: cannot be read as JSON ({getattr(e, 'strerror', e)})") from None
+        if not isinstance(limits, dict):
+            raise LaunchError(f"{config}: is not a JSON object")
+        if isinstance(limit := limits.get("max_position_embeddings"), int):
             return limit
     return 40_960  # an unfetched model; longer answers lose the telemetry of their tail
 
@@ -213,7 +228,7 @@ def _environment(on_cpu: bool) -> dict[str, str]:
 
 
 def _supervised(command: list[str], environment: dict[str, str], patience_s: float) -> int:
-    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    process = _started(command, environment)
     out_of_patience = threading.Timer(patience_s, _end_group, (process.pid,))
     stopping = False
 
@@ -240,6 +255,19 @@ def _supervised(command: list[str], environment: dict[str, str], patience_s: flo
     return status if 0 < status < 128 else 1
 
 
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    except OSError as e:
+        reason = e.strerror
+        if e.errno == errno.E2BIG:  # a calibration has a hash for each of its problems
+            reason = (
+                f"{reason}, the longest has {max(map(len, command)):,} characters and Linux takes 131,071; "
+                "if --threshold is a calibration of more than 6,000 problems, give its number of nats instead"
+            )
+        raise LaunchError(f"vLLM's server cannot be started: {reason}") from None
+
+
 def _die_with_parent() -> None:
     """In the child: be told to end when the supervisor is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -255,14 +283,22 @@ def _names(flags: list[str]) -> set[str]:
     return {flag.split("=", 1)[0].replace("_", "-") for flag in flags if flag.startswith("--")}
 
 
-def _number(flags: list[str], name: str) -> int | None:
-    """The value of a whole-number flag, None if it is absent or in a form only vLLM reads (like 32k)."""
-    for i, flag in enumerate(flags):
+def _number(flags: list[str], *names: str) -> int | None:
+    """The value of a whole-number flag with these names, None if it is absent or no such number (like auto)."""
+    for i, flag in reversed(list(enumerate(flags))):  # of several the last counts
         key, _, inline = flag.partition("=")
-        if key.replace("_", "-") == name:
-            text = inline or (flags[i + 1] if i + 1 < len(flags) else "")
-            return int(text) if text.isdigit() else None
+        if key.replace("_", "-") in names:
+            return _whole(inline or (flags[i + 1] if i + 1 < len(flags) else ""))
     return None
+
+
+def _whole(text: str) -> int | None:
+    """As vLLM's `human_readable_int` reads it, whose import would cost seconds."""
+    found = re.fullmatch(r"(\d+|\d+\.\d+(?=[kmgt]))([kmgtKMGT]?)", text.strip())
+    if found is None:
+        return None
+    number, unit = found[1], UNITS[found[2]]
+    return int(float(number) * unit) if "." in number else int(number) * unit
 
 
 def given_steering(text: str) -> dict[str, Any]:

@@ -225,7 +225,10 @@ class LanePool:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, i)
                 return i
         os.close(self._fd)
-        raise OSError(f"all {parts} parts of the telemetry lanes are taken by other server processes")
+        raise OSError(
+            f"all {parts} parts of the telemetry lanes are taken by other server processes; "
+            "give their number as --api-server-count on the command line (a --config file is not looked into)"
+        )
 
     @property
     def lent(self) -> int:

@@ -92,6 +92,8 @@ def test_positions_outside_a_lane_are_dropped() -> None:
         first, second = pool.lend(2)
         for position in (-1, 4, 400):
             write(recorder, first, position, 1.0, 1.0, True)
+        for index in (-1, 10**6):  # no lane at all
+            write(recorder, telemetry.Lane(file.open()[0], index, first.generation), 0, 1.0, 1.0, True)
         assert not first.read(0, 4).fork.any()
         assert not second.read(0, 4).fork.any()
 
@@ -147,6 +149,7 @@ def test_server_processes_share_the_lanes_without_overlap() -> None:
         assert sorted(i for part in parts for i in part) == list(range(9))
         refused = subprocess.run(command, input="", capture_output=True, text=True, check=False)
         assert "all 3 parts" in refused.stderr
+        assert "--api-server-count" in refused.stderr
         for process in processes:
             process.communicate("")
 
