@@ -135,7 +135,10 @@ def _claims(
             p = p_holm[claim.arm, claim.against, scope]
             rulings[scope][claim.id] = verdicts.judge(claim, estimate, p, design.delta)
         for effect, place in design.combined:
-            pair = verdicts.place_or_dose(rulings[scope][effect.id], rulings[scope][place.id], place.against)
+            borrowed_from = effect.arm if effect.arm != place.arm else ""
+            pair = verdicts.place_or_dose(
+                rulings[scope][effect.id], rulings[scope][place.id], place.against, borrowed_from
+            )
             rulings[scope] |= {ruling.id: ruling for ruling in pair}
         if instrument.verdict == "invalid":
             rulings[scope] = {name: verdicts.voided(ruling) for name, ruling in rulings[scope].items()}

@@ -47,6 +47,8 @@ def judge(claim: Claim, estimate: Estimate, p_holm: float, delta: float) -> Ruli
 
     holds: the Holm-adjusted two-sided p is below .05 and the difference has the claimed sign, however small it is.
     fails: two one-sided tests place the difference within +-delta, or the 95% interval is wholly on the wrong side.
+        Without an interval, where every problem shows the same difference, its exact sign-flip p stands for it. None of
+        these tests is corrected for the number of claims.
     undecided: anything else; the reason then gives the smallest effect the run could see.
     """
     sign = 1.0 if claim.direction == "greater" else -1.0
@@ -60,7 +62,10 @@ def judge(claim: Claim, estimate: Estimate, p_holm: float, delta: float) -> Ruli
     elif p_equivalence < ALPHA:
         verdict, remark = "fails", within
     elif reversed_effect:
-        verdict, remark = "fails", "the whole interval lies on the other side than claimed"
+        no_interval = math.isnan(estimate.ci95[0])
+        every_problem = f"every problem differs the other way (exact sign-flip p {_p(estimate.p)})"
+        verdict = "fails"
+        remark = every_problem if no_interval else "the whole interval lies on the other side than claimed"
     else:
         mde = minimum_detectable_effect(estimate.se, estimate.df)
         remark = f"the smallest effect seen with 80% power is {100 * mde:.1f} points" if math.isfinite(mde) else ""
@@ -82,20 +87,34 @@ def _difference(claim: Claim, estimate: Estimate, p_holm: float) -> str:
     return text + (f" ({estimate.dropped} left out, nothing graded in an arm)" if estimate.dropped else "")
 
 
-def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str) -> tuple[Ruling, Ruling]:
+def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str, borrowed_from: str = "") -> tuple[Ruling, Ruling]:
     """Two claims that combine two: "place, not dose" and its opposite, "dose, not place".
 
     `effect` says that an arm differs from the baseline, `place` that one does from `elsewhere`, an arm that
-    changes the mean entropy as much at other tokens. Both combined claims are conjunctions of claims already
-    corrected, so they need no further correction (intersection-union test, Berger 1982).
+    changes the mean entropy as much at other tokens. Each combined claim is an intersection-union test (Berger 1982)
+    and errs no more often than the weaker of its two. "Place, not dose" takes two claims that hold, both corrected.
+    "Dose, not place" takes one that holds and one that fails, and to fail is an uncorrected 5% test: see `judge`.
+
+    Args:
+        borrowed_from: the arm of `effect` where it is not the one that `elsewhere` is compared with. Its dose is
+            another, as a rule a larger one. Two small doses are alike whatever the large one does, so a failed
+            `place` then decides nothing. One that holds still counts: dose alone gives equal scores at any equal dose.
     """
     both = f"{effect.id} {effect.verdict}, {place.id} {place.verdict}"
+    shown: Verdict = "undecided" if borrowed_from and place.verdict == "fails" else place.verdict
     if effect.verdict == "holds":
         words = {
             "holds": "place, not dose",
             "fails": "entropy dose, not place",
             "undecided": "an effect, but place and dose cannot be told apart",
-        }[place.verdict]
+        }[shown]
+        if borrowed_from and place.verdict == "holds":
+            words += f", at another dose than that of {borrowed_from}"
+        elif shown != place.verdict:
+            words += (
+                f", for {elsewhere} has another dose than {borrowed_from}, as a rule a smaller one: "
+                f"that it does as much as its match, or more, says nothing about {borrowed_from}"
+            )
     elif effect.reversed:
         words = "the effect runs the other way than claimed, so the claim about its cause has nothing to stand on"
     else:
@@ -104,13 +123,13 @@ def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str) -> tuple[Ruling
     by_place = Ruling(
         f"place-not-dose:{place.id}",
         f"The effect comes from the place of the steering: the same entropy elsewhere ({elsewhere}) does not do it.",
-        _and(effect.verdict, place.verdict),
+        _and(effect.verdict, shown),
         reason,
     )
     by_dose = Ruling(
         f"dose-not-place:{place.id}",
         f"The effect comes from the entropy dose: the same entropy elsewhere ({elsewhere}) does as much.",
-        _and(effect.verdict, _not(place.verdict)),
+        _and(effect.verdict, _not(shown)),
         reason,
     )
     return by_place, by_dose
@@ -153,6 +172,8 @@ def judge_instrument(identity: Counts, floor: Counts, accuracy: Estimate) -> Ins
     if floor_differing == 0:
         return Instrument("invalid", f"{both}: the engine is deterministic, so steering changed them")
     excess = mean_over_problems(identity.accuracy - floor.accuracy)
+    if math.isnan(excess.value):
+        return Instrument("invalid", f"{both}, on other problems: how often the engine does so here is not known")
     # Not "p < ALPHA": with a single problem p is not known, and the doubt counts against the instrument.
     if excess.value > 0 and not excess.p >= ALPHA:
         return Instrument("invalid", f"{both}: more often than the engine alone (p {_p(excess.p / 2)})")

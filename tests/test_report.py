@@ -209,6 +209,11 @@ def test_a_trace_under_one_arm_alone_is_shown_with_the_reason(quick: Path) -> No
     )
 
 
+def test_the_shift_on_an_arms_own_text_is_not_called_its_dose(run: Path) -> None:
+    for text in (Page(html(run)).text, markdown(run)):
+        assert "shift holds the dose and what the arm's own text adds; matched doses are equal on" in flat(text)
+
+
 def test_without_a_dose_grid_the_dose_section_says_so(quick: Path) -> None:
     run = json.loads((quick / "run.json").read_text(encoding="utf-8"))
     run["arms"]["arms"] = [arm for arm in run["arms"]["arms"] if arm["name"] in ("B", "A/A")]

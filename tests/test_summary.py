@@ -188,6 +188,40 @@ def test_a_planted_effect_of_dose_is_called_dose(tmp_path):
     assert summary["claims"][2]["reason"].startswith("entropy dose, not place")
 
 
+def test_arms_alike_at_a_dose_that_does_nothing_leave_the_cause_of_a_larger_dose_open(tmp_path):
+    def arm(name, role="treatment", **steering):
+        return {"name": name, "role": role, "temperature": 1.0, "steering": steering or None}
+
+    def claim(name, arm, against):
+        return {"id": name, "statement": f"{arm} is worse.", "arm": arm, "against": against, "direction": "less"}
+
+    arms = [
+        arm("B", "baseline"),
+        arm("F-down", fork_temperature=0.3),
+        arm("N-down", other_temperature=0.3),
+        arm("F-down-m", "matched", fork_temperature=0.95),
+    ]
+    arm_set = {"name": "lower", "baseline": "B", "arms": arms, "delta": 0.02}
+    arm_set["claims"] = [claim("hurts", "F-down", "B"), claim("place", "F-down-m", "N-down")]
+    rng, problems, k = np.random.default_rng(0), [f"p{i}" for i in range(200)], 64
+    p = 0.25 + 0.5 * rng.random((200, 1))
+    lines = [
+        sample(problem, name, s, bool(right))
+        for name, effect in (("B", 0), ("F-down", -0.1), ("N-down", 0), ("F-down-m", 0))
+        for problem, row in zip(problems, rng.random((200, k)) < p + effect, strict=True)
+        for s, right in enumerate(row)
+    ]
+    summary = summarise(write_run(tmp_path / "run", lines, problems, k, arm_set))
+    assert claims(summary) == {
+        "hurts": "holds",
+        "place": "fails",
+        "place-not-dose:place": "undecided",
+        "dose-not-place:place": "undecided",
+    }
+    assert {claim["verdict_these_problems"] for claim in summary["claims"][2:]} == {"undecided"}
+    assert "N-down has another dose than F-down, as a rule a smaller one" in summary["claims"][3]["reason"]
+
+
 def test_a_planted_null_fails_with_many_samples_and_is_undecided_with_few(tmp_path):
     many = summarise(planted(tmp_path / "many", {}, n=40, seed=1, delta=0.08))
     few = summarise(planted(tmp_path / "few", {}, n=20, k=4, seed=1))

@@ -69,6 +69,15 @@ def test_reasons_give_the_numbers():
     assert "other side than claimed" in judge(UP, estimate(-0.05, 0.01), 0.001, DELTA).reason
 
 
+def test_one_difference_on_every_problem_the_other_way_is_not_called_an_interval():
+    ruling = judge(UP, mean_over_problems([-1.0] * 10), 1.0, DELTA)
+    assert (ruling.verdict, ruling.reversed) == ("fails", True)
+    assert "every problem differs the other way (exact sign-flip p = 0.002)" in ruling.reason  # 2^-9
+    assert "interval" not in ruling.reason
+    few = judge(UP, mean_over_problems([-1.0] * 5), 1.0, DELTA)
+    assert (few.verdict, few.reversed) == ("undecided", False)  # 2^-4
+
+
 def test_dropped_problems_stand_in_the_reason():
     assert (
         "2 problems (1 left out, nothing graded in an arm)"
@@ -186,6 +195,43 @@ def test_place_and_dose_are_conjunctions(effect, place, by_place, by_dose, words
     assert all("N-up-m" in ruling.statement for ruling in found)
 
 
+@pytest.mark.parametrize(
+    ("effect", "place", "by_place", "by_dose", "words"),
+    [
+        ("holds", "holds", "holds", "fails", "place, not dose, at another dose than that of F-down: "),
+        ("holds", "fails", "undecided", "undecided", "an effect, but place and dose cannot be told apart, for N-down"),
+        ("holds", "undecided", "undecided", "undecided", "an effect, but place and dose cannot be told apart: "),
+        ("fails", "fails", "fails", "fails", "no such effect to explain"),
+        ("undecided", "fails", "undecided", "undecided", "no effect shown"),
+    ],
+)
+def test_a_place_claim_that_fails_at_another_dose_decides_nothing(effect, place, by_place, by_dose, words):
+    found = place_or_dose(Ruling("e", "", effect, ""), Ruling("p", "", place, ""), "N-down", borrowed_from="F-down")
+    assert [ruling.verdict for ruling in found] == [by_place, by_dose]
+    assert all(ruling.reason.startswith(words) for ruling in found)
+    assert all(f"e {effect}, p {place}" in ruling.reason for ruling in found)
+
+
+def test_dose_not_place_takes_an_uncorrected_test_and_place_not_dose_does_not():
+    effect = judge(UP, estimate(0.06, 0.01), 0.001, DELTA)
+    against_matched = Claim("over-matched", "F-up beats N-up-m.", "F-up", "N-up-m", "greater")
+    # Of differences with p .043 and Holm-adjusted p .125, the one as claimed decides nothing, the other does.
+    behind, ahead = (judge(against_matched, estimate(value, 0.0193), 0.125, DELTA) for value in (-0.04, 0.04))
+    assert estimate(0.04, 0.0193).p == pytest.approx(0.043, abs=0.001)
+    assert [ruling.verdict for ruling in place_or_dose(effect, behind, "N-up-m")] == ["fails", "holds"]
+    assert [ruling.verdict for ruling in place_or_dose(effect, ahead, "N-up-m")] == ["undecided", "undecided"]
+
+
+def test_dose_not_place_holds_at_the_nominal_rate_where_the_place_adds_just_delta():
+    rng, wrong = np.random.default_rng(13), 0
+    for _ in range(1000):
+        baseline, up, matched = _arms(rng, 60, 256, [0.1, 0.1 - DELTA])
+        effect, place = (difference(up, against, PROBLEMS_LIKE_THESE) for against in (baseline, matched))
+        rulings = judge(UP, effect, effect.p, DELTA), judge(UP, place, 1.0, DELTA)
+        wrong += place_or_dose(*rulings, "N-up-m")[1].verdict == "holds"
+    assert 0.03 <= wrong / 1000 <= 0.07
+
+
 def test_an_effect_the_other_way_round_is_not_called_no_effect():
     p_holm = 0.001
     backwards = judge(UP, estimate(-0.05, 0.01), p_holm, DELTA)
@@ -224,6 +270,17 @@ def test_instrument(identity, floor, verdict):
     found = judge_instrument(identity, floor, SAME_SCORE)
     assert found.verdict == verdict
     assert found.reason
+
+
+def test_a_floor_measured_on_other_problems_does_not_excuse_an_instrument():
+    identity = Counts(np.array([3, 3, 0, 0]), np.array([4, 4, 0, 0]))
+    floor = Counts(np.array([0, 0, 1, 1]), np.array([0, 0, 4, 4]))
+    found = judge_instrument(identity, floor, SAME_SCORE)
+    assert found.verdict == "invalid"
+    assert found.reason == (
+        "A/A differs from the baseline in 6 of 8 texts, the baseline repeated in 2 of 8, on other problems: "
+        "how often the engine does so here is not known"
+    )
 
 
 def test_an_instrument_whose_texts_all_differ_is_still_held_to_its_score():
