@@ -13,7 +13,7 @@ reads the prompts, is not counted.
 Of a batch the median over its turns of log(time without the plugin / time of the arm) is taken, which a
 hiccup of the machine does not move; reported is the mean over the batches with its 95% t-interval, both
 back as ratios of tokens/s. Beside it stands the share of a step that passes inside the plugin's `apply`, and
-below the table what a steered request costs once: its validation, and its place in the plugin's tables.
+below the table what a steered request costs once: its validation, and its entry in the plugin's books.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ class Engine:
         self._processors: list[Any] = (
             runner.sampler.logits_processors if self._batch is None else self._batch.logitsprocs.non_argmax_invariant
         )
+        self._sampler = runner.sampler
         self._others = [p for p in self._processors if not isinstance(p, EntropySteering)]
         self._all = list(self._processors)
         if not any(isinstance(p, TakingTurns) for p in self._all):
@@ -165,6 +166,8 @@ class Engine:
         if self._batch is not None:  # which vLLM would not fill without a custom processor
             metadata = self._batch.sampling_metadata
             metadata.output_token_ids = [] if arm == "no plugin" else self._batch.req_output_token_ids
+        else:  # V2 leaves out its copy of the logits where neither a request nor a processor needs one
+            self._sampler.needs_logits_processing[:] = arm in ARMS[2:]
         begin = time.perf_counter()
         outputs = self.llm.llm_engine.step()
         took_s = time.perf_counter() - begin
