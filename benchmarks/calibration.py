@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,9 @@ class Matched(BaseModel):
     temperature_ci95: tuple[float, float]
     target_nats: FiniteFloat  # the dose of `matched`
     dose_nats: FiniteFloat  # of `arm`, at the solved temperature
+    # What it was solved for: temperatures of "forks" and "others", or of "all". None: not kept, in older files.
+    arm_at: dict[str, FiniteFloat] | None = None
+    matched_at: dict[str, FiniteFloat] | None = None
 
 
 class Matching(BaseModel):
@@ -116,18 +120,37 @@ class Threshold:
     solved: dict[str, float] = field(default_factory=dict)  # temperature by arm name
     solved_at: float | None = None  # the base temperature for which they hold
     calibrated_on: tuple[str, ...] = ()  # hashes of problem texts, which may not be tested
+    matched: dict[str, Matched] = field(default_factory=dict)  # what `solved` was solved for, by arm name
+    model: str | None = None  # that was calibrated
 
     @classmethod
     def of(cls, calibration: Calibration, where: str) -> Threshold:
         c = calibration
         origin = f"p80 of {c.tokens} tokens of {c.model} on {c.problems.name}, {where}"
-        solved = {} if c.matching is None else {m.arm: m.temperature for m in c.matching.matched}
-        at = None if c.matching is None else c.matching.temperature
-        return cls(c.threshold_nats, origin, c.fork_rate, solved, at, c.problems.problem_hashes)
+        matched = {} if c.matching is None else {m.arm: m for m in c.matching.matched}
+        return cls(
+            c.threshold_nats,
+            origin,
+            fork_rate=c.fork_rate,
+            solved={name: m.temperature for name, m in matched.items()},
+            solved_at=None if c.matching is None else c.matching.temperature,
+            calibrated_on=c.problems.problem_hashes,
+            matched=matched,
+            model=c.model,
+        )
 
     def tested_again(self, problems: tuple[Problem, ...]) -> int:
         """How many of `problems` the threshold was calibrated on."""
         return len(set(self.calibrated_on) & {problem_hash(problem) for problem in problems})
+
+    def check_model(self, names: Sequence[str]) -> None:
+        """Raises CalibrationError where another model was calibrated than the served one, whose names these are."""
+        served = {Path(name).name for name in names}
+        if self.model is not None and Path(self.model).name not in served:
+            raise CalibrationError(
+                f"the calibration is of {self.model}, served is {' or '.join(sorted(served))} ({self.origin}); "
+                "calibrate that model, or give --threshold as a number"
+            )
 
 
 def parse_threshold(text: str) -> Threshold:

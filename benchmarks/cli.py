@@ -226,8 +226,7 @@ def plan(
 
     with told_plainly():
         count = len(arm_sets.load_arm_set(arms).arms)
-        # A baseline near 0 or 1 leaves less room for the problems to differ than the default spread.
-        spread = min(power.ACCURACY_SD, math.sqrt(accuracy * (1 - accuracy)))
+        spread = power.usual_sd(accuracy)  # a baseline near 0 or 1 leaves the problems less room to differ
         expected = power.plan(
             problems, samples, count, p_bar=accuracy, p_sd=spread, mean_tokens=mean_tokens or math.nan
         )

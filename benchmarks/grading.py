@@ -117,14 +117,16 @@ def last_tagged(text: str) -> str | None:
     return (inside.strip() or None) if closing and opening else None
 
 
-# "N" must not be the start of a sum, a ratio, a list or a time of day: then it is not the answer.
-_ALONE = r"(?!\s*[-+*/×÷=^:]\s*[0-9]|[0-9]|,[0-9]|\.[0-9])"
+# "N" must not be the start of a sum, a product, a ratio, a mixed number, a list or a time of day: then it is not the
+# answer. Atomic: of "1 234*2" not the 1 either.
+_ALONE = r"(?!\s*[-+*/xX×÷=^:]\s*[0-9]|[0-9]|,[0-9]|\.[0-9]| +[0-9]+/[0-9])"
+_NUMBER_ALONE = rf"(?>{NUMBER}){_ALONE}"
 _LEAD = r"[\s:=*]*(?:\\\(|\\?\$)?"
 # The box is what the prompts ask for, "####" is GSM8K's own form, the sentence is what the few-shot examples end with:
 # in this order, and of each the last.
 _MARKED_NUMBERS = (
-    ("hashes", re.compile(rf"####{_LEAD}{NUMBER}{_ALONE}")),
-    ("answer-is", re.compile(rf"\banswer\s+is{_LEAD}{NUMBER}{_ALONE}", re.IGNORECASE)),
+    ("hashes", re.compile(rf"####{_LEAD}{_NUMBER_ALONE}")),
+    ("answer-is", re.compile(rf"\banswer\s+is{_LEAD}{_NUMBER_ALONE}", re.IGNORECASE)),
 )
 # math-verify drops an operator at the end and reads "x = 70 +" as 70.
 _INCOMPLETE = re.compile(r"(?:[-+*/=^_<>×÷\u2212]|\\(?:times|cdot|div|pm|mp|leq?|geq?|neq|approx))\s*$")

@@ -57,7 +57,7 @@ async def match_arms(
     pairs = list(matching.to_solve(arm_set))
     known = {arm.name: temperature for arm, _ in pairs}  # any allowed number, for the others to resolve
     resolved = resolve(arm_set, temperature=temperature, threshold_nats=threshold_nats, fork_rate=0.5, solved=known)
-    pairs = [(arm, resolved.arm(other.name)) for arm, other in pairs]
+    pairs = [(matching.unsolved_again(resolved.arm(arm.name), arm), resolved.arm(other.name)) for arm, other in pairs]
     measured: dict[float, Contribution] = {}
 
     async def look(at: float, progress: RunProgress) -> None:
@@ -112,7 +112,7 @@ async def match_arms(
             raise TooFewTokensError(f"{len(errors)} samples failed, the last: {(errors or ['no token came'])[-1]}")
         return Contribution(*sums)
 
-    looks = matching.first_looks(temperature, [other for _, other in pairs])
+    looks = matching.first_looks(temperature, [arm for pair in pairs for arm in pair])
     each = samples * len(problem_set.problems)
     solved: dict[str, float] = {}
     unmatched: dict[str, str] = {}
@@ -136,6 +136,15 @@ async def match_arms(
             if all(abs(_missed(means, arm, other, solved[arm.name])) <= TOLERANCE_NATS for arm, other in pairs):
                 break
     means, rng = Means(temperature, measured), np.random.default_rng(seed)
+    for arm, other in pairs:
+        missed = _missed(means, arm, other, solved[arm.name])
+        if abs(missed) > TOLERANCE_NATS:
+            unmatched[arm.name] = (
+                f'arm "{arm.name}": no temperature was found in {MAX_ROUNDS} rounds; the last, {solved[arm.name]:g}, '
+                f'misses the dose of "{other.name}", {means.dose_nats(other):+.4f} nats, by {missed:+.4f}; allowed is '
+                f"{TOLERANCE_NATS:g}"
+            )
+    pairs = [(arm, other) for arm, other in pairs if arm.name not in unmatched]
     return Matching(
         temperature=temperature,
         threshold_nats=threshold_nats,
@@ -151,6 +160,8 @@ async def match_arms(
                 temperature_ci95=matching.interval(temperature, measured, arm, other, rng),
                 target_nats=means.dose_nats(other),
                 dose_nats=means.dose_nats(other) + _missed(means, arm, other, solved[arm.name]),
+                arm_at=matching.temperatures(arm) | {matching.solved_part(arm): solved[arm.name]},
+                matched_at=matching.temperatures(other),
             )
             for arm, other in pairs
         ),

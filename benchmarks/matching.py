@@ -64,11 +64,11 @@ class Means:
 
     def dose_nats(self, arm: Arm, **solved: float) -> float:
         """What a resolved arm adds to the mean entropy; `solved` stands in for its "solve"."""
-        at = temperatures(arm, self.base) | solved
+        at = temperatures(arm) | solved
         return sum(self.nats(part, t) - self.nats(part, self.base) for part, t in at.items())
 
 
-def temperatures(arm: Arm, base: float) -> dict[str, float]:
+def temperatures(arm: Arm) -> dict[str, float]:
     """{"forks": T', "others": T'} of a resolved arm, or {"all": T'}; NaN where it is to be solved.
 
     Raises:
@@ -78,7 +78,8 @@ def temperatures(arm: Arm, base: float) -> dict[str, float]:
 
     def number(name: str) -> float:
         value = steering.get(name)
-        return base if value is None else math.nan if value == SOLVED else float(str(value))
+        value = arm.temperature if value is None else value  # as the server has it
+        return math.nan if value == SOLVED else float(str(value))
 
     if steering.get("select") == "all":
         return {"all": number("fork_temperature")}
@@ -100,7 +101,7 @@ def to_solve(arm_set: ArmSet) -> Iterator[tuple[Arm, Arm]]:
     """(arm, the arm it is matched to) for every arm with a temperature to solve.
 
     Raises:
-        ArmError: the other arm is to be solved itself, or an arm has two temperatures to solve.
+        ArmError: the other arm is to be solved itself, an arm has two temperatures to solve, or its own threshold.
     """
     for arm in arm_set.arms:
         if not _unsolved(arm):
@@ -110,21 +111,32 @@ def to_solve(arm_set: ArmSet) -> Iterator[tuple[Arm, Arm]]:
         other = arm_set.arm(arm.matched)
         if _unsolved(other):
             raise ArmError(f'arm "{arm.name}": matched: "{other.name}" has a temperature to solve itself')
-        _of_two_temperatures(other)
-        if _unsolved(arm) & _of_two_temperatures(arm).keys() not in ({"fork_temperature"}, {"other_temperature"}):
+        for one in (other, arm):
+            if "threshold_nats" in (steering := _of_two_temperatures(one)):
+                raise ArmError(
+                    f'arm "{one.name}": threshold_nats: {steering["threshold_nats"]} is its own; doses are matched at '
+                    "the calibration's, so leave it out"
+                )
+        if _unsolved(arm) not in ({"fork_temperature"}, {"other_temperature"}):
             raise ArmError(f'arm "{arm.name}": exactly one of fork_temperature and other_temperature can be solved')
         yield arm, other
 
 
 def _unsolved(arm: Arm) -> set[str]:
-    return {name for name, value in (arm.steering or {}).items() if value == SOLVED}
+    values = {"temperature": arm.temperature} | (arm.steering or {})
+    return {name for name, value in values.items() if value == SOLVED}
 
 
-def first_looks(base: float, others: Iterable[Arm]) -> list[float]:
-    """Temperatures to measure before anything can be solved: the base, the ends, and those of the arms matched to."""
+def unsolved_again(resolved: Arm, arm: Arm) -> Arm:
+    """`arm` in numbers, but for the temperature to solve, in whose place `resolve` needs a number too."""
+    return resolved.model_copy(update={"steering": (resolved.steering or {}) | dict.fromkeys(_unsolved(arm), SOLVED)})
+
+
+def first_looks(base: float, arms: Iterable[Arm]) -> list[float]:
+    """Temperatures to measure before anything can be solved: the base, the ends, and those that the arms have."""
     looks = {base, *(round(factor * base, 6) for factor in (LOWEST, *FIRST_LOOKS, HIGHEST))}
-    for other in others:
-        looks |= {t for t in temperatures(other, base).values() if t > 0.0}
+    for arm in arms:
+        looks |= {t for t in temperatures(arm).values() if t > 0.0}  # a NaN is not
     return sorted(looks)
 
 

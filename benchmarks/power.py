@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,11 @@ from steerdec.benchmarks.comparisons import minimum_detectable_effect
 ACCURACY = 0.71
 ACCURACY_SD = 0.29
 EFFECT_SD = 0.10
+
+
+def usual_sd(p_bar: float) -> float:
+    """The default spread of accuracies at another mean: as large a share as there of the largest spread possible."""
+    return ACCURACY_SD * math.sqrt(p_bar * (1 - p_bar) / (ACCURACY * (1 - ACCURACY)))
 
 
 @dataclass(frozen=True)

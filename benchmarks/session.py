@@ -142,26 +142,60 @@ def repeated_request(run_json: Path) -> tuple[Request, Settings]:
 
 
 def _resolved(request: Request, threshold: Threshold) -> ArmSet:
-    """The arms in numbers; refuses a threshold that was calibrated on the problems under test."""
+    """The arms in numbers; refuses a threshold that was calibrated on the problems under test, or for other arms."""
     overlap = threshold.tested_again(request.problem_set.problems)
     if overlap and not request.force:
         raise CalibrationError(
             f"{overlap} of the {len(request.problem_set.problems)} problems were used for the calibration "
             f"({threshold.origin}); test on others, or say --force"
         )
-    needs = any(arm.steering and "solve" in arm.steering.values() for arm in request.arms.arms)
+    needs = any("solve" in (arm.temperature, *(arm.steering or {}).values()) for arm in request.arms.arms)
     if needs and threshold.solved_at is not None and threshold.solved_at != request.temperature:
         raise CalibrationError(
             f"the matched temperatures were solved at base temperature {threshold.solved_at:g}, the run has "
             f"{request.temperature:g} ({threshold.origin}); calibrate with --temperature {request.temperature:g}"
         )
-    return resolve(
+    resolved = resolve(
         request.arms,
         temperature=request.temperature,
         threshold_nats=threshold.nats,
         fork_rate=threshold.fork_rate,
         solved=threshold.solved,
     )
+    if needs:
+        _check_solved(request.arms, resolved, threshold)
+    return resolved
+
+
+def _check_solved(arms: ArmSet, resolved: ArmSet, threshold: Threshold) -> None:
+    """Refuses temperatures that were solved for other arms: of another set, or of this one before it was changed."""
+    from steerdec.benchmarks import matching  # scipy: not for runs that never need it
+
+    again = f"({threshold.origin}); calibrate again, with --arms as here"
+    for arm, other in matching.to_solve(arms):
+        solved = threshold.matched.get(arm.name)
+        if solved is None:  # whose calibration is not known yet
+            continue
+        if solved.matched != other.name:
+            raise CalibrationError(
+                f'arm "{arm.name}": its temperature was solved to match "{solved.matched}", here it is to match '
+                f'"{other.name}" {again}'
+            )
+        for name, then in ((arm.name, solved.arm_at), (other.name, solved.matched_at)):
+            if then is None:
+                raise CalibrationError(
+                    f'arm "{arm.name}": the calibration is an older one, which does not say what its temperature was '
+                    f"solved for {again}"
+                )
+            if then != (now := matching.temperatures(resolved.arm(name))):
+                raise CalibrationError(
+                    f'arm "{arm.name}": its temperature was solved with "{name}" at {_listed(then)}, here that is at '
+                    f"{_listed(now)} {again}"
+                )
+
+
+def _listed(at: Mapping[str, float]) -> str:
+    return ", ".join(f"{temperature:g} ({part})" for part, temperature in at.items())
 
 
 def _check_prompt(request: Request) -> None:
@@ -221,6 +255,7 @@ def _settings(request: Request, target: Target, urls: tuple[str, ...], server: S
     names = (server.model, str(server.model_info.get("root") or server.model))
     check_server(request.replays, names, server.max_model_len, request.max_tokens)
     threshold = request.threshold or default_threshold(server.steering, request.arms)
+    threshold.check_model(names)
     arms = with_engine_floor(_resolved(request, threshold), server.steering.get("batch_invariant") is True)
     problems = request.problem_set
     return Settings(

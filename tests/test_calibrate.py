@@ -104,6 +104,25 @@ def test_a_server_that_was_calibrated_on_the_problems_is_refused_too(made: Any, 
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_calibration_of_another_model_is_refused(made: Any, tmp_path: Path, own: bool) -> None:
+    """The server's own too. Of a name the last part counts: a hub's `owner/`, or a folder, is no other model."""
+    problems = write_problems(tmp_path / "others.jsonl", list(PROBLEMS)[3:])
+    asked = ["run", "--problems", str(problems), "--samples", "1", "--max-tokens", "16", "--out", str(tmp_path / "run")]
+    asked += [] if own else ["--threshold", str(made[0])]
+    about = {"calibration": json.loads(made[0].read_text()) if own else None}
+    with ScriptedEndpoint(Script(PROBLEMS, model="another", about=about)) as server:
+        result = CliRunner().invoke(bench_app, [*asked, "--endpoint", server.url])
+        assert server.bodies == []
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert "the calibration is of scripted, served is another" in told
+    assert "--threshold as a number" in told
+    assert not (tmp_path / "run" / "run.json").exists()
+    with ScriptedEndpoint(Script(PROBLEMS, model="owner/scripted", about=about)) as server:
+        assert CliRunner().invoke(bench_app, [*asked, "--endpoint", server.url]).exit_code == 0
+
+
 def test_without_a_calibration_the_threshold_is_the_arm_sets_then_the_papers() -> None:
     assert default_threshold({"calibration": None}, load_arm_set("quick")).nats == 0.6
     assert default_threshold({}, load_arm_set("causal")).nats == 0.672

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def means(looks: tuple[float, ...] = LOOKS) -> Means:
 
 
 def arm(name: str, matched: str | None = None, **steering: Any) -> Arm:
-    return Arm(name=name, role="matched" if matched else "treatment", matched=matched, steering=steering)
+    role: Any = "matched" if matched else "treatment"
+    return Arm(name=name, role=role, temperature=BASE, matched=matched, steering=steering)
 
 
 def arm_set(*arms: Arm) -> ArmSet:
@@ -63,7 +66,18 @@ def test_greedy_tokens_have_no_entropy() -> None:
 
 def test_an_arm_at_the_base_temperatures_has_no_dose() -> None:
     assert means().dose_nats(arm("A/A", fork_temperature=BASE, other_temperature=BASE)) == 0.0
-    assert means().dose_nats(Arm(name="B", role="baseline")) == 0.0
+    assert means().dose_nats(Arm(name="B", role="baseline", temperature=BASE)) == 0.0
+
+
+def test_what_an_arm_does_not_steer_is_at_its_own_temperature() -> None:
+    everywhere = forks_nats(0.9) + others_nats(0.9) - forks_nats(BASE) - others_nats(BASE)
+    plain = Arm(name="T-up", role="global", temperature=0.9)
+    fine = means((*LOOKS, 0.9))
+    assert fine.dose_nats(plain) == pytest.approx(everywhere)
+    assert fine.dose_nats(plain.model_copy(update={"steering": {"select": "all"}})) == pytest.approx(everywhere)
+    forks_back = plain.model_copy(update={"steering": {"fork_temperature": BASE}})
+    assert fine.dose_nats(forks_back) == pytest.approx(others_nats(0.9) - others_nats(BASE))
+    assert matching.solve(fine, arm("G", "T-up", select="all", fork_temperature="solve"), plain) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 1.4])
@@ -99,6 +113,15 @@ def test_a_dose_out_of_reach_is_said_so() -> None:
         ),
         ([arm("N", "B", fork_temperature="solve", other_temperature="solve")], "exactly one of"),
         ([arm("N", None, fork_temperature="solve")], "needs the field matched"),
+        (
+            [arm("F", fork_temperature=1.0, threshold_nats=0.3), arm("N", "F", other_temperature="solve")],
+            'arm "F": threshold_nats: 0.3 is its own',
+        ),
+        (
+            [arm("N", "B", other_temperature="solve", threshold_nats=0.3)],
+            'arm "N": threshold_nats: 0.3 is its own',
+        ),
+        ([Arm(name="G", role="global", temperature="solve", matched="B")], "exactly one of"),
     ],
 )
 def test_arm_sets_that_cannot_be_solved_are_refused(arms: list[Arm], words: str) -> None:
@@ -132,16 +155,19 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     Every fifth of ten tokens is a fork; forks have 2 t nats at temperature t, the others 0.5 t^2.
     """
-    folder = tmp_path_factory.mktemp("matching")
+    return solve_set(tmp_path_factory.mktemp("matching"), "causal", lambda fork, t: 2 * t if fork else 0.5 * t**2)
+
+
+def solve_set(folder: Path, arms: str, entropy_at: Callable[[bool, float], float]) -> tuple[Path, list[Any]]:
     lines = [{"id": f"p{i}", "problem": text, "answer": PROBLEMS[text]} for i, text in enumerate(list(PROBLEMS)[:3])]
     (folder / "problems.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    script = Script(PROBLEMS, tokens=10, entropy_at=lambda fork, t: 2 * t if fork else 0.5 * t**2)
+    script = Script(PROBLEMS, tokens=10, entropy_at=entropy_at)
     with ScriptedEndpoint(script) as server:
         calibrate_session.run(
             str(folder / "problems.jsonl"),
             Target((server.url,), None, None, concurrency=4, timeout_s=10.0, api_key=None),
             folder / "c.json",
-            arms="causal",
+            arms=arms,
             temperature=BASE,
             tokens=200,
             limit=None,
@@ -170,6 +196,40 @@ def test_an_arm_out_of_reach_does_not_lose_the_others(tmp_path: Path) -> None:
     assert found is not None
     assert {m.arm for m in found.matched} == {"G-up", "G-down", "N-up-m"}
     assert set(found.unmatched) == {"F-down-m"}
+
+
+def test_an_arm_that_does_not_converge_is_not_listed_as_matched(tmp_path: Path) -> None:
+    """At temperature 1.2 the entropy of the others jumps past the dose of F: it is had nowhere."""
+    arms = write_set(
+        tmp_path, {"name": "F", "role": "treatment", "steering": {"fork_temperature": "x1.5"}}, matched="F"
+    )
+    path, _ = solve_set(tmp_path, arms, lambda fork, t: 2 * t if fork else 0.3 * t + (1.0 if t > 1.2 else 0.0))
+    found = load_calibration(path).matching
+    assert found is not None
+    assert found.matched == ()
+    words = r'arm "N": no temperature was found in 6 rounds; .* misses the dose of "F", \+0.1200 nats, by .*0.001'
+    assert re.fullmatch(words, found.unmatched["N"])
+
+
+def test_the_dose_of_an_arm_with_a_temperature_of_its_own(tmp_path: Path) -> None:
+    """Also where the arm to solve has one, for the tokens that it does not solve for."""
+    arms = write_set(tmp_path, {"name": "T", "role": "global", "temperature": "x1.5"}, matched="T", temperature="x1.2")
+    path, _ = solve_set(tmp_path, arms, lambda fork, t: 2 * t if fork else 0.5 * t**2)
+    matched = load_calibration(path).matching
+    assert matched is not None
+    (m,) = matched.matched
+    assert m.target_nats == pytest.approx(0.4 * (0.9 - BASE) + 0.4 * (0.9**2 - BASE**2), abs=1e-6)
+    assert m.dose_nats == pytest.approx(0.4 * (0.72 - BASE) + 0.4 * (m.temperature**2 - BASE**2), abs=1e-6)
+    assert m.dose_nats == pytest.approx(m.target_nats, abs=1e-3)
+    assert (m.arm_at, m.matched_at) == ({"forks": 0.72, "others": m.temperature}, {"forks": 0.9, "others": 0.9})
+
+
+def write_set(folder: Path, other: dict[str, Any], **of_n: Any) -> str:
+    """A set of B, `other` and N, whose others' temperature is to be solved."""
+    arms = [{"name": "B", "role": "baseline"}, other]
+    arms.append({"name": "N", "role": "matched", "steering": {"other_temperature": "solve"}} | of_n)
+    (folder / "set.yaml").write_text(json.dumps({"name": "test", "baseline": "B", "arms": arms}))
+    return str(folder / "set.yaml")
 
 
 def test_causal_is_solved_to_a_thousandth_of_a_nat(solved: Any) -> None:
@@ -234,6 +294,51 @@ def test_a_run_at_another_base_temperature_is_refused(solved: Any, tmp_path: Pat
         session.read_request(str(problems), "causal", temperature=1.0, threshold=str(solved[0]), **words)
     request = session.read_request(str(problems), "causal", temperature=BASE, threshold=str(solved[0]), **words)
     assert request.temperature == BASE
+
+
+@pytest.mark.parametrize(
+    ("arm", "change", "words"),
+    [
+        (
+            "F-up",
+            {"steering": {"fork_temperature": "x3"}},
+            '"G-up": .* with "F-up" at 1 .*others.* is at 1.8 .forks., 0.6',
+        ),
+        ("F-up", {"temperature": "x1.1"}, r'"G-up": .* with "F-up" at 1 \(forks\), 0.6 .* is at 1 \(forks\), 0.66'),
+        ("N-up-m", {"matched": "F-down"}, '"N-up-m": .* solved to match "F-up", here it is to match "F-down"'),
+        ("N-up-m", {"steering": {"fork_temperature": "solve"}}, 'solved with "N-up-m" at 0.6 .forks.'),
+        ("F-up", {"steering": {"fork_temperature": "x1.667", "threshold_nats": 0.1}}, '"F-up": threshold_nats: 0.1'),
+    ],
+)
+def test_a_run_with_other_arms_than_those_solved_for_is_refused(
+    solved: Any, tmp_path: Path, arm: str, change: dict[str, Any], words: str
+) -> None:
+    changed = load_arm_set("causal").model_dump()
+    next(a for a in changed["arms"] if a["name"] == arm).update(change)
+    (tmp_path / "set.yaml").write_text(json.dumps(changed))
+    with pytest.raises((CalibrationError, ArmError), match=words) as e:
+        ask(tmp_path, str(tmp_path / "set.yaml"), solved[0])
+    assert "\n" not in str(e.value)
+
+
+def test_a_calibration_that_does_not_say_what_it_solved_for_is_refused_where_that_matters(
+    solved: Any, tmp_path: Path
+) -> None:
+    told = json.loads(solved[0].read_text())
+    for m in told["matching"]["matched"]:
+        del m["arm_at"], m["matched_at"]
+    (tmp_path / "old.json").write_text(json.dumps(told))
+    with pytest.raises(CalibrationError, match=r'"G-up": the calibration is an older one.*; calibrate again'):
+        ask(tmp_path, "causal", tmp_path / "old.json")
+    ask(tmp_path, "quick", tmp_path / "old.json")
+
+
+def ask(folder: Path, arms: str, calibration: Path) -> session.Request:
+    problems = folder / "other.jsonl"
+    problems.write_text(json.dumps({"id": "x", "problem": list(PROBLEMS)[5], "answer": "48"}) + "\n")
+    words: dict[str, Any] = {"limit": None, "prompt": None, "thinking": None, "samples": 1, "seed": 0}
+    words |= {"max_tokens": 8, "force": False, "temperature": BASE, "threshold": str(calibration)}
+    return session.read_request(str(problems), arms, **words)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from steerdec.benchmarks.cli import bench_app
 from steerdec.benchmarks.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS, difference
-from steerdec.benchmarks.power import plan
+from steerdec.benchmarks.power import plan, usual_sd
 from steerdec.benchmarks.stats import Counts
 
 
@@ -22,6 +26,26 @@ def test_by_hand():
     assert plan(100, 16, 2, p_bar=0.5, p_sd=0.3).mde_these_problems == pytest.approx(
         2.80159 * np.sqrt(0.0002), rel=1e-5
     )
+
+
+def test_the_spread_scales_with_what_an_accuracy_leaves_room_for():
+    assert usual_sd(0.71) == 0.29
+    for p in np.linspace(0, 1, 101):
+        assert usual_sd(p) == pytest.approx(usual_sd(1 - p))
+        assert usual_sd(p) ** 2 / max(p * (1 - p), 1e-9) == pytest.approx(0.0 if p in (0, 1) else 0.29**2 / 0.2059)
+
+
+def test_the_command_plans_for_every_accuracy():
+    seen = []
+    for percent in range(1, 100):
+        result = CliRunner().invoke(bench_app, ["plan", "--accuracy", str(percent / 100)])
+        assert result.exit_code == 0, result.stderr
+        seen.append([float(x) for x in re.findall(r": +([0-9.]+) points", result.stdout)])
+    these, like_these = np.array(seen).T
+    assert these == pytest.approx(these[::-1])
+    assert (these[0], these[70], like_these[70]) == (0.7, 3.2, 4.9)
+    assert (np.diff(these[:50]) >= 0).all()
+    assert (like_these > these).all()
 
 
 def test_more_samples_cannot_go_below_the_spread_of_the_effect():

@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from steerdec.analysis.loading import load_tokenizer
 from steerdec.analysis.profile import profile
 from steerdec.analysis.source import Source, resolve
+from steerdec.analysis.traces import read_run
+from steerdec.benchmarks import session
+from steerdec.benchmarks.dispatch import Retry
+from steerdec.benchmarks.problems import load_problems
+from steerdec.benchmarks.targets import Target
+from tests.scripted_endpoint import Script, ScriptedEndpoint
 from tests.tiny_lm import tiny_lm
 
 
@@ -72,3 +79,31 @@ def test_done_it_makes_nothing_again_and_stopped_it_goes_on(model: Path, tmp_pat
     (tmp_path / "p" / "scores.jsonl").write_bytes(kept["scores.jsonl"][: len(kept["scores.jsonl"]) // 2])
     _, resumed = made(model, tmp_path / "p")
     assert resumed == first
+
+
+def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_nothing_is_changed(
+    model: Path, tmp_path: Path
+) -> None:
+    """As in a set that asks what a lens points at: its identity arm replays, and stands before any other."""
+    asked = session.read_request(
+        "embedded", "quick", limit=2, prompt=None, thinking=None, samples=1, seed=0, temperature=None, max_tokens=16,
+        threshold=None, force=False,
+    )  # fmt: skip
+    answers = {p.problem: p.answer for p in load_problems("embedded", limit=2).problems}
+    with ScriptedEndpoint(Script(answers)) as server:
+        target = Target((server.url,), None, None, concurrency=4, timeout_s=10.0, api_key=None)
+        session.run(asked, target, tmp_path / "run", Retry())
+    told = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    (plain, same, *others), told["arms"]["replays"] = told["arms"]["arms"], {"peaks": {"mask": "peaks"}}
+    replayed = [
+        plain | {"name": "E", "role": "replay", "replay": "peaks"},
+        same | {"name": "E-same", "replay": "peaks"},
+    ]
+    found = lines(tmp_path / "run" / "samples.jsonl")
+    found += [sample | {"arm": "E-same"} for sample in found if sample["arm"] == "A/A"]
+    (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found), "utf-8")
+    for arms, taken in (([plain, *replayed, same, *others], "A/A"), ([plain, *replayed, *others], "B")):
+        told["arms"]["arms"] = arms
+        (tmp_path / "run" / "run.json").write_text(json.dumps(told), "utf-8")
+        traces = read_run(tmp_path / "run", load_tokenizer(str(model)))
+        assert [trace.arm for trace in traces] == [taken] * 2

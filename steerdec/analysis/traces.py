@@ -89,7 +89,8 @@ def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int
 
     Args:
         tokenizer: of the model that made the run.
-        arm: default: the arm in which nothing is changed (identity, for it has telemetry; else baseline).
+        arm: default: the arm in which nothing is changed (identity, for it has telemetry; else baseline), and which
+            writes whole responses.
         limit: that many at most.
 
     Raises:
@@ -131,7 +132,7 @@ def _problems(folder: Path, settings: Settings) -> ProblemSet:
 def _undisturbed(settings: Settings) -> str:
     for role in ("identity", "baseline"):
         for arm in settings.arms.arms:
-            if arm.role == role:
+            if arm.role == role and arm.replay is None:
                 return arm.name
     return settings.arms.arms[0].name
 
