@@ -174,42 +174,35 @@ def test_planted_dose_and_planted_place_are_told_apart(matched, words, by_place,
     assert right / 200 > 0.95
 
 
+UNTOLD = "an effect, but place and dose cannot be told apart"
+
+
 @pytest.mark.parametrize(
-    ("effect", "place", "by_place", "by_dose", "words"),
+    ("borrowed_from", "effect", "place", "by_place", "by_dose", "words"),
     [
-        ("holds", "holds", "holds", "fails", "place, not dose"),
-        ("holds", "fails", "fails", "holds", "entropy dose, not place"),
-        ("holds", "undecided", "undecided", "undecided", "an effect, but place and dose cannot be told apart"),
-        ("fails", "holds", "fails", "fails", "no such effect to explain"),
-        ("fails", "undecided", "fails", "fails", "no such effect to explain"),
-        ("undecided", "holds", "undecided", "fails", "no effect shown"),
-        ("undecided", "fails", "fails", "undecided", "no effect shown"),
-        ("undecided", "undecided", "undecided", "undecided", "no effect shown"),
+        ("", "holds", "holds", "holds", "fails", "place, not dose: "),
+        ("", "holds", "fails", "fails", "holds", "entropy dose, not place: "),
+        ("", "holds", "undecided", "undecided", "undecided", f"{UNTOLD}: "),
+        ("", "fails", "holds", "fails", "fails", "no such effect to explain"),
+        ("", "fails", "undecided", "fails", "fails", "no such effect to explain"),
+        ("", "undecided", "holds", "undecided", "fails", "no effect shown"),
+        ("", "undecided", "fails", "fails", "undecided", "no effect shown"),
+        ("", "undecided", "undecided", "undecided", "undecided", "no effect shown"),
+        # Where the place claim was tested at another dose, that it fails decides nothing.
+        ("F-down", "holds", "holds", "holds", "fails", "place, not dose, at another dose than that of F-down: "),
+        ("F-down", "holds", "fails", "undecided", "undecided", f"{UNTOLD}, for"),
+        ("F-down", "holds", "undecided", "undecided", "undecided", f"{UNTOLD}: "),
+        ("F-down", "fails", "fails", "fails", "fails", "no such effect to explain"),
+        ("F-down", "undecided", "fails", "undecided", "undecided", "no effect shown"),
     ],
 )
-def test_place_and_dose_are_conjunctions(effect, place, by_place, by_dose, words):
-    found = place_or_dose(Ruling("e", "", effect, ""), Ruling("p", "", place, ""), "N-up-m")
+def test_place_and_dose_are_conjunctions(borrowed_from, effect, place, by_place, by_dose, words):
+    found = place_or_dose(Ruling("e", "", effect, ""), Ruling("p", "", place, ""), "N-up-m", borrowed_from)
     assert [ruling.verdict for ruling in found] == [by_place, by_dose]
     assert [ruling.id for ruling in found] == ["place-not-dose:p", "dose-not-place:p"]
     assert all(ruling.reason.startswith(words) for ruling in found)
-    assert all("N-up-m" in ruling.statement for ruling in found)
-
-
-@pytest.mark.parametrize(
-    ("effect", "place", "by_place", "by_dose", "words"),
-    [
-        ("holds", "holds", "holds", "fails", "place, not dose, at another dose than that of F-down: "),
-        ("holds", "fails", "undecided", "undecided", "an effect, but place and dose cannot be told apart, for N-down"),
-        ("holds", "undecided", "undecided", "undecided", "an effect, but place and dose cannot be told apart: "),
-        ("fails", "fails", "fails", "fails", "no such effect to explain"),
-        ("undecided", "fails", "undecided", "undecided", "no effect shown"),
-    ],
-)
-def test_a_place_claim_that_fails_at_another_dose_decides_nothing(effect, place, by_place, by_dose, words):
-    found = place_or_dose(Ruling("e", "", effect, ""), Ruling("p", "", place, ""), "N-down", borrowed_from="F-down")
-    assert [ruling.verdict for ruling in found] == [by_place, by_dose]
-    assert all(ruling.reason.startswith(words) for ruling in found)
     assert all(f"e {effect}, p {place}" in ruling.reason for ruling in found)
+    assert all("N-up-m" in ruling.statement for ruling in found)
 
 
 def test_dose_not_place_takes_an_uncorrected_test_and_place_not_dose_does_not():
