@@ -163,7 +163,7 @@ class Engine:
         """One step under an arm: its seconds, those inside the plugin, and the tokens of requests that ended."""
         TakingTurns.arm, TakingTurns.inside_s = arm, 0.0
         self._processors[:] = self._others if arm == "no plugin" else self._all
-        if self._batch is not None:  # which vLLM would not fill without a custom processor
+        if self._batch is not None:  # V1 hands the tokens so far to its sampler only for a custom processor
             metadata = self._batch.sampling_metadata
             metadata.output_token_ids = [] if arm == "no plugin" else self._batch.req_output_token_ids
         else:  # V2 leaves out its copy of the logits where neither a request nor a processor needs one
