@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+PATIENCE_S = 120.0  # for one answer: other tests, which run beside these, may hold every processor for a while
+
 
 def free_port() -> int:
     with socket.socket() as probe:

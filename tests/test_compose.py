@@ -13,6 +13,7 @@ import yaml
 
 from tests.built import ROOT
 from tests.container_files import assert_understood, defaults, filled, services, stages
+from tests.serving import PATIENCE_S
 
 
 def test_compose_runs_commands_that_steerdec_takes() -> None:
@@ -91,8 +92,8 @@ def test_no_two_panels_overlap() -> None:
 def test_every_metric_of_the_dashboard_is_on_the_servers_page(server_url: str) -> None:
     steering = {"fork_temperature": 1.2, "threshold_nats": 0.5}
     body = {"prompt": "Once", "max_tokens": 8, "temperature": 1.0, "steering": steering}
-    httpx.post(f"{server_url}/v1/completions", json=body, timeout=120).raise_for_status()
-    page = httpx.get(f"{server_url}/metrics", timeout=30).text
+    httpx.post(f"{server_url}/v1/completions", json=body, timeout=PATIENCE_S).raise_for_status()
+    page = httpx.get(f"{server_url}/metrics", timeout=PATIENCE_S).text
     there = set(re.findall(r"^([\w:]+)\{?", page, re.MULTILINE))
     assert len(queried()) >= 10
     assert queried() <= there

@@ -23,6 +23,7 @@ import pytest
 
 from steerdec import params
 from steerdec.telemetry import Records
+from tests.serving import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -246,7 +247,7 @@ def test_the_fetch_example_runs(server_url: str) -> None:
 
 @pytest.mark.engine
 def test_the_metrics_table_names_what_is_there(server_url: str) -> None:
-    page = httpx.get(f"{server_url}/metrics").text
+    page = httpx.get(f"{server_url}/metrics", timeout=PATIENCE_S).text
     for name in re.findall(r"`(steerdec_\w+)`", tables()["table"]("metrics")):
         assert f"# TYPE {name} " in page or f"\n{name} " in page
 
@@ -255,7 +256,7 @@ def test_the_metrics_table_names_what_is_there(server_url: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refusal_is_a_status_streamed_or_not(server_url: str, stream: bool) -> None:
     body = {"model": "SmolLM2-135M-Instruct", "prompt": "x", "stream": stream, "steering": {"fork_temperature": -1}}
-    answer = httpx.post(f"{server_url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{server_url}/v1/completions", json=body, timeout=PATIENCE_S)
     shown = next(json.loads(b.code) for b in blocks() if b.language == "json" and '"error"' in b.code)
     assert answer.status_code == 400
     assert answer.json() == shown

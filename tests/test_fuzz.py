@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from steerdec import params, telemetry
 from steerdec.params import PAPER_THRESHOLD_NATS, POLICIES
 from tests.in_process import ENTROPIES_NATS, MODELS, TOKENS, InProcess, choices_of, in_process_server
+from tests.serving import PATIENCE_S
 
 # What is sent -------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ def test_the_real_server_never_fails_and_does_what_it_accepts(server_url: str, p
     body = data.draw(beside(**content_of(path), max_tokens=4)) | {"steering": steering}
     raw = json.dumps(body).encode()
     headers = {"content-type": "application/json"}
-    response = httpx.post(f"{server_url}{path}", content=raw, headers=headers, timeout=60)
+    response = httpx.post(f"{server_url}{path}", content=raw, headers=headers, timeout=PATIENCE_S)
     assert response.status_code < 500, response.text
     if response.status_code == 200 and not response.text.startswith("data:"):
         for choice in response.json()["choices"]:
@@ -226,8 +227,8 @@ def test_the_real_server_never_fails_and_does_what_it_accepts(server_url: str, p
         error = response.json()["error"]
         assert {"message", "type", "param", "code"} <= set(error)
         is_our_refusal(response.status_code, response.content)
-    assert httpx.get(f"{server_url}/health", timeout=10).status_code == 200
-    assert httpx.get(f"{server_url}/v1/steering", timeout=10).json()["telemetry_lanes_lent"] == 0
+    assert httpx.get(f"{server_url}/health", timeout=PATIENCE_S).status_code == 200
+    assert httpx.get(f"{server_url}/v1/steering", timeout=PATIENCE_S).json()["telemetry_lanes_lent"] == 0
 
 
 @pytest.mark.engine
@@ -237,7 +238,7 @@ def test_accepted_temperatures_are_the_applied_ones(
     server_url: str, steering: dict[str, Any], stream: bool, n: int, seed: int
 ) -> None:
     body = {"prompt": "Once", "max_tokens": 6, "n": n, "seed": seed, "temperature": 0.9, "stream": stream}
-    response = httpx.post(f"{server_url}/v1/completions", json=body | {"steering": steering}, timeout=60)
+    response = httpx.post(f"{server_url}/v1/completions", json=body | {"steering": steering}, timeout=PATIENCE_S)
     assert response.status_code == 200
     lists: dict[int, dict[str, list[Any]]] = {i: {"fork": [], "temperature": [], "entropy_nats": []} for i in range(n)}
     for choice in choices_of(response.content):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steerdec.hf import EntropySteering
 from steerdec.params import SteeringError
+from tests.serving import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_on_the_same_prefixes_it_decides_as_vllm(model: Any, server_url: str, st
     """Token for token over an answer of vLLM's: the entropy, the choice, the temperature."""
     body = {"model": "SmolLM2-135M-Instruct", "prompt": "Once upon a time there was a", "max_tokens": 32, "seed": 5}
     body |= {"temperature": 0.8, "return_token_ids": True, "steering": steering | {"telemetry": "tokens"}}
-    choice = httpx.post(f"{server_url}/v1/completions", json=body, timeout=120).json()["choices"][0]
+    choice = httpx.post(f"{server_url}/v1/completions", json=body, timeout=PATIENCE_S).json()["choices"][0]
     prompt, new = choice["prompt_token_ids"], choice["token_ids"]
     twin = EntropySteering(steering, temperature=0.8, prompt_tokens=len(prompt), seed=5)
     ids = torch.tensor([[*prompt, *new]])

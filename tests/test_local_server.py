@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from steerdec.benchmarks.local_server import ServerError, local_server, serve_command
+from tests.serving import PATIENCE_S
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 SERVER = """
@@ -53,11 +54,11 @@ def gone_soon(pid: int, within_s: float = 10.0) -> bool:
 def test_it_answers_inside_the_block_and_nothing_of_it_is_left_after(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with local_server("m", log, command=command()) as url:
-        assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"{url}/health", trust_env=False, timeout=PATIENCE_S).status_code == 200
         assert alive(child(log))
     assert gone_soon(child(log))
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health", trust_env=False)
+        httpx.get(f"{url}/health", trust_env=False, timeout=PATIENCE_S)
 
 
 def test_it_is_stopped_when_the_block_fails_even_if_it_will_not_go(

@@ -26,6 +26,7 @@ from steerdec.benchmarks.problems import load_problems
 from steerdec.benchmarks.replays import whole_text
 from steerdec.benchmarks.sample_requests import asked_steering, sample_request
 from steerdec.benchmarks.targets import Target
+from tests.serving import PATIENCE_S
 
 pytestmark = pytest.mark.engine
 
@@ -124,7 +125,7 @@ def test_exactly_the_first_token_of_the_continuation_is_steered(server_url: str,
     prefix = Prefix(recorded(tokenizer, "Question: why?\nAnswer:", " Because it has many parts"), 3)
     item = Item(0, problem, ARM, 0, 5, prefix)
     path, body = sample_request(item, model=MODEL, prompt="number", thinking=None, max_tokens=12, traced=True)
-    raw = httpx.post(server_url + path, json=body, timeout=120).raise_for_status().content
+    raw = httpx.post(server_url + path, json=body, timeout=PATIENCE_S).raise_for_status().content
     answer = parse_answer(raw, max_tokens=12, steering=asked_steering(ARM, True))
     assert answer.temperature is not None
     assert answer.temperature == pytest.approx([1.5] + [0.6] * (answer.completion_tokens - 1))
@@ -151,7 +152,7 @@ def test_a_prefix_may_end_in_the_middle_of_a_character(server_url: str, weights:
         assert asyncio.run(text_of(rest, position, [])) == response
     item = Item(0, load_problems("embedded", limit=1).problems[0], ARM, 0, 5, Prefix(trace, cut))
     path, body = sample_request(item, model=MODEL, prompt="number", thinking=None, max_tokens=4)
-    raw = httpx.post(server_url + path, json=body, timeout=120).raise_for_status().content
+    raw = httpx.post(server_url + path, json=body, timeout=PATIENCE_S).raise_for_status().content
     new_ids = parse_answer(raw, max_tokens=4, steering=asked_steering(ARM, False)).token_ids
     assert new_ids
     text = asyncio.run(text_of(new_ids, cut, []))

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
+from tests.serving import PATIENCE_S
+
 pytestmark = pytest.mark.engine
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -25,11 +27,11 @@ def client(server_url: str) -> OpenAI:
 
 
 def lanes_lent(url: str) -> int:
-    return int(httpx.get(f"{url}/v1/steering").json()["telemetry_lanes_lent"])
+    return int(httpx.get(f"{url}/v1/steering", timeout=PATIENCE_S).json()["telemetry_lanes_lent"])
 
 
 def post(url: str, path: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{url}{path}", json={"model": MODEL, **body}, timeout=120)
+    return httpx.post(f"{url}{path}", json={"model": MODEL, **body}, timeout=PATIENCE_S)
 
 
 def complete(url: str, **body: Any) -> dict[str, Any]:
@@ -249,14 +251,21 @@ def test_steering_that_does_not_go_with_the_rest_is_refused(
 
 def test_a_key_spelled_with_escapes_is_still_seen(server_url: str) -> None:
     raw = json.dumps({"model": MODEL, "prompt": "x", "steering": {"fork": 1}}).replace("steer", "st\\u0065er")
-    response = httpx.post(f"{server_url}/v1/completions", content=raw, headers={"content-type": "application/json"})
+    response = httpx.post(
+        f"{server_url}/v1/completions", content=raw, headers={"content-type": "application/json"}, timeout=PATIENCE_S
+    )
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "steering.fork"
 
 
 def test_broken_bodies_are_vllms_to_refuse(server_url: str) -> None:
     for raw in (b"", b"{", b"[]", b'{"steering": {}}', b"\xff\xfe", b'{"steering":' + b"[" * 100_000):
-        response = httpx.post(f"{server_url}/v1/completions", content=raw, headers={"content-type": "application/json"})
+        response = httpx.post(
+            f"{server_url}/v1/completions",
+            content=raw,
+            headers={"content-type": "application/json"},
+            timeout=PATIENCE_S,
+        )
         assert 400 <= response.status_code < 500, raw[:40]
 
 
@@ -264,12 +273,15 @@ def test_a_body_beyond_all_measure_is_cut_off(server_url: str) -> None:
     big = b'{"steering": {}, "prompt": "' + b"x" * (65 * 2**20) + b'"}'
     try:
         response = httpx.post(
-            f"{server_url}/v1/completions", content=big, headers={"content-type": "application/json"}, timeout=60
+            f"{server_url}/v1/completions",
+            content=big,
+            headers={"content-type": "application/json"},
+            timeout=PATIENCE_S,
         )
         assert response.status_code == 413
     except httpx.TransportError:
         pass  # closed while sending, which is as good
-    assert httpx.get(f"{server_url}/health").status_code == 200
+    assert httpx.get(f"{server_url}/health", timeout=PATIENCE_S).status_code == 200
 
 
 # Lanes and life ----------------------------------------------------------------------------------
@@ -305,11 +317,11 @@ def test_seeded_request_with_a_long_prompt_does_not_kill_the_engine(server_url: 
         ).status_code
         == 200
     )
-    assert httpx.get(f"{server_url}/health").status_code == 200
+    assert httpx.get(f"{server_url}/health", timeout=PATIENCE_S).status_code == 200
 
 
 def test_what_the_server_says_of_itself(server_url: str) -> None:
-    about = httpx.get(f"{server_url}/v1/steering").json()
+    about = httpx.get(f"{server_url}/v1/steering", timeout=PATIENCE_S).json()
     assert about["processor"] is True
     assert about["runner"] == "v1"
     assert about["threshold_nats"] == 0.672
@@ -318,7 +330,7 @@ def test_what_the_server_says_of_itself(server_url: str) -> None:
 
 def test_metrics_count_tokens_forks_and_entropies(server_url: str) -> None:
     def value(name: str) -> float:
-        lines = httpx.get(f"{server_url}/metrics").text.splitlines()
+        lines = httpx.get(f"{server_url}/metrics", timeout=PATIENCE_S).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
 
     names = ["steerdec_requests_total", "steerdec_tokens_total", "steerdec_forks_total", "steerdec_entropy_nats_count"]
@@ -334,11 +346,11 @@ def test_metrics_count_tokens_forks_and_entropies(server_url: str) -> None:
 
 
 def test_the_page_is_served_with_nothing_from_elsewhere(server_url: str) -> None:
-    page = httpx.get(f"{server_url}/")
+    page = httpx.get(f"{server_url}/", timeout=PATIENCE_S)
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    assert httpx.get(f"{server_url}/page/style.css").headers["content-type"].startswith("text/css")
-    assert httpx.get(f"{server_url}/page/../routes.py").status_code == 404
+    assert httpx.get(f"{server_url}/page/style.css", timeout=PATIENCE_S).headers["content-type"].startswith("text/css")
+    assert httpx.get(f"{server_url}/page/../routes.py", timeout=PATIENCE_S).status_code == 404
 
 
 def test_errors_show_nothing_of_the_host(server_url: str, weights: Path) -> None:
@@ -346,7 +358,7 @@ def test_errors_show_nothing_of_the_host(server_url: str, weights: Path) -> None
         post(server_url, "/v1/completions", prompt="x", steering={"x": 1}).text,
         post(server_url, "/v1/completions", prompt="x", temperature="a").text,
         post(server_url, "/v1/nothing").text,
-        httpx.get(f"{server_url}/page/none.js").text,
+        httpx.get(f"{server_url}/page/none.js", timeout=PATIENCE_S).text,
     ]
     for text in texts:
         assert str(weights) not in text

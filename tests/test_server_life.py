@@ -21,7 +21,7 @@ import pytest
 
 from steerdec.benchmarks import soak
 from steerdec.telemetry import PREFIX, SHARED_MEMORY, remove_stale
-from tests.serving import command_running, free_port
+from tests.serving import PATIENCE_S, command_running, free_port
 
 pytestmark = pytest.mark.engine
 
@@ -38,10 +38,10 @@ class Running:
     def post(self, key: str = KEY, **body: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"}
         body = {"prompt": "Once", "max_tokens": 8, "seed": 1, "temperature": 1.0} | body
-        return httpx.post(f"{self.url}/v1/completions", headers=headers, json=body, timeout=60)
+        return httpx.post(f"{self.url}/v1/completions", headers=headers, json=body, timeout=PATIENCE_S)
 
     def lanes_lent(self) -> int:
-        about = httpx.get(f"{self.url}/v1/steering", headers={"authorization": f"Bearer {KEY}"}, timeout=10)
+        about = httpx.get(f"{self.url}/v1/steering", headers={"authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
         return int(about.json()["telemetry_lanes_lent"])
 
 
@@ -55,7 +55,7 @@ def lane_files(url: str) -> list[Path]:
 
 
 def wait_until_lent(server: Running, lanes: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while server.lanes_lent() < lanes:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -93,8 +93,8 @@ def test_no_path_works_without_a_key(running: Running, path: str) -> None:
     body = {"prompt": "Once", "max_tokens": 1, "temperature": 1.0}
     for key, status in (("wrong", 401), (KEY, 200)):
         headers = {"authorization": f"Bearer {key}"}
-        assert httpx.post(f"{running.url}{path}", headers=headers, json=body, timeout=60).status_code == status
-    assert httpx.post(f"{running.url}{path}", json=body, timeout=60).status_code == 401
+        assert httpx.post(f"{running.url}{path}", headers=headers, json=body, timeout=PATIENCE_S).status_code == status
+    assert httpx.post(f"{running.url}{path}", json=body, timeout=PATIENCE_S).status_code == 401
 
 
 def test_the_default_steers_requests_that_bring_nothing(running: Running) -> None:
@@ -173,7 +173,7 @@ def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(tmp_path: Path) 
     flags = ("--api-server-count", "2", "--dtype", "float32")
     with command_running(command(port, *flags), port, tmp_path / "log") as process:
         server = Running(process, f"http://127.0.0.1:{port}", 0.0)
-        about = httpx.get(f"{server.url}/v1/steering", timeout=10).json()
+        about = httpx.get(f"{server.url}/v1/steering", timeout=PATIENCE_S).json()
         assert about["telemetry_lanes"] == 1023 // 2
         before = counted(server.url)
         asked = {"steering": {"fork_temperature": 1.3}, "max_tokens": 5, "ignore_eos": True}
@@ -187,6 +187,6 @@ def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(tmp_path: Path) 
 
 def counted(url: str) -> list[float]:
     """Steered requests, their tokens, and the entropies in the histogram, so far."""
-    lines = httpx.get(f"{url}/metrics", timeout=10).text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
     names = ("steerdec_requests_total", "steerdec_tokens_total", "steerdec_entropy_nats_count")
     return [sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")) for name in names]

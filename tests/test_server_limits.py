@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from steerdec.server.middleware import MAX_BODY_BYTES
+from tests.serving import PATIENCE_S
 
 pytestmark = pytest.mark.engine
 
@@ -46,7 +47,7 @@ def test_a_head_without_end_is_cut_off(server_url: str, head: str) -> None:
     sent, answer = sent_until_closed(server_url, parts())
     assert sent < MAX_HEAD_BYTES + BUFFERED_BYTES < tries * len(part)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
-    assert httpx.get(f"{server_url}/health", timeout=10).status_code == 200
+    assert httpx.get(f"{server_url}/health", timeout=PATIENCE_S).status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -63,7 +64,7 @@ def test_a_body_without_end_is_cut_off_on_every_path(server_url: str, path: str,
     sent, answer = sent_until_closed(server_url, parts())
     assert sent < MAX_BODY_BYTES + BUFFERED_BYTES + MIB
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
-    assert httpx.get(f"{server_url}/health", timeout=10).status_code == 200
+    assert httpx.get(f"{server_url}/health", timeout=PATIENCE_S).status_code == 200
 
 
 def test_other_paths_are_answered_as_before(server_url: str) -> None:
@@ -71,8 +72,8 @@ def test_other_paths_are_answered_as_before(server_url: str) -> None:
     body = b'{"prompt": "Once upon a time"}'
     headers = {"content-type": "application/json"}
     for content in (body, iter([body[:9], body[9:]])):
-        answer = httpx.post(f"{server_url}/tokenize", content=content, headers=headers, timeout=10)
+        answer = httpx.post(f"{server_url}/tokenize", content=content, headers=headers, timeout=PATIENCE_S)
         assert answer.status_code == 200
         assert answer.json()["count"] == 4
-    assert httpx.post(f"{server_url}/tokenize", timeout=10).status_code == 400
-    assert httpx.post(f"{server_url}/no/such/path", timeout=10).status_code == 404
+    assert httpx.post(f"{server_url}/tokenize", timeout=PATIENCE_S).status_code == 400
+    assert httpx.post(f"{server_url}/no/such/path", timeout=PATIENCE_S).status_code == 404

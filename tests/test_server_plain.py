@@ -16,7 +16,7 @@ import pytest
 
 from steerdec.benchmarks import served
 from steerdec.server.launch import CPU_ENVIRONMENT, CPU_FLAGS
-from tests.serving import command_running, free_port
+from tests.serving import PATIENCE_S, command_running, free_port
 
 pytestmark = pytest.mark.engine
 
@@ -42,7 +42,7 @@ def post(url: str, steering: Any = None, path: str = "/v1/completions", **body: 
     body |= {"prompt": "Once upon a time"} if path == "/v1/completions" else {"messages": chat("Name an animal.")}
     if steering is not None:
         body["vllm_xargs"] = {"steering": steering if isinstance(steering, str) else json.dumps(steering)}
-    return httpx.post(f"{url}{path}", json=body, timeout=120)
+    return httpx.post(f"{url}{path}", json=body, timeout=PATIENCE_S)
 
 
 def chat(text: str) -> list[dict[str, str]]:
@@ -57,7 +57,7 @@ def text(response: httpx.Response) -> str:
 
 
 def test_it_is_vllms_own_server(url: str) -> None:
-    assert httpx.get(f"{url}/v1/steering", timeout=10).status_code == 404
+    assert httpx.get(f"{url}/v1/steering", timeout=PATIENCE_S).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
@@ -80,7 +80,9 @@ def test_the_identity_changes_nothing_and_other_steering_does(url: str) -> None:
 def test_a_top_level_steering_field_does_nothing_there(url: str) -> None:
     """Which is why the documentation sends users to vllm_xargs."""
     body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 24, "seed": 3, "temperature": 1.2}
-    assert text(httpx.post(f"{url}/v1/completions", json=body | {"steering": GREEDY_EVERYWHERE})) == text(post(url))
+    assert text(
+        httpx.post(f"{url}/v1/completions", json=body | {"steering": GREEDY_EVERYWHERE}, timeout=PATIENCE_S)
+    ) == text(post(url))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from steerdec.analysis import loading
 from steerdec.analysis.scoring import score_traces
 from steerdec.analysis.traces import Trace
+from tests.serving import PATIENCE_S
 
 pytestmark = pytest.mark.engine
 
@@ -28,7 +29,7 @@ def sampled(url: str, question: str, seed: int) -> tuple[Trace, list[float]]:
         "return_token_ids": True,
         "steering": {"fork_temperature": 1.3, "threshold_nats": 0.6, "telemetry": "tokens"},
     }
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
     choice = answer["choices"][0]
     trace = Trace(
         problem_id=question,
