@@ -52,8 +52,16 @@ def fetch(name: str | None = None) -> Path:
     interrupted fetch leaves nothing half-written.
 
     Raises:
-        ModelError: there is no such model, or it cannot be reached.
+        ModelError: there is no such model, it cannot be reached, or its folder can be neither read nor written.
     """
+    try:
+        return _fetched(name)
+    except OSError as e:
+        where = f": {e.filename}" if e.filename else ""
+        raise ModelError(f"{name or SMOLLM2.name}: {e.strerror or e}{where}") from None
+
+
+def _fetched(name: str | None) -> Path:
     if name is None or name == SMOLLM2.name:
         return _fetch_embedded(SMOLLM2)
     folder = Path(name)
