@@ -174,10 +174,10 @@ def judge_instrument(identity: Counts, floor: Counts, accuracy: Estimate) -> Ins
     excess = mean_over_problems(identity.accuracy - floor.accuracy)
     if math.isnan(excess.value):
         return Instrument("invalid", f"{both}, on other problems: how often the engine does so here is not known")
-    # Not "p < ALPHA": with a single problem p is not known, and the doubt counts against the instrument.
+    # Not "p < ALPHA", here and below: where p is not known, the doubt counts against the instrument.
     if excess.value > 0 and not excess.p >= ALPHA:
         return Instrument("invalid", f"{both}: more often than the engine alone (p {_p(excess.p / 2)})")
-    if accuracy.p < ALPHA / 2:
+    if abs(accuracy.value) > 0 and not accuracy.p >= ALPHA / 2:
         return Instrument("invalid", f"{both}, but A/A scores {_points(accuracy.value)} points (p {_p(accuracy.p)})")
     saturated = floor_differing > SATURATED * floor_pairs
     caveat = "; texts nearly always differ, so only the score is a check" if saturated else ""

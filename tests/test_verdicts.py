@@ -283,6 +283,14 @@ def test_an_instrument_whose_texts_all_differ_is_still_held_to_its_score():
     assert "only the score" in judge_instrument(differing(20), differing(20), SAME_SCORE).reason
 
 
+def test_a_score_that_moved_by_whole_problems_leaves_no_p_and_is_no_sound_instrument():
+    right, wrong = np.array([4, 4, 0, 0]), np.array([4, 0, 0, 0])
+    score = difference(Counts(wrong, np.full(4, 4)), Counts(right, np.full(4, 4)), THESE_PROBLEMS)
+    found = judge_instrument(differing(5), differing(5), score)
+    assert found.verdict == "invalid"
+    assert found.reason.endswith("but A/A scores −25.0 points (p unknown)")
+
+
 def test_a_sound_instrument_on_a_noisy_engine_is_called_invalid_at_the_nominal_rate():
     rng, false_alarms, found_out = np.random.default_rng(12), 0, 0
     for _ in range(1000):
