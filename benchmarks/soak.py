@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from steerdec.benchmarks.endpoints import IDLE_CONNECTION_S
 from steerdec.benchmarks.soak_checks import Plan, asked_again, check_answer, gathered, plan
 
 PATIENCE_S = 300.0
@@ -56,8 +57,13 @@ class Client:
     """Sends planned requests to one server and counts into a `Soak`."""
 
     def __init__(self, endpoint: str, http: httpx.AsyncClient, soak: Soak) -> None:
-        self._endpoint, self._http, self._soak = endpoint, http, soak
-        self._tls = httpx.create_ssl_context(trust_env=False)  # made once: it takes longer than a request
+        self._http, self._soak = http, soak
+        # Of clients that leave. The context is made once: it takes longer than a request.
+        self._own: dict[str, Any] = {
+            "base_url": endpoint,
+            "timeout": PATIENCE_S,
+            "verify": httpx.create_ssl_context(trust_env=False),
+        }
         self.repeatable: list[tuple[Plan, list[dict[str, Any]]]] = []
 
     async def one(self, p: Plan) -> None:
@@ -109,7 +115,7 @@ class Client:
         chunks = 0
         with contextlib.suppress(TimeoutError):
             async with (
-                httpx.AsyncClient(base_url=self._endpoint, timeout=PATIENCE_S, verify=self._tls, trust_env=False) as own,
+                httpx.AsyncClient(**self._own, trust_env=False) as own,
                 asyncio.timeout(p.leave_after_s),
                 own.stream("POST", p.path, json=p.body) as response,
             ):
@@ -133,7 +139,9 @@ class Client:
 async def run(endpoint: str, requests: int, at_once: int, seed: int) -> Soak:
     """Raises httpx.HTTPError where the server cannot be reached at the start."""
     soak = Soak()
-    limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=at_once + 1)
+    limits = httpx.Limits(
+        max_connections=at_once + 1, max_keepalive_connections=at_once + 1, keepalive_expiry=IDLE_CONNECTION_S
+    )
     async with httpx.AsyncClient(base_url=endpoint, timeout=PATIENCE_S, limits=limits, trust_env=False) as http:
         client = Client(endpoint, http, soak)
         response = await http.get("/v1/steering")

@@ -196,8 +196,8 @@ def test_when_no_endpoint_is_left_it_says_why_and_what_was_done_stays_done(serve
 def test_a_hung_endpoint_is_timed_out(serve: Serve) -> None:
     server = serve(script(lambda n, body: "hang" if n in (2, 3) else None))
     begun_s = time.monotonic()
-    assert not failed(send_all(10, [server.url], connections=2, timeout_s=0.5))
-    assert 0.5 <= time.monotonic() - begun_s < 5
+    assert not failed(send_all(10, [server.url], connections=2, timeout_s=2.0))
+    assert 2.0 <= time.monotonic() - begun_s < 20
 
 
 @pytest.mark.parametrize("attempts", [2, 3])

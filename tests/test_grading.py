@@ -35,7 +35,7 @@ LATEX = st.lists(st.sampled_from(PIECES)).map("".join)
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[GradingPool]:
-    with GradingPool(workers=2, timeout_s=1.0) as pool:
+    with GradingPool(workers=2, timeout_s=5.0) as pool:
         yield pool
 
 

@@ -80,7 +80,7 @@ def test_one_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -
     ):
         pass
     assert "\n" not in str(e.value)
-    assert time.monotonic() - begun_s < 10
+    assert time.monotonic() - begun_s < 30
 
 
 CRASHING = """

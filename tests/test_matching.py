@@ -165,7 +165,7 @@ def solve_set(folder: Path, arms: str, entropy_at: Callable[[bool, float], float
     with ScriptedEndpoint(script) as server:
         calibrate_session.run(
             str(folder / "problems.jsonl"),
-            Target((server.url,), None, None, concurrency=4, timeout_s=10.0, api_key=None),
+            Target((server.url,), None, None, concurrency=4, timeout_s=60.0, api_key=None),
             folder / "c.json",
             arms=arms,
             temperature=BASE,

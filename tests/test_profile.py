@@ -91,7 +91,7 @@ def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_noth
     )  # fmt: skip
     answers = {p.problem: p.answer for p in load_problems("embedded", limit=2).problems}
     with ScriptedEndpoint(Script(answers)) as server:
-        target = Target((server.url,), None, None, concurrency=4, timeout_s=10.0, api_key=None)
+        target = Target((server.url,), None, None, concurrency=4, timeout_s=60.0, api_key=None)
         session.run(asked, target, tmp_path / "run", Retry())
     told = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     (plain, same, *others), told["arms"]["replays"] = told["arms"]["arms"], {"peaks": {"mask": "peaks"}}

@@ -127,7 +127,7 @@ def request(problems: Path, arms: Path, **changes: Any) -> session.Request:
 
 
 def target(url: str) -> Target:
-    return Target((url,), model=None, dtype=None, concurrency=8, timeout_s=5.0, api_key=None)
+    return Target((url,), model=None, dtype=None, concurrency=8, timeout_s=60.0, api_key=None)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -150,39 +150,48 @@ def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
         assert left == []
 
 
-def test_a_killed_launcher_takes_its_server_with_it(tmp_path: Path) -> None:
-    """Also where answers are under way, for which vLLM waits without end. The next start removes its lanes."""
-    port, log = free_port(), tmp_path / "log"
-    with command_running(command(port), port, log) as process, ThreadPoolExecutor(asked := 24) as clients:
-        server = Running(process, f"http://127.0.0.1:{port}", 0.0)
-        children = psutil.Process(process.pid).children(recursive=True)
-        for _ in range(asked):
-            clients.submit(server.post, max_tokens=2000, ignore_eos=True, steering={})
-        wait_until_lent(server, asked)
-        process.kill()
-        _, left = psutil.wait_procs(children, 20)
-        assert left == []
-    (path,) = lane_files(server.url)
-    remove_stale()
-    assert not path.exists()
-
-
-def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(tmp_path: Path) -> None:
-    """Which of them answers is the kernel's choice; every answer has its own telemetry, and all are counted."""
+@pytest.fixture(scope="module")
+def two_front_ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     port = free_port()
     flags = ("--api-server-count", "2", "--dtype", "float32")
-    with command_running(command(port, *flags), port, tmp_path / "log") as process:
-        server = Running(process, f"http://127.0.0.1:{port}", 0.0)
-        about = httpx.get(f"{server.url}/v1/steering", timeout=PATIENCE_S).json()
-        assert about["telemetry_lanes"] == 1023 // 2
-        before = counted(server.url)
-        asked = {"steering": {"fork_temperature": 1.3}, "max_tokens": 5, "ignore_eos": True}
-        for _ in range(12):
-            assert server.post(**asked).json()["choices"][0]["steering"]["tokens"] == 5
-        assert [now - then for now, then in zip(counted(server.url), before, strict=True)] == [12, 60, 60]
-        found = asyncio.run(soak.run(server.url, requests=60, at_once=12, seed=1))
-        assert found.failures == []
-        assert found.checked_choices > 20
+    with command_running(command(port, *flags), port, tmp_path_factory.mktemp("two") / "log") as process:
+        yield Running(process, f"http://127.0.0.1:{port}", 0.0)
+
+
+def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(two_front_ends: Running) -> None:
+    """Which of them answers is the kernel's choice; every answer has its own telemetry, and all are counted."""
+    url = two_front_ends.url
+    about = httpx.get(f"{url}/v1/steering", timeout=PATIENCE_S).json()
+    assert about["telemetry_lanes"] == 1023 // 2
+    before = counted(url)
+    asked = {"steering": {"fork_temperature": 1.3}, "max_tokens": 5, "ignore_eos": True}
+    for _ in range(12):
+        assert two_front_ends.post(**asked).json()["choices"][0]["steering"]["tokens"] == 5
+    assert [now - then for now, then in zip(counted(url), before, strict=True)] == [12, 60, 60]
+    found = asyncio.run(soak.run(url, requests=60, at_once=12, seed=1))
+    assert found.failures == []
+    assert found.checked_choices > 20
+
+
+def test_a_killed_launcher_takes_its_server_with_it(two_front_ends: Running) -> None:
+    """The last test of this server. Also where answers are under way, for which vLLM waits without end.
+
+    The next start removes its lanes.
+    """
+    with ThreadPoolExecutor(asked := 24) as clients:
+        children = psutil.Process(two_front_ends.process.pid).children(recursive=True)
+        begun = [
+            clients.submit(two_front_ends.post, max_tokens=2000, ignore_eos=True, steering={}) for _ in range(asked)
+        ]
+        # Each front end tells of its own lanes only: that one of them has half of the requests is enough to know.
+        wait_until_lent(two_front_ends, asked // 2)
+        two_front_ends.process.kill()
+        _, left = psutil.wait_procs(children, 20)
+        assert left == []
+    assert all(isinstance(one.exception(), httpx.TransportError) for one in begun)
+    (path,) = lane_files(two_front_ends.url)
+    remove_stale()
+    assert not path.exists()
 
 
 def counted(url: str) -> list[float]:

@@ -43,8 +43,8 @@ def start_chrome(profile: Path) -> Chrome:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = Chrome(service=ChromeService(executable("chromedriver")), options=options)
-    driver.set_page_load_timeout(30)
-    driver.set_script_timeout(30)
+    driver.set_page_load_timeout(60)
+    driver.set_script_timeout(60)
     return driver
 
 
@@ -66,7 +66,7 @@ class Page:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
-    def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = 10) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
         try:
             return WebDriverWait(self.driver, timeout_s, poll_frequency=0.05).until(lambda _: condition())
         except TimeoutException:
@@ -102,7 +102,7 @@ class Page:
             self.set("model", scenario)
         self.one("#generate").click()
 
-    def generate(self, scenario: str | None = None, timeout_s: float = 10) -> None:
+    def generate(self, scenario: str | None = None, timeout_s: float = 60) -> None:
         """Presses Generate and waits for the end."""
         self.start(scenario)
         self.wait(lambda: self.one("#generate").text == "Generate", "the end of the run", timeout_s)
