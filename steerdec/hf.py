@@ -53,7 +53,6 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
             self._delimiters = scope.checked_delimiters(*ids)
         self._row(0)  # refuse now what would fail at the first token
         self._tables: tuple[Tensor, Tensor] | None = None
-        self._trackers: list[scope.Tracker] = []
         self.outcomes: list[reference.Outcome] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -65,15 +64,11 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
                 torch.tensor([row.floats for row in made], dtype=torch.float32, device=scores.device),
                 torch.tensor([row.ints for row in made], dtype=torch.int32, device=scores.device),
             )
-            prompts = input_ids[:, : self._prompt_tokens].tolist() if self._steering.scope != "all" else []
-            code = scope.CODES[self._steering.scope]
-            self._trackers = [scope.Tracker(code, *self._delimiters, prompt) for prompt in prompts]
         position = input_ids.shape[1] - self._prompt_tokens
         in_scope = None
-        if self._trackers:
-            outputs = input_ids[:, self._prompt_tokens :].tolist()
-            inside = [t.contains_next(ids) for t, ids in zip(self._trackers, outputs, strict=True)]
-            in_scope = torch.tensor(inside, device=scores.device)
+        if self._steering.scope != "all":
+            # Anew from all tokens: a row is another sequence when a beam search has reordered its beams.
+            in_scope = scope.states_after(input_ids, *self._delimiters) == scope.CODES[self._steering.scope]
         logits = scores.float().contiguous()
         logits = logits.clone() if logits.data_ptr() == scores.data_ptr() else logits  # transformers may keep `scores`
         slots = torch.arange(n, dtype=torch.int32, device=scores.device)

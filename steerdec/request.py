@@ -49,10 +49,15 @@ class EngineSettings:
         unknown = set(given) - {"threshold_nats", "default", "lanes", "server"}  # "server" is for the HTTP side
         if unknown:
             raise ValueError(f"additional-config {CONFIG_KEY}: {', '.join(sorted(unknown))} is not known")
-        default, lanes = given.get("default"), given.get("lanes")
+        default, lanes, threshold_nats = given.get("default"), given.get("lanes"), given.get("threshold_nats")
+        try:
+            threshold_nats = params.parse({"threshold_nats": threshold_nats}).threshold_nats
+            default = None if default is None else params.parse(default)
+        except SteeringError as e:
+            raise ValueError(f"additional-config {CONFIG_KEY}: {e}") from None
         return cls(
-            threshold_nats=float(given.get("threshold_nats", PAPER_THRESHOLD_NATS)),
-            default=None if default is None else params.parse(default),
+            threshold_nats=PAPER_THRESHOLD_NATS if threshold_nats is None else threshold_nats,
+            default=default,
             lanes=None if lanes is None else LaneFile(**lanes),
         )
 
@@ -82,18 +87,26 @@ def validate(sampling_params: SamplingParams) -> None:
 
     Raises:
         SteeringError: in one plain line.
+        ValueError: the engine's own entry of the additional config is wrong.
     """
     _refuse_broken_lanes(sampling_params)
+    config = _validating_engine()
+    on_v1 = config is not None and not config.use_v2_model_runner
     steering = asked(sampling_params)
     if steering is None:
+        # A default that steps back from this request needs nothing of the engine; one that does not, does.
+        settings = EngineSettings.of(config) if on_v1 else None
+        if settings and settings.default and steered(sampling_params, settings):
+            _refuse_what_v1_cannot_do(settings.default, config)
         return
     check_seeds(sampling_params.seed, sampling_params.n)
     row_of(steering, sampling_params.temperature, sampling_params.seed, PAPER_THRESHOLD_NATS)
     if steering.scope != "all":
         scope.checked_delimiters(steering.thinking_start_id, steering.thinking_end_id)
-    config = _validating_engine()
-    if config is not None and not config.use_v2_model_runner:
-        _refuse_what_v1_cannot_do(sampling_params, steering, config)
+    if on_v1:
+        _refuse_what_v1_cannot_do(steering, config)
+        if has_penalties(sampling_params):
+            raise SteeringError("", PENALTIES_REFUSED)
 
 
 def check_seeds(seed: int | None, n: int) -> None:
@@ -121,16 +134,15 @@ def _refuse_broken_lanes(sampling_params: SamplingParams) -> None:
         raise SteeringError("", f"{LANES_ARG} and {BASE_SEED_ARG} are the server's own and cannot be sent")
 
 
-def _refuse_what_v1_cannot_do(sampling_params: SamplingParams, steering: Steering, config: VllmConfig) -> None:
+def _refuse_what_v1_cannot_do(steering: Steering, config: VllmConfig) -> None:
     if config.speculative_config is not None:
         raise SteeringError(
             "", "vLLM's V1 model runner drops logits processors under speculative decoding; use the V2 runner"
         )
-    if has_penalties(sampling_params):
-        raise SteeringError("", PENALTIES_REFUSED)
     # Without a processor named on the command line, V1 with async scheduling hides the newest tokens.
-    hidden = config.scheduler_config.async_scheduling and not config.model_config.logits_processors
-    if steering.scope != "all" and hidden:
+    if steering.scope == "all" or not config.scheduler_config.async_scheduling:
+        return
+    if not config.model_config.logits_processors:
         raise SteeringError(
             "scope",
             f'"{steering.scope}" needs the engine to be started with '

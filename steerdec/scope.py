@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from steerdec.params import SteeringError
 
@@ -55,10 +56,13 @@ class Tracker:
         self.scope, self.start_id, self.end_id = scope, start_id, end_id
         self._state = NEITHER
         self._follow(prompt_ids, 0)
+        self._prompt_state = self._state
         self._followed_tokens = 0  # of the output
 
     def contains_next(self, output_ids: Sequence[int]) -> bool:
-        """Whether the token after `output_ids` is in scope. The list only ever grows."""
+        """Whether the token after `output_ids` is in scope. The list grows, but for tokens that vLLM takes back."""
+        if len(output_ids) < self._followed_tokens:
+            self._state, self._followed_tokens = self._prompt_state, 0
         self._follow(output_ids, self._followed_tokens)
         self._followed_tokens = len(output_ids)
         return self._state == self.scope
@@ -85,16 +89,11 @@ class DeviceTracker:
         self._state = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
         self._followed = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
         self._window = torch.arange(max_tokens_per_step, device=device)
-        self._index = torch.arange(all_token_ids.shape[1], device=device)
         self._spare = max_num_reqs
 
     def enter(self, slot: int, start_id: int, end_id: int, prefill_len: int) -> None:
         """Read the history of a request whose `prefill_len` tokens are in `all_token_ids` now."""
-        tokens = self._all_token_ids[slot]
-        code = _codes(tokens, start_id, end_id)
-        last = torch.where(self._index < prefill_len, self._index * 4 + code, -1)
-        last = torch.where(code != NEITHER, last, -1).amax()
-        self._state[slot] = torch.where(last >= 0, last % 4, NEITHER)
+        self._state[slot] = states_after(self._all_token_ids[slot, :prefill_len], start_id, end_id)
         self._followed[slot] = prefill_len
 
     def rows_in_scope(
@@ -132,6 +131,14 @@ class DeviceTracker:
 
         wanted = scopes[slot]
         return (state == wanted) | (wanted == ALL) | (slots < 0)
+
+
+def states_after(token_ids: Tensor, start_id: int, end_id: int) -> Tensor:
+    """The state after each of [rows, length] sequences, [rows] integer."""
+    code = _codes(token_ids, start_id, end_id)
+    index = torch.arange(token_ids.shape[-1], device=token_ids.device)
+    last = pad(torch.where(code != NEITHER, index * 4 + code, -1), (0, 1), value=-1).amax(-1)  # also of no tokens
+    return torch.where(last >= 0, last % 4, NEITHER)
 
 
 def _codes(tokens: Tensor, start_id: Tensor | int, end_id: Tensor | int) -> Tensor:

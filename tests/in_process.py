@@ -106,9 +106,11 @@ class InProcess:
         return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
 
 
-def in_process_server(file: LaneFile, default: Steering | None = None) -> InProcess:
+def in_process_server(
+    file: LaneFile, default: Steering | None = None, delimiters: tuple[int | None, int | None] = (None, None)
+) -> InProcess:
     pool, inner = LanePool(file), Inner(file)
-    host = Host(default, PAPER_THRESHOLD_NATS, 1.0, (None, None), dict(NO_PENALTIES), pool, Keys([]))
+    host = Host(default, PAPER_THRESHOLD_NATS, 1.0, delimiters, dict(NO_PENALTIES), pool, Keys([]))
     return InProcess(inner, pool, SteeringMiddleware(inner, lambda: host))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, build_cust
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from steerdec import kernel, params, request
+from steerdec import kernel, params, reference, request, rows, telemetry
 from steerdec.processor import EntropySteering
 from tests.test_processor import MAX_LEN, MAX_REQS, NAMED, VOCAB, Live, mirrored, v2_enter, v2_flush
 
@@ -85,14 +86,14 @@ class OnV2:
         slots = [self.states.req_id_to_index[live.name] for live in self.running]
         padding = [-1] * (len(logits) - len(slots))
         tokens = [live.prompt + live.output for live in self.running]
-        rows = torch.tensor([*slots, *padding], dtype=torch.int32)
+        rows = torch.tensor([*slots, *padding][: len(logits)], dtype=torch.int32)
         context = LogitsContext(
             expanded_idx_mapping=rows,
             idx_mapping=torch.tensor(slots, dtype=torch.int32),
             idx_mapping_np=np.array(slots, np.int32),
             expanded_local_pos=torch.zeros(len(rows), dtype=torch.int32),
-            input_ids=torch.tensor([*(t[-1] for t in tokens), *padding], dtype=torch.int32),
-            pos=torch.tensor([*(len(t) - 1 for t in tokens), *padding]),
+            input_ids=torch.tensor([*(t[-1] for t in tokens), *padding][: len(logits)], dtype=torch.int32),
+            pos=torch.tensor([*(len(t) - 1 for t in tokens), *padding][: len(logits)], dtype=torch.int64),
             seq_lens_upper_bound_np=np.zeros(len(slots), np.int32),
         )
         for processor in self.processors:
@@ -254,9 +255,40 @@ def test_nothing_is_launched_where_nobody_is_steered(
 def test_no_rows_are_no_error(vllm_config: VllmConfig, on: Callable[[VllmConfig], Runner]) -> None:
     runner = on(vllm_config)
     assert stepped(runner, [], torch.zeros(0, VOCAB)).shape == (0, VOCAB)
-    if isinstance(runner, OnV1):
-        runner.enter(asked(HOT))
-        assert runner.apply(torch.zeros(0, VOCAB)).shape == (0, VOCAB)
+    runner.enter(asked(HOT))
+    assert runner.apply(torch.zeros(0, VOCAB)).shape == (0, VOCAB)
+
+
+def test_sequences_of_one_request_have_a_lane_and_a_placebo_each(
+    vllm_config: VllmConfig, on: Callable[[VllmConfig], Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM hands all n of them the same extra arguments, and sequence i the seed base + i; they come in any order."""
+    base, tokens, rate = 50, 8, 0.5
+    with telemetry.created(MAX_LEN, max_lanes=8) as file:
+        monkeypatch.setattr(vllm_config, "additional_config", {request.CONFIG_KEY: {"lanes": asdict(file)}})
+        runner, lanes = on(vllm_config), telemetry.LanePool(file).lend(3)
+        extra = {
+            "steering": {"select": "random", "fork_rate": rate, "fork_temperature": 1.7},
+            request.LANES_ARG: [word for lane in lanes for word in (lane.index, lane.generation)],
+            request.BASE_SEED_ARG: base,
+        }
+        order = [2, 0, 1]
+        lives = [
+            Live(f"{i} of one", SamplingParams(temperature=0.8, seed=base + i, extra_args=extra), list(PROMPT))
+            for i in order
+        ]
+        for live in lives:
+            runner.enter(live)
+        steps = [torch.stack([random_row(10 * token + i) for i in order]) for token in range(tokens)]
+        for logits in steps:
+            runner.apply(logits.clone())
+            for live in lives:
+                live.output.append(1)
+        for row, i in enumerate(order):
+            told, key = lanes[i].read(0, tokens), rows.placebo_key(base + i)
+            assert told.fork.tolist() == [reference.placebo_hash(key, at) < rate * 2**24 for at in range(tokens)]
+            expected = [torch.distributions.Categorical(logits=step[row].double()).entropy() for step in steps]
+            np.testing.assert_allclose(told.entropy_nats, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_place_that_is_taken_again_has_nothing_of_the_last_one(

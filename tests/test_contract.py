@@ -9,6 +9,8 @@ import ast
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import vllm
@@ -16,6 +18,7 @@ from packaging.version import Version
 from vllm import SamplingParams
 
 from steerdec import request
+from steerdec.params import PAPER_THRESHOLD_NATS
 from steerdec.versions import SUPPORTED
 from tests.contract.check import violations
 from tests.contract.sources import Sources
@@ -111,6 +114,54 @@ def test_validation_knows_the_runner_and_speculation_of_its_caller() -> None:
         InputProcessor().validate(params)
 
 
+def test_on_v1_nobody_is_left_out_of_a_default_that_the_engine_cannot_do() -> None:
+    """vLLM drops a processor found by its entry point under speculative decoding, and hides tokens from it under
+    asynchronous scheduling: both in silence."""
+
+    scheduler, model = SimpleNamespace(async_scheduling=False), SimpleNamespace(logits_processors=None)
+    config = SimpleNamespace(use_v2_model_runner=False, scheduler_config=scheduler, model_config=model)
+    config.speculative_config = object()
+    config.additional_config = {request.CONFIG_KEY: {"default": {"fork_temperature": 1.2}}}
+
+    class InputProcessor:
+        vllm_config = config
+
+        def validate(self, **sampling: Any) -> None:
+            request.validate(SamplingParams(**sampling))
+
+    engine = InputProcessor()
+    with pytest.raises(ValueError, match="drops logits processors under speculative decoding"):
+        engine.validate(temperature=1.0)
+    engine.validate(temperature=0.0)  # which the default would not touch
+    config.speculative_config = None
+    engine.validate(temperature=1.0)
+    engine.validate(temperature=1.0, presence_penalty=0.5)  # left unsteered by the worker, which says so
+
+    thinking = {"scope": "thinking", "thinking_start_id": 1, "thinking_end_id": 2}
+    config.additional_config = {request.CONFIG_KEY: {"default": thinking}}
+    engine.validate(temperature=1.0)
+    scheduler.async_scheduling = True
+    with pytest.raises(ValueError, match="--no-async-scheduling"):
+        engine.validate(temperature=1.0)
+    config.additional_config = {}
+    engine.validate(temperature=1.0)
+    with pytest.raises(ValueError, match="--no-async-scheduling"):
+        engine.validate(temperature=1.0, extra_args={"steering": thinking})
+    model.logits_processors = ["steerdec.processor:EntropySteering"]
+    engine.validate(temperature=1.0, extra_args={"steering": thinking})
+
+
+@pytest.mark.parametrize("threshold_nats", [-1, float("nan"), float("inf"), "0.5", True])
+def test_the_engines_own_threshold_is_held_to_the_rule_of_requests(threshold_nats: Any) -> None:
+    def settings(given: dict[str, Any]) -> request.EngineSettings:
+        return request.EngineSettings.of(SimpleNamespace(additional_config={request.CONFIG_KEY: given}))
+
+    with pytest.raises(ValueError, match=r"^additional-config steerdec: steering\.threshold_nats: "):
+        settings({"threshold_nats": threshold_nats})
+    assert settings({"threshold_nats": 0.5}).threshold_nats == 0.5
+    assert settings({}).threshold_nats == PAPER_THRESHOLD_NATS
+
+
 def test_vllm_clamps_tiny_temperatures_where_ours_begin() -> None:
     from steerdec.params import MIN_TEMPERATURE
 
@@ -135,10 +186,17 @@ def test_the_endpoint_plugin_fits_vllms_protocol() -> None:
     assert isinstance(SteeringRoutes(), EndpointPlugin)
 
 
-def test_pooling_models_are_left_alone(weights: Path) -> None:
+def test_pooling_models_are_left_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.sample.logits_processor import build_logitsprocs
+    from vllm.v1.worker.gpu import buffer_utils
+    from vllm.v1.worker.gpu.sample.logits_processor import build_custom_logits_processors
+    from vllm.v1.worker.gpu.states import RequestState
 
     config = EngineArgs(model=str(weights), max_model_len=128, enforce_eager=True).create_engine_config()
     assert list(build_logitsprocs(config, torch.device("cpu"), False, True).all) == []
+    monkeypatch.setattr(buffer_utils, "is_uva_available", lambda: False)  # without CUDA there is no memory to map
+    states = RequestState(2, 8, 8, 0, 10, torch.device("cpu"))
+    assert build_custom_logits_processors(config, states, True) == []
+    assert build_custom_logits_processors(config, states, False) != []

@@ -130,6 +130,17 @@ def test_scope_starts_after_the_delimiter(model: Any, inputs: Any) -> None:
     assert [bool(o.selected[0]) for o in asked.outcomes] == expected
 
 
+def test_scope_follows_a_beam_wherever_it_goes() -> None:
+    """A beam search reorders its rows between two tokens, whole sequences with them."""
+    steering = {"select": "all", "scope": "thinking", "thinking_start_id": 5, "thinking_end_id": 6}
+    asked = EntropySteering(steering | {"fork_temperature": 2.0}, temperature=1.0, prompt_tokens=2)
+    logits = torch.randn(2, 11, generator=torch.Generator().manual_seed(1))
+    asked(torch.tensor([[1, 5], [1, 2]]), logits)
+    asked(torch.tensor([[1, 2, 5], [1, 5, 6]]), logits)
+    asked(torch.tensor([[1, 5, 6, 3], [1, 2, 5, 3]]), logits)
+    assert [o.selected.tolist() for o in asked.outcomes] == [[True, False], [True, False], [False, True]]
+
+
 def test_what_cannot_be_done_is_refused_before_the_first_token(inputs: Any) -> None:
     with pytest.raises(SteeringError, match="temperature is 0"):
         processor(inputs, {}, temperature=0.0)

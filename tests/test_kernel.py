@@ -6,6 +6,7 @@ this file once more in a process of its own because it must be chosen before tri
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -19,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerdec import kernel, params, reference, rows
+from steerdec import kernel, kernel_cpu, params, reference, rows
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = {"cpu": "cpu", "triton": "cpu" if INTERPRETED else "cuda"}
@@ -29,6 +30,7 @@ T = 0.6
 POLICIES: dict[str, dict[str, Any]] = {
     "up": {"fork_temperature": 1.0},
     "both": {"fork_temperature": 1.3, "other_temperature": 0.4},
+    "coldest forks": {"fork_temperature": 0.01},
     "greedy forks": {"fork_temperature": 0.0},
     "greedy others": {"other_temperature": 0.0},
     "nothing": {"fork_temperature": T},
@@ -229,7 +231,8 @@ def test_parity_holds_in_many_random_batches(backend: str) -> None:
         generator = np.random.default_rng(seed)
         n, vocab = int(generator.integers(1, 12)), int(generator.integers(1, 12_000))
         shape = SHAPES[int(generator.integers(len(SHAPES)))]
-        assert_like_reference(logits_of(shape, n, vocab), call_for(n, seed=seed), backend)
+        with threads(1 + seed % 4):
+            assert_like_reference(logits_of(shape, n, vocab), call_for(n, seed=seed), backend)
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 9000])
@@ -253,13 +256,11 @@ def test_a_row_without_an_entropy_is_left_alone(bad: str, vocab: int, backend: s
 def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(vocab: int, backend: str) -> None:
     n = len(POLICIES)
     logits, call = logits_of("random", n, vocab), call_for(n, seed=3)
-    together = steered(logits, call, backend)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    assert kernel_cpu._on_torch_threads() is not None
+    with threads(3):
+        together = steered(logits, call, backend)
+    with threads(1):
         on_one_thread = steered(logits, call, backend)
-    finally:
-        torch.set_num_threads(threads)
     order = torch.from_numpy(np.random.default_rng(5).permutation(n))
     shuffled = steered(logits[order], call._replace(**of_rows(call, order)), backend)
     for r in range(n):
@@ -269,6 +270,17 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(vocab: int, 
             assert torch.equal(bits(other_logits[index]), bits(together[0][r]))
             for a, b in zip(other, together[1], strict=True):
                 assert torch.equal(bits(a[index]), bits(b[r]))
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """torch's, whatever OMP_NUM_THREADS says."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def of_rows(call: Call, index: Any) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from transformers import AutoTokenizer
 
-from steerdec import params, telemetry
+from steerdec import params, scope, telemetry
 from steerdec.server.keys import Keys
 from steerdec.server.middleware import SteeringMiddleware
 from tests.in_process import TOKENS, InProcess, choices_of, in_process_server
@@ -182,6 +184,27 @@ def test_steering_in_vllms_own_field_is_refused_before_a_stream_begins(
     assert server.inner.bodies == []
     fine = {"select": "random", "fork_rate": 0.2, "scope": "thinking", "thinking_start_id": 1, "thinking_end_id": 2}
     assert post(server, stream=stream, seed=1, vllm_xargs={"steering": json.dumps(fine)})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [({}, (41, 42)), ({"thinking_end_id": 7}, (41, 7)), ({"thinking_start_id": 8, "thinking_end_id": 7}, (8, 7))],
+)
+def test_delimiters_are_the_tokenizers_where_the_request_gives_none(
+    given: dict[str, int], ids: tuple[int, int]
+) -> None:
+    with telemetry.created(8, max_lanes=17) as file:
+        server = in_process_server(file, delimiters=(41, 42))
+        assert post(server, steering=STEERING | {"scope": "thinking"} | given)[0] == 200
+        steering = json.loads(json.loads(server.inner.bodies[0])["vllm_xargs"]["steering"])
+        assert (steering["thinking_start_id"], steering["thinking_end_id"]) == ids
+
+
+def test_a_tokenizer_has_delimiters_where_each_is_one_token(weights: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(weights)
+    assert scope.delimiters(tokenizer) == (None, None)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    assert scope.delimiters(tokenizer) == tuple(tokenizer.encode("<think></think>"))
 
 
 def test_a_body_that_can_be_read_but_not_written_again_is_refused(

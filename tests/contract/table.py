@@ -64,6 +64,13 @@ TABLE: Final = (
         "Sampler.apply_logits_processors",
         order=("non_argmax_invariant", "self.apply_penalties("),
     ),
+    # And after a grammar, so that H is over what the grammar leaves; on V2 the sampler of drafts too.
+    Used(
+        PROCESSOR,
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner.sample_tokens",
+        order=("apply_grammar_bitmask(", "self._sample("),
+    ),
     # V2 model runner -----------------------------------------------------------------------------
     Used(PROCESSOR, V2, "LogitsProcessor"),
     Used(PROCESSOR, V2, "LogitsProcessor.__init__", ("self", "vllm_config", "req_states")),
@@ -92,6 +99,18 @@ TABLE: Final = (
         "vllm.v1.worker.gpu.sample.sampler",
         "Sampler.apply_sampling_params",
         order=("processor.apply(logits, ctx)", "apply_temperature("),
+    ),
+    Used(
+        PROCESSOR,
+        "vllm.v1.worker.gpu.model_runner",
+        "GPUModelRunner.sample",
+        order=("apply_grammar_bitmask(", "self.sampler(", "self.rejection_sampler("),
+    ),
+    Used(
+        PROCESSOR,
+        "vllm.v1.worker.gpu.sample.sampler",
+        "Sampler.__init__",
+        order=("logit_bias_state,", "self.penalties_state,", "bad_words_state,", "*custom_logits_processors"),
     ),
     Used(
         ("steerdec/recorder.py",),
