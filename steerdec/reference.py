@@ -72,7 +72,11 @@ def target_temperature(z: Tensor, target_nats: float, low: float, high: float) -
 
 
 def _steered_temperature(z: Tensor, h: float, floats: list[float], kind: int) -> float:
-    """T' of one selected row under its policy."""
+    """T' of one selected row under its policy.
+
+    split: arXiv 2506.01939, equation 5. dynatemp: T = min + (max - min) (H / ln vocab)^exponent, llama.cpp's temp_ext
+    (over the full vocabulary here). edt: T = T0 base^(theta / H), arXiv 2403.14541.
+    """
     a, b, c = floats[rows.PARAM_A], floats[rows.PARAM_B], floats[rows.PARAM_C]
     t = floats[rows.REQUEST_T]
     if kind == rows.SPLIT:

@@ -225,8 +225,8 @@ def test_what_cannot_be_steered_exactly_is_refused_at_admission(llm: LLM, sampli
     assert run(llm, PROMPTS[:1], [SamplingParams(max_tokens=1)]), "the engine must survive a refusal"
 
 
-# Cold is hot with another factor.
-DRAWS = {"cold": 2_000}
+# Hot with another factor, and that factor where there is no fork.
+DRAWS = {"cold": 2_000, "others": 2_000}
 
 
 @pytest.mark.parametrize("name", draws.CASES)

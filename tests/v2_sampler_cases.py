@@ -50,6 +50,7 @@ from vllm.v1.worker.gpu.sample import sampler as sampler_module
 from vllm.v1.worker.gpu.sample.logits_processor import build_custom_logits_processors
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.spec_decode import rejection_sampler as rejection_module
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu.states import RequestState
 
@@ -579,9 +580,18 @@ def random_request(rng: random.Random, pool: telemetry.LanePool) -> Live:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_episodes_are_processed_and_recorded_as_each_requests_own_history_asks(
-    vllm_config: VllmConfig, lane_file: telemetry.LaneFile, seed: int
+    vllm_config: VllmConfig, lane_file: telemetry.LaneFile, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts in parts, drafts, preemption, slots taken again; tokens and positions are vLLM's own."""
+    # As vLLM cuts up a step whose logits are larger than 1 GB.
+    monkeypatch.setattr(rejection_module, "MAX_CHUNK_BYTES", 5 * 4 * VOCAB)
+    applied, apply, step = Counter[int](), EntropySteering.apply, 0
+
+    def counted(self: EntropySteering, logits: Tensor, ctx: Any = None) -> Tensor:
+        applied[step] += self.acting
+        return apply(self, logits, ctx)
+
+    monkeypatch.setattr(EntropySteering, "apply", counted)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     pool, v2 = telemetry.LanePool(lane_file), V2(vllm_config, max_reqs=6)
     preempted: list[Live] = []
@@ -630,3 +640,4 @@ def test_random_episodes_are_processed_and_recorded_as_each_requests_own_history
             assert_recorded(live)
     assert checked["steered"] > 20
     assert checked["drafted"] > 5
+    assert max(applied.values()) > 1
