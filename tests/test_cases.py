@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,9 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, build_cust
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from steerdec import kernel, params, reference, request, rows, telemetry
+from steerdec import kernel, params, reference, request, rows, scope, telemetry
 from steerdec.processor import EntropySteering
-from tests.test_processor import MAX_LEN, MAX_REQS, NAMED, VOCAB, Live, mirrored, v2_enter, v2_flush
+from tests.test_processor import CLOSE, MAX_LEN, MAX_REQS, NAMED, OPEN, VOCAB, Live, mirrored, v2_enter, v2_flush
 
 HOT = {"fork_temperature": 1.7, "other_temperature": 0.5, "threshold_nats": 1.0}
 PROMPT = [3, 1, 4]
@@ -289,6 +290,40 @@ def test_sequences_of_one_request_have_a_lane_and_a_placebo_each(
             assert told.fork.tolist() == [reference.placebo_hash(key, at) < rate * 2**24 for at in range(tokens)]
             expected = [torch.distributions.Categorical(logits=step[row].double()).entropy() for step in steps]
             np.testing.assert_allclose(told.entropy_nats, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_under_asynchronous_scheduling_v1_s_scope_follows_tokens_that_come_late(vllm_config: VllmConfig) -> None:
+    """Where vLLM schedules ahead, on a GPU, a request's newest token is -1 until just before the processors are called.
+
+    Its CPU platform never does, so its own batch is driven here as its runner drives it; the event stands for CUDA's.
+    """
+    runner = OnV1(vllm_config)
+    runner.batch.logitsprocs_need_output_token_ids = True  # as for a processor that is named
+    thinking = {"scope": "thinking", "thinking_start_id": OPEN, "thinking_end_id": CLOSE}
+    live, logits = asked({"select": "all", "fork_temperature": 2.0} | thinking), random_row(1)
+    runner.enter(live)
+    inside = []
+    for token in (1, OPEN, 2, 3, CLOSE, 4):
+        runner.batch.refresh_metadata()
+        runner.batch.update_async_output_token_ids()
+        inside.append(not same_bits(runner.apply(logits.clone()[None])[0], logits))
+        live.output.append(-1)
+        runner.batch.prev_req_id_to_index = {live.name: 0}
+        runner.batch.set_async_sampled_token_ids(torch.tensor([[token]]), SimpleNamespace(synchronize=lambda: None))
+    assert inside == [False, False, True, True, True, False]
+    assert live.output == [1, OPEN, 2, 3, CLOSE, -1]
+
+
+def test_a_delimiter_that_vllm_takes_back_no_longer_counts() -> None:
+    """As after a failure to load a cache from elsewhere, where it shortens a request's own list."""
+    tracker, ids = scope.Tracker(scope.THINKING, OPEN, CLOSE, [1, OPEN]), [2]
+    assert tracker.contains_next(ids)
+    ids.append(CLOSE)
+    assert not tracker.contains_next(ids)
+    del ids[1:]
+    assert tracker.contains_next(ids)
+    ids += [3, CLOSE]
+    assert not tracker.contains_next(ids)
 
 
 def test_a_place_that_is_taken_again_has_nothing_of_the_last_one(
