@@ -183,15 +183,14 @@ def test_a_killed_launcher_takes_its_server_with_it(two_front_ends: Running) -> 
         begun = [
             clients.submit(two_front_ends.post, max_tokens=2000, ignore_eos=True, steering={}) for _ in range(asked)
         ]
-        # Each front end tells of its own lanes only: that one of them has half of the requests is enough to know.
-        wait_until_lent(two_front_ends, asked // 2)
+        wait_until_lent(two_front_ends, 1)  # of the front end that happens to answer
+        assert len(lane_files(two_front_ends.url)) == 1
         two_front_ends.process.kill()
         _, left = psutil.wait_procs(children, 60)  # until they are reaped too, which is up to the system's init
         assert left == []
     assert all(isinstance(one.exception(), httpx.TransportError) for one in begun)
-    (path,) = lane_files(two_front_ends.url)
-    remove_stale()
-    assert not path.exists()
+    remove_stale()  # if no other start on this machine, as in the tests beside these, was faster
+    assert lane_files(two_front_ends.url) == []
 
 
 def counted(url: str) -> list[float]:
