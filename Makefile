@@ -33,7 +33,7 @@ ifdef COVERAGE
 	@# A few points under what was measured. Servers, commands and engines run in processes that are not traced.
 	$(BIN)/coverage combine --quiet .coverage.engine .coverage.servers .coverage.rest
 	$(BIN)/coverage report --skip-covered --include='steerdec/*' --fail-under=85
-	$(BIN)/coverage report --include='benchmarks/stats.py' --fail-under=97
+	$(BIN)/coverage report --include='benchmarks/stats/estimators.py' --fail-under=97
 endif
 
 # Side by side with one thread each: two teams of OpenMP threads on the same cores spin against each other.
@@ -43,11 +43,11 @@ tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
 # tests bring (triton_utils/dispatcher.py). The newcomer's tests bring none, and the groups take equally long with them there.
 tests-of-engine:
-	$(BIN)/python -m pytest $(COVERED) tests/test_engine.py tests/test_newcomer.py
+	$(BIN)/python -m pytest $(COVERED) tests/vllm_plugin/test_engine.py tests/docs/test_newcomer.py
 tests-of-servers:
-	$(BIN)/python -m pytest $(COVERED) -m engine --ignore=tests/test_engine.py --ignore=tests/test_newcomer.py
+	$(BIN)/python -m pytest $(COVERED) -m engine --ignore=tests/vllm_plugin/test_engine.py --ignore=tests/docs/test_newcomer.py
 tests-of-rest:
-	$(BIN)/python -m pytest $(COVERED) -m "not engine" --ignore=tests/test_engine.py
+	$(BIN)/python -m pytest $(COVERED) -m "not engine" --ignore=tests/vllm_plugin/test_engine.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -70,7 +70,7 @@ contract: setup
 # The wheel and the sdist, then both installed in empty environments as their users would; minutes, and the package index.
 dist: setup
 	rm -rf dist && mkdir dist
-	$(BIN)/python -m tests.whole_install dist
+	$(BIN)/python -m tests.packaging.whole_install dist
 
 clean:
 	rm -rf demo demo-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Write docs/licences.md from what the packages of requirements/ say of themselves: `python docs/build_licences.py`.
 
-tests/test_licences.py fails when the page is not what this program would write, or a licence is not one of `ALLOWED`.
+tests/packaging/test_licences.py fails when the page is not what this program would write, or when a license is not
+one of `ALLOWED`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write the tables of docs/ that say what the code says: `python docs/build_tables.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; everything else is written by hand.
-tests/test_docs.py fails when a table is not what this program would write.
+tests/docs/test_docs.py fails when a table is not what this program would write.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from unittest import mock
 import typer
 from pydantic import BaseModel
 
-from steerdec import cli, params
-from steerdec.benchmarks import arms, power, sizing
+from steerdec.benchmarks.design import power
+from steerdec.benchmarks.operations import sizing
+from steerdec.cli import main as cli
+from steerdec.records import arms
 from steerdec.server import metrics
+from steerdec.steering import params
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)

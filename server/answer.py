@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from steerdec.server.body import Prepared
-from steerdec.telemetry import Lane, Records
+from steerdec.telemetry.lanes import Lane, Records
+
+from .body import Prepared
 
 
 class Annotator:

@@ -12,10 +12,13 @@ from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from steerdec import params, request, rows, scope
-from steerdec.params import Steering, SteeringError
-from steerdec.server.keys import Keys
-from steerdec.telemetry import Lane, LanePool, LanesExhaustedError
+from steerdec.steering import encoding as rows
+from steerdec.steering import params, scope
+from steerdec.steering.params import Steering, SteeringError
+from steerdec.telemetry.lanes import Lane, LanePool, LanesExhaustedError
+from steerdec.vllm_plugin import request
+
+from .keys import Keys
 
 RESPONSES = "/v1/responses"
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})

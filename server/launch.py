@@ -22,9 +22,13 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Final
 
-from steerdec import models, params, telemetry, versions
-from steerdec.request import CONFIG_KEY
-from steerdec.server.vllm_cli import PATIENCE_S
+from steerdec import models
+from steerdec.steering import params
+from steerdec.telemetry import lanes as telemetry
+from steerdec.vllm_plugin import versions
+from steerdec.vllm_plugin.request import CONFIG_KEY
+
+from .vllm_cli import PATIENCE_S
 
 PROCESSOR: Final = "steerdec.processor:EntropySteering"
 PLUGIN: Final = "steerdec"

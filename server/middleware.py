@@ -13,12 +13,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steerdec.params import SteeringError
-from steerdec.request import RESERVED_ARGS, STEERING_ARG
-from steerdec.server import metrics
-from steerdec.server.answer import Annotator, EventStream
-from steerdec.server.body import PATHS, Host, Prepared, error_body, may_be_steered, names_steering, prepared
-from steerdec.telemetry import LanesExhaustedError
+from steerdec.steering.params import SteeringError
+from steerdec.telemetry.lanes import LanesExhaustedError
+from steerdec.vllm_plugin.request import RESERVED_ARGS, STEERING_ARG
+
+from . import metrics
+from .answer import Annotator, EventStream
+from .body import PATHS, Host, Prepared, error_body, may_be_steered, names_steering, prepared
 
 MAX_BODY_BYTES = 64 * 2**20
 RETRY_AFTER_S = 1

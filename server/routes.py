@@ -20,13 +20,14 @@ from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 
 import steerdec
-from steerdec import params, scope
-from steerdec.server.body import NO_PENALTIES, Host
-from steerdec.server.headers import limit_headers
-from steerdec.server.keys import Keys
-from steerdec.server.middleware import SteeringMiddleware
-from steerdec.server.settings import ServerSettings
-from steerdec.telemetry import LaneFile, LanePool
+from steerdec.steering import params, scope
+from steerdec.telemetry.lanes import LaneFile, LanePool
+
+from .body import NO_PENALTIES, Host
+from .headers import limit_headers
+from .keys import Keys
+from .middleware import SteeringMiddleware
+from .settings import ServerSettings
 
 PAGE = Path(str(files("steerdec.server"))) / "page"
 PAGE_HEADERS = {

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from steerdec.params import PAPER_THRESHOLD_NATS
-from steerdec.request import CONFIG_KEY
+from steerdec.steering.params import PAPER_THRESHOLD_NATS
+from steerdec.vllm_plugin.request import CONFIG_KEY
 
 
 class LaneSettings(BaseModel):

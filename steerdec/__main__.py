@@ -1,5 +1,5 @@
 """`python -m steerdec` is the command `steerdec`."""
 
-from steerdec.cli import main
+from steerdec.cli.main import main
 
 main()

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from steerdec import kernel, params, reference, rows, scope
+from steerdec.kernels import dispatch as kernel
+from steerdec.kernels import reference
+from steerdec.steering import encoding as rows
+from steerdec.steering import params, scope
 
 
 class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped to mypy here

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import vllm
 
-from steerdec import versions
+from steerdec.vllm_plugin import versions
 
 # vLLM's own server imports this through the entry point, without our launcher's check: say what is wrong before an
 # import below fails at a name that has moved.
@@ -23,10 +23,11 @@ import torch  # noqa: E402
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor  # noqa: E402
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor  # noqa: E402
 
-from steerdec import kernel, request  # noqa: E402
-from steerdec.recorder import Recorder  # noqa: E402
-from steerdec.runner_v1 import BatchRows  # noqa: E402
-from steerdec.runner_v2 import SlotRows  # noqa: E402
+from steerdec.kernels import dispatch as kernel  # noqa: E402
+from steerdec.vllm_plugin import request  # noqa: E402
+from steerdec.vllm_plugin.recorder import Recorder  # noqa: E402
+from steerdec.vllm_plugin.runner_v1 import BatchRows  # noqa: E402
+from steerdec.vllm_plugin.runner_v2 import SlotRows  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import built as builds
-from tests.built import Built
-from tests.serving import serving
+from tests.support import built as builds
+from tests.support.built import Built
+from tests.support.serving import serving
 
 # Before vLLM is imported: the engine in this process, so that tests can look at its tensors.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from steerdec.analysis.scoring import Scores
-from steerdec.analysis.traces import Trace
-from steerdec.benchmarks import report
-from steerdec.benchmarks.forks import ShownToken, ShownTrace
-from steerdec.benchmarks.journal import write_atomically
+from steerdec.analysis.traces.scoring import Scores
+from steerdec.analysis.traces.trace import Trace
+from steerdec.benchmarks.report import write as report
+from steerdec.common.journal import write_atomically
+from steerdec.pages.forks import ShownToken, ShownTrace
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 MOST_SHOWN_TOKENS: Final = 1500

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from steerdec.versions import SUPPORTED
+from steerdec.vllm_plugin.versions import SUPPORTED
 from tests.contract import installed
 from tests.contract.check import broken
 from tests.contract.sources import Sources

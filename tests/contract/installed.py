@@ -12,16 +12,22 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tests.built import ROOT, borrow
+from tests.support.built import ROOT, borrow
 
 # Their default builds do not fit a CPU torch, and text models do not need them (CONTRIBUTING.md).
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 # What depends on vLLM itself; the last are in processes of their own, as in `make test`.
 TESTS = (
-    ("tests/test_contract.py", "tests/test_processor.py", "tests/test_versions.py", "-k", "not serve_refuses"),
-    ("tests/test_engine.py",),
-    ("tests/test_server_plain.py", "tests/test_server.py"),
+    (
+        "tests/vllm_plugin/test_contract.py",
+        "tests/vllm_plugin/test_processor.py",
+        "tests/vllm_plugin/test_versions.py",
+        "-k",
+        "not serve_refuses",
+    ),
+    ("tests/vllm_plugin/test_engine.py",),
+    ("tests/server/test_server_plain.py", "tests/server/test_server.py"),
 )
 
 

@@ -30,9 +30,9 @@ class Used:
 
 
 PROCESSOR: Final = ("steerdec/processor.py",)
-RUNNER_V1: Final = ("steerdec/runner_v1.py",)
-RUNNER_V2: Final = ("steerdec/runner_v2.py",)
-REQUEST: Final = ("steerdec/request.py",)
+RUNNER_V1: Final = ("steerdec/vllm_plugin/runner_v1.py",)
+RUNNER_V2: Final = ("steerdec/vllm_plugin/runner_v2.py",)
+REQUEST: Final = ("steerdec/vllm_plugin/request.py",)
 ROUTES: Final = ("server/routes.py",)
 BODY: Final = ("server/body.py",)
 LAUNCH: Final = ("server/launch.py",)
@@ -47,7 +47,7 @@ TABLE: Final = (
     Used(PROCESSOR, V1, "LogitsProcessor.is_argmax_invariant", ("self",)),
     Used(PROCESSOR, V1, "LogitsProcessor.validate_params", ("cls", "sampling_params")),
     Used(
-        ("steerdec/runner_v1.py", "steerdec/processor.py", "benchmarks/overhead.py"),
+        ("steerdec/vllm_plugin/runner_v1.py", "steerdec/processor.py", "benchmarks/engine/overhead.py"),
         V1,
         "BatchUpdate",
         attributes=("removed", "added", "moved"),
@@ -59,7 +59,7 @@ TABLE: Final = (
     # those are refused; if that changes, the refusal can go.
     Used(PROCESSOR, "vllm.v1.sample.sampler", "Sampler.forward", order=("apply_logits_processors(", "self.sample(")),
     Used(
-        ("steerdec/request.py", "steerdec/processor.py"),
+        ("steerdec/vllm_plugin/request.py", "steerdec/processor.py"),
         "vllm.v1.sample.sampler",
         "Sampler.apply_logits_processors",
         order=("non_argmax_invariant", "self.apply_penalties("),
@@ -79,13 +79,13 @@ TABLE: Final = (
     Used(PROCESSOR, V2, "LogitsProcessor.apply_staged_writes", ("self",)),
     Used(PROCESSOR, V2, "LogitsProcessor.validate_params", ("cls", "sampling_params")),
     Used(
-        ("steerdec/runner_v2.py", "steerdec/processor.py", "benchmarks/overhead.py"),
+        ("steerdec/vllm_plugin/runner_v2.py", "steerdec/processor.py", "benchmarks/engine/overhead.py"),
         V2,
         "LogitsContext",
         attributes=("expanded_idx_mapping", "idx_mapping_np", "expanded_local_pos", "input_ids", "pos"),
     ),
     Used(
-        ("steerdec/runner_v2.py", "steerdec/processor.py", "benchmarks/overhead.py"),
+        ("steerdec/vllm_plugin/runner_v2.py", "steerdec/processor.py", "benchmarks/engine/overhead.py"),
         V2,
         "LogitsProcRequestState",
         attributes=("max_num_reqs", "all_token_ids", "prompt_len", "prefill_len"),
@@ -113,7 +113,7 @@ TABLE: Final = (
         order=("logit_bias_state,", "self.penalties_state,", "bad_words_state,", "*custom_logits_processors"),
     ),
     Used(
-        ("steerdec/recorder.py",),
+        ("steerdec/vllm_plugin/recorder.py",),
         "vllm.utils.torch_utils",
         "get_accelerator_view_from_cpu_tensor",
         ("cpu_tensor",),
@@ -149,8 +149,13 @@ TABLE: Final = (
     # Configuration -------------------------------------------------------------------------------
     Used(
         (
-            *("steerdec/request.py", "steerdec/runner_v2.py", "server/routes.py", "steerdec/processor.py"),
-            "benchmarks/overhead.py",
+            *(
+                "steerdec/vllm_plugin/request.py",
+                "steerdec/vllm_plugin/runner_v2.py",
+                "server/routes.py",
+                "steerdec/processor.py",
+            ),
+            "benchmarks/engine/overhead.py",
         ),
         "vllm.config",
         "VllmConfig",
@@ -158,7 +163,7 @@ TABLE: Final = (
     ),
     Used(ROUTES, "vllm.config", "VllmConfig", attributes=("device_config", "use_v2_model_runner")),
     Used(
-        ("steerdec/request.py", "steerdec/processor.py", "server/routes.py"),
+        ("steerdec/vllm_plugin/request.py", "steerdec/processor.py", "server/routes.py"),
         "vllm.config",
         "ModelConfig",
         attributes=("get_vocab_size", "logits_processors", "dtype", "served_model_name", "get_diff_sampling_param"),
@@ -170,7 +175,12 @@ TABLE: Final = (
     Used(ROUTES, "vllm.v1.engine.async_llm", "AsyncLLM", attributes=("vllm_config", "get_tokenizer")),
     # A request -----------------------------------------------------------------------------------
     Used(
-        ("steerdec/request.py", "steerdec/runner_v1.py", "steerdec/runner_v2.py", "steerdec/processor.py"),
+        (
+            "steerdec/vllm_plugin/request.py",
+            "steerdec/vllm_plugin/runner_v1.py",
+            "steerdec/vllm_plugin/runner_v2.py",
+            "steerdec/processor.py",
+        ),
         "vllm",
         "SamplingParams",
         attributes=("extra_args", "temperature", "seed"),
@@ -187,7 +197,7 @@ TABLE: Final = (
     Used(REQUEST, "vllm.v1.engine.parallel_sampling", texts=("seed + index",)),
     # HTTP ----------------------------------------------------------------------------------------
     Used(("server/vllm_cli.py",), "vllm.entrypoints.cli.main", "main"),
-    Used(("benchmarks/served.py",), f"{OPENAI}.api_server", texts=('__name__ == "__main__"',)),
+    Used(("benchmarks/engine/served.py",), f"{OPENAI}.api_server", texts=('__name__ == "__main__"',)),
     Used(
         LAUNCH,
         "vllm.engine.arg_utils",
@@ -234,33 +244,35 @@ TABLE: Final = (
         texts=("dict[str, str | int | float | list[str | int | float]]",),
     ),
     # What replays ask a server for, by HTTP --------------------------------------------------------
-    Used(("benchmarks/replays.py",), f"{TOKENIZE}.api_router", texts=('"/tokenize"', '"/detokenize"')),
-    Used(("benchmarks/replays.py",), f"{TOKENIZE}.protocol", "DetokenizeRequest", attributes=("model", "tokens")),
-    Used(("benchmarks/replays.py",), f"{TOKENIZE}.protocol", "DetokenizeResponse", attributes=("prompt",)),
-    Used(("benchmarks/replays.py",), f"{TOKENIZE}.protocol", "TokenizeResponse", attributes=("tokens",)),
+    Used(("benchmarks/run/replays.py",), f"{TOKENIZE}.api_router", texts=('"/tokenize"', '"/detokenize"')),
+    Used(("benchmarks/run/replays.py",), f"{TOKENIZE}.protocol", "DetokenizeRequest", attributes=("model", "tokens")),
+    Used(("benchmarks/run/replays.py",), f"{TOKENIZE}.protocol", "DetokenizeResponse", attributes=("prompt",)),
+    Used(("benchmarks/run/replays.py",), f"{TOKENIZE}.protocol", "TokenizeResponse", attributes=("tokens",)),
     Used(
-        ("benchmarks/answers.py",),
+        ("benchmarks/run/answers.py",),
         f"{OPENAI}.completion.protocol",
         "CompletionResponseChoice",
         attributes=("token_ids", "stop_reason"),
     ),
     # Programs that measure the engine itself -----------------------------------------------------
-    Used(("benchmarks/draws.py", "benchmarks/overhead.py", "benchmarks/rounding.py"), "vllm", "LLM"),
     Used(
-        ("benchmarks/draws.py", "benchmarks/overhead.py", "benchmarks/rounding.py"),
+        ("benchmarks/engine/draws.py", "benchmarks/engine/overhead.py", "benchmarks/engine/rounding.py"), "vllm", "LLM"
+    ),
+    Used(
+        ("benchmarks/engine/draws.py", "benchmarks/engine/overhead.py", "benchmarks/engine/rounding.py"),
         "vllm",
         "SamplingParams",
         attributes=("max_tokens",),
     ),
-    Used(("benchmarks/draws.py",), "vllm.sampling_params", "StructuredOutputsParams", attributes=("choice",)),
+    Used(("benchmarks/engine/draws.py",), "vllm.sampling_params", "StructuredOutputsParams", attributes=("choice",)),
     Used(
-        ("benchmarks/kernel.py",),
+        ("benchmarks/engine/kernel.py",),
         "vllm.v1.worker.gpu.sample.gumbel",
         "apply_temperature",
         ("logits", "expanded_idx_mapping", "temperature"),
     ),
     Used(
-        ("benchmarks/kernel.py",),
+        ("benchmarks/engine/kernel.py",),
         "vllm.v1.worker.gpu.sample.min_p",
         "apply_min_p",
         ("logits", "expanded_idx_mapping", "min_p"),

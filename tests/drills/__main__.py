@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tests.drills import clients, processes, runs
 from tests.drills.promises import PROMISES
-from tests.serving import serving
+from tests.support.serving import serving
 
 IN_A_FOLDER: dict[str, Callable[[Path], str]] = {
     "disk full": runs.disk_full,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from steerdec.telemetry import PREFIX, SHARED_MEMORY
+from steerdec.telemetry.lanes import PREFIX, SHARED_MEMORY
 from tests.drills.parts import DONE, FAILED, assert_nothing_lost, bench, ended, finished_samples, wait_for_samples
-from tests.serving import command_running, free_port
+from tests.support.serving import command_running, free_port
 
 TOTAL = 8 * 4 * 6  # problems, samples, arms of the set quick in float32
 GONE_WITHIN_S = 30.0

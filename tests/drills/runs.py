@@ -20,7 +20,7 @@ from tests.drills.parts import (
     finished_samples,
     problems_file,
 )
-from tests.scripted_endpoint import Script, ScriptedEndpoint
+from tests.support.scripted_endpoint import Script, ScriptedEndpoint
 
 ARMS = 6  # of the set quick
 SMALL_KIB, ENOUGH_KIB = 64, 8192
@@ -53,7 +53,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def disk_full(folder: Path) -> str:
-    """Raises PermissionError where mounting is not allowed; tests/test_runs.py has a limit on file sizes instead."""
+    """Raise PermissionError where mounting is not allowed; test_runs.py limits the size of files instead."""
     disk = folder / "disk"
     disk.mkdir()
     with small_disk(disk), ScriptedEndpoint(Script(PROBLEMS)) as server:

@@ -1,7 +1,7 @@
 """A scripted stand-in for `steerdec serve`, for what a real engine cannot be made to do on demand.
 
-The page's everyday path is tested against the real server too (STEERDEC_PAGE_URL in tests/test_page.py). Here are the
-rest: errors in the middle of a stream, cut connections, characters split over tokens, slow streams, and
+The page's everyday path is tested against the real server too (STEERDEC_PAGE_URL in tests/page/test_page.py). Here is
+the rest: errors in the middle of a stream, cut connections, characters split over tokens, slow streams, and
 known entropies, so that a test can say which tokens are forks. The model named in the request chooses the scenario.
 
 Steering objects go through `steerdec.params.parse`, so a request that the real server would refuse is refused here.
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from steerdec.params import Split, SteeringError, parse
+from steerdec.steering.params import Split, SteeringError, parse
 
 PAGE = Path(__file__).parents[2] / "server" / "page"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

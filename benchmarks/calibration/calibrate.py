@@ -1,0 +1,157 @@
+"""Measure the quantiles of a model's token entropies: of its own distributions (temperature 1), on text it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from steerdec.common.progress import RunProgress
+from steerdec.problems.sets import ProblemSet
+from steerdec.records.arms import Arm
+from steerdec.records.calibration import Calibration, CalibrationProblems, problem_hash
+
+from ..design.plan import Item, sample_seed
+from ..run.answers import Answer, parse_answer
+from ..run.dispatch import Retry, dispatch
+from ..run.endpoints import Endpoint
+from ..run.sample_requests import max_answer_bytes, sample_request
+
+PERCENTILES = range(50, 100)
+RESAMPLES = 1000
+FORK_PERCENTILE = 80
+
+
+def measuring_arm(temperature: float) -> Arm:
+    """Steering at the base temperatures changes nothing; it is what makes the server measure."""
+    steering: dict[str, JsonValue] = {
+        "fork_temperature": temperature,
+        "other_temperature": temperature,
+        "telemetry": "tokens",
+    }
+    return Arm(name="calibration", role="identity", temperature=temperature, steering=steering)
+
+
+class TooFewTokensError(Exception):
+    """There is nothing to take quantiles of; the message is one line."""
+
+
+@dataclass
+class _Collected:
+    """The entropies of the answers so far, [tokens of the answer] each, with the index of their problem."""
+
+    entropies_nats: list[NDArray[np.float32]] = field(default_factory=list)
+    problems: list[int] = field(default_factory=list)
+    tokens: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+async def calibrate(
+    problem_set: ProblemSet,
+    endpoints: Sequence[Endpoint],
+    *,
+    model: str,
+    prompt: str,
+    thinking: bool | None,
+    temperature: float,
+    tokens: int,
+    max_tokens: int,
+    seed: int,
+    retry: Retry,
+) -> Calibration:
+    """Sample the problems at `temperature`, round after round, until at least `tokens` tokens are there.
+
+    Every answer that was begun is waited for and counted, or the long ones would be missing.
+
+    Raises:
+        TooFewTokensError: the answers are empty, or failed too often.
+        NoEndpointLeftError, NoGoodAnswerError: see `dispatch`.
+    """
+    got, arm = _Collected(), measuring_arm(temperature)
+    place = {problem.id: i for i, problem in enumerate(problem_set.problems)}
+
+    def items() -> Iterator[Item]:
+        for sample in count():
+            for problem in problem_set.problems:
+                if got.tokens >= tokens:
+                    return
+                if len(got.errors) > 100 + len(got.problems):
+                    raise TooFewTokensError(f"{len(got.errors)} samples failed, the last: {got.errors[-1]}")
+                if len(got.problems) > 1000 and not got.tokens:
+                    raise TooFewTokensError(f"{len(got.problems)} answers without a token")
+                yield Item(0, problem, arm, sample, sample_seed(seed, problem.id, sample))
+
+    async def send(endpoint: Endpoint, item: Item) -> Answer:
+        path, body = sample_request(
+            item, model=model, prompt=prompt, thinking=thinking, max_tokens=max_tokens, traced=True
+        )
+        body.pop("logprobs", None)  # entropies are enough, the tokens' texts are not needed
+        body.pop("top_logprobs", None)
+        raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, traced=True))
+        return parse_answer(raw, max_tokens=max_tokens, steering=arm.steering)
+
+    with RunProgress(tokens, 0, unit="tokens") as progress:
+
+        async def keep(item: Item, endpoint: Endpoint, outcome: Answer | str) -> None:
+            if isinstance(outcome, str):
+                got.errors.append(outcome)
+                return
+            finite = [h for h in outcome.entropy_nats or [] if h is not None]
+            got.entropies_nats.append(np.asarray(finite, dtype=np.float32))
+            got.problems.append(place[item.problem.id])
+            got.tokens += len(finite)
+            progress.advance(len(finite), len(finite))
+
+        await dispatch(items(), endpoints, send, keep, retry)
+
+    if not got.tokens:
+        raise TooFewTokensError("no token was generated")
+    entropies = np.concatenate(got.entropies_nats).astype(np.float64)
+    owners = np.repeat(got.problems, [len(h) for h in got.entropies_nats])
+    p80 = float(np.quantile(entropies, FORK_PERCENTILE / 100))
+    return Calibration(
+        model=model,
+        tokens=got.tokens,
+        quantiles_nats={f"p{q}": round(float(np.quantile(entropies, q / 100)), 6) for q in PERCENTILES},
+        p80_ci95=quantile_ci95(entropies, owners, FORK_PERCENTILE / 100, np.random.default_rng(seed)),
+        share_below_0_01=float(np.mean(entropies < 0.01)),
+        fork_rate=float(np.mean(entropies > round(p80, 6))),
+        problems=CalibrationProblems(
+            name=problem_set.name,
+            hash=problem_set.sha256,
+            problem_hashes=tuple(sorted({problem_hash(problem_set.problems[i]) for i in got.problems})),
+        ),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        temperature=temperature,
+        prompt=prompt,
+        samples=len(got.problems),
+    )
+
+
+def quantile_ci95(
+    values: NDArray[np.float64], owners: NDArray[np.int64], q: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a quantile; whole problems are drawn, for their tokens are alike.
+
+    Args:
+        values: [tokens].
+        owners: [tokens] the problem each value belongs to.
+        q: in (0, 1).
+
+    With one problem the interval is a point: it says nothing of other problems.
+    """
+    order = np.argsort(values, kind="stable")
+    ranked, owner = values[order], owners[order]
+    names, owner = np.unique(owner, return_inverse=True)
+    estimates = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        upto = np.cumsum(times[owner])
+        estimates[i] = ranked[np.searchsorted(upto, q * upto[-1])]
+    low, high = np.quantile(estimates, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,183 @@
+"""The temperature at which one arm adds as much entropy as another: pure arithmetic on measured curves.
+
+The dose of an arm is the mean over all tokens of H(softmax(z / T')) - H(softmax(z / T)): what it adds to
+the entropy of the distributions really sampled, token by token on the same text, that of the baseline on
+calibration problems. Text that an arm itself writes would mix in where its mistakes have led. As a token
+is either a fork or not, the dose of every arm follows from two curves over temperature: the entropy that
+forks contribute to the mean, and the entropy that the other tokens do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
+
+from steerdec.records.arms import Arm, ArmError, ArmSet
+
+LOWEST, HIGHEST = 0.05, 5.0  # times the base temperature: the curves' ends
+FIRST_LOOKS = (0.25, 0.5, 1.5, 2.5)  # times the base
+SOLVED = "solve"
+RESAMPLES = 500
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Entropy at one temperature, by problem [n_problems]: sums over the fork tokens, over the others; tokens."""
+
+    forks_nats: Floats
+    others_nats: Floats
+    tokens: Floats
+
+
+class Means:
+    """The two curves, mean nats a token over temperature; between measured points monotone in ln T."""
+
+    def __init__(self, base: float, measured: Mapping[float, Contribution], weights: Floats | None = None) -> None:
+        """`weights` [n_problems] counts problems, those of a resample; None: each once."""
+        self.base, self.low, self.high = base, min(measured), max(measured)
+        looks = sorted(measured)
+        w = np.ones(len(measured[base].tokens)) if weights is None else weights
+
+        def mean_nats(nats: Floats, c: Contribution) -> float:
+            return float(w @ nats / (w @ c.tokens))
+
+        forks = [mean_nats(measured[t].forks_nats, measured[t]) for t in looks]
+        others = [mean_nats(measured[t].others_nats, measured[t]) for t in looks]
+        self._forks, self._others = (PchipInterpolator(np.log(looks), nats) for nats in (forks, others))
+
+    def nats(self, part: str, temperature: float) -> float:
+        """What "forks", "others" or "all" tokens contribute when sampled at that temperature."""
+        if temperature == 0.0:
+            return 0.0
+        curves = {"forks": [self._forks], "others": [self._others], "all": [self._forks, self._others]}[part]
+        return sum(float(curve(math.log(temperature))) for curve in curves)
+
+    def dose_nats(self, arm: Arm, **solved: float) -> float:
+        """What a resolved arm adds to the mean entropy; `solved` stands in for its "solve"."""
+        at = temperatures(arm) | solved
+        return sum(self.nats(part, t) - self.nats(part, self.base) for part, t in at.items())
+
+
+def temperatures(arm: Arm) -> dict[str, float]:
+    """{"forks": T', "others": T'} of a resolved arm, or {"all": T'}; NaN where it is to be solved.
+
+    Raises:
+        ArmError: the arm's dose does not follow from fixed temperatures on forks and others.
+    """
+    steering = _of_two_temperatures(arm)
+
+    def number(name: str) -> float:
+        value = steering.get(name)
+        value = arm.temperature if value is None else value  # as the server has it
+        return math.nan if value == SOLVED else float(str(value))
+
+    if steering.get("select") == "all":
+        return {"all": number("fork_temperature")}
+    return {"forks": number("fork_temperature"), "others": number("other_temperature")}
+
+
+def _of_two_temperatures(arm: Arm) -> dict[str, Any]:
+    """The arm's steering, {} where it has none. Raises ArmError where it is of another kind."""
+    steering = arm.steering or {}
+    usual = {"policy": ("split",), "select": ("entropy", "all"), "scope": ("all",)}
+    if any(steering.get(name, values[0]) not in values for name, values in usual.items()):
+        raise ArmError(
+            f'arm "{arm.name}": its dose cannot be matched; that needs policy split, select entropy or all, scope all'
+        )
+    return steering
+
+
+def to_solve(arm_set: ArmSet) -> Iterator[tuple[Arm, Arm]]:
+    """(arm, the arm it is matched to) for every arm with a temperature to solve.
+
+    Raises:
+        ArmError: the other arm is to be solved itself, an arm has two temperatures to solve, or its own threshold.
+    """
+    for arm in arm_set.arms:
+        if not _unsolved(arm):
+            continue
+        if arm.matched is None:
+            raise ArmError(f'arm "{arm.name}": "solve" needs the field matched, the arm whose dose it is to have')
+        other = arm_set.arm(arm.matched)
+        if _unsolved(other):
+            raise ArmError(f'arm "{arm.name}": matched: "{other.name}" has a temperature to solve itself')
+        for one in (other, arm):
+            if "threshold_nats" in (steering := _of_two_temperatures(one)):
+                raise ArmError(
+                    f'arm "{one.name}": threshold_nats: {steering["threshold_nats"]} is its own; doses are matched at '
+                    "the calibration's, so leave it out"
+                )
+        if _unsolved(arm) not in ({"fork_temperature"}, {"other_temperature"}):
+            raise ArmError(f'arm "{arm.name}": exactly one of fork_temperature and other_temperature can be solved')
+        yield arm, other
+
+
+def _unsolved(arm: Arm) -> set[str]:
+    values = {"temperature": arm.temperature} | (arm.steering or {})
+    return {name for name, value in values.items() if value == SOLVED}
+
+
+def unsolved_again(resolved: Arm, arm: Arm) -> Arm:
+    """`arm` in numbers, but for the temperature to solve, in whose place `resolve` needs a number too."""
+    return resolved.model_copy(update={"steering": (resolved.steering or {}) | dict.fromkeys(_unsolved(arm), SOLVED)})
+
+
+def first_looks(base: float, arms: Iterable[Arm]) -> list[float]:
+    """Temperatures to measure before anything can be solved: the base, the ends, and those that the arms have."""
+    looks = {base, *(round(factor * base, 6) for factor in (LOWEST, *FIRST_LOOKS, HIGHEST))}
+    for arm in arms:
+        looks |= {t for t in temperatures(arm).values() if t > 0.0}  # a NaN is not
+    return sorted(looks)
+
+
+def solve(means: Means, arm: Arm, other: Arm) -> float:
+    """The temperature at which `arm` has the dose of `other`.
+
+    Raises:
+        ArmError: no temperature between the curves' ends gives it.
+    """
+    target, part = means.dose_nats(other), solved_part(arm)
+
+    def excess(log_t: float) -> float:
+        return means.dose_nats(arm, **{part: math.exp(log_t)}) - target
+
+    ends = math.log(means.low), math.log(means.high)
+    at_low, at_high = map(excess, ends)
+    if not at_low <= 0.0 <= at_high:
+        raise ArmError(
+            f'arm "{arm.name}": no temperature from {means.low:g} to {means.high:g} changes the mean entropy by '
+            f'{target:+.4f} nats, as "{other.name}" does; there is {at_low + target:+.4f} to {at_high + target:+.4f}'
+        )
+    return math.exp(brentq(excess, *ends, xtol=1e-9))
+
+
+def solved_part(arm: Arm) -> str:
+    """Which tokens' temperature is to be solved: "forks", "others" or "all"."""
+    if "other_temperature" in _unsolved(arm):
+        return "others"
+    return "all" if (arm.steering or {}).get("select") == "all" else "forks"
+
+
+def interval(
+    base: float, measured: Mapping[float, Contribution], arm: Arm, other: Arm, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `solve`, problems drawn whole; resamples without a solution are left out."""
+    n, found = len(measured[base].tokens), []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+        with contextlib.suppress(ArmError):
+            found.append(solve(Means(base, measured, weights), arm, other))
+    if not found:
+        return math.nan, math.nan
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)

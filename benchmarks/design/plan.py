@@ -1,0 +1,111 @@
+"""Which samples a run consists of, in which order, each with which seed, and after which prefix if any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from steerdec.problems.sets import Problem
+from steerdec.records.arms import Arm
+
+from .masks import Places, Prefix
+
+
+class Item(NamedTuple):
+    """One sample to make; `number` numbers the items of a plan in their order."""
+
+    number: int
+    problem: Problem
+    arm: Arm
+    sample: int
+    seed: int
+    prefix: Prefix | None = None
+
+
+def _hash(*identifiers: object, bits: int = 53) -> int:
+    """`bits` bits of blake2b over the identifiers as JSON, so that ("a", "bc") and ("ab", "c") differ."""
+    digest = hashlib.blake2b(json.dumps(identifiers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - bits)
+
+
+def sample_seed(run_seed: int, problem_id: str, sample: int, replica: str = "") -> int:
+    """53 bits (exact in JSON everywhere), the same in every arm: common random numbers.
+
+    Hashed, never `seed + i`: neighbouring seeds would share samples between neighbouring runs.
+    `replica` names an arm, or a group of arms, that has to draw anew.
+    """
+    return _hash("sample", run_seed, problem_id, sample, replica)
+
+
+def drawn_prefix(places: Places, run_seed: int, problem_id: str, sample: int) -> Prefix:
+    """A recorded response to the problem, and in it one of the `places`; each drawn evenly, by a hash.
+
+    The hash knows nothing of the mask: over the same responses two masks give positions of the same response, at
+    the same rank among what each of them has there. So what they do differs by less chance.
+    """
+    found = places.of(problem_id)
+    trace, positions = found[_even(len(found), "trace", run_seed, problem_id, sample)]
+    return Prefix(trace, int(positions[_even(len(positions), "position", run_seed, problem_id, sample)]))
+
+
+def _even(n: int, *identifiers: object) -> int:
+    """One of 0 .. n - 1, each as likely."""
+    return _hash(*identifiers) * n >> 53
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every (sample, problem, arm), the arm varying fastest.
+
+    All arms of one (problem, sample) stand together, so that whatever drifts while a run lasts
+    (load, a second endpoint, a restarted server) hits all arms alike and cancels in the paired
+    differences. Samples vary slowest, so that a run cut short holds k' < k samples of every problem.
+    Within a group the arms are rotated by a hash, so that none is always sent first.
+    """
+
+    problems: Sequence[Problem]
+    arms: Sequence[Arm]
+    samples: int
+    seed: int
+    replays: Mapping[str, Places] = field(default_factory=dict)  # by their names in the arm set
+    _places: dict[tuple[str, str], int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        places = {
+            (problem.id, arm.name): p * len(self.arms) + a
+            for p, problem in enumerate(self.problems)
+            for a, arm in enumerate(self.arms)
+        }
+        object.__setattr__(self, "_places", places)
+
+    def __len__(self) -> int:
+        return self.samples * len(self.problems) * len(self.arms)
+
+    def index(self, problem_id: str, arm: str, sample: int) -> int:
+        """Where the sample stands. Raises KeyError where it is not part of this plan."""
+        if not 0 <= sample < self.samples:
+            raise KeyError(sample)
+        return sample * len(self._places) + self._places[problem_id, arm]
+
+    def items(self, done: Sequence[int] | bytearray | None = None) -> Iterator[Item]:
+        """The items in order, made one at a time, without those whose `done[index]` is true."""
+        arms = len(self.arms)
+        for sample in range(self.samples):
+            for p, problem in enumerate(self.problems):
+                first = _hash("order", self.seed, problem.id, sample) % arms
+                for a in range(arms):
+                    place = (first + a) % arms
+                    index = (sample * len(self.problems) + p) * arms + place
+                    if done is not None and done[index]:
+                        continue
+                    arm = self.arms[place]
+                    yield self._item(index, problem, arm, sample)
+
+    def _item(self, index: int, problem: Problem, arm: Arm, sample: int) -> Item:
+        seed, prefix = sample_seed(self.seed, problem.id, sample, arm.seed_group), None
+        if arm.replay is not None:
+            prefix = drawn_prefix(self.replays[arm.replay], self.seed, problem.id, sample)
+        return Item(index, problem, arm, sample, seed, prefix)

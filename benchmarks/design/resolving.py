@@ -1,0 +1,97 @@
+"""An arm set in numbers: in place of what is relative to the base temperature, calibrated or solved.
+
+A resolved set is itself a valid arm set, which resolves to itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from steerdec.records.arms import Arm, ArmError, ArmSet, parse_arm_set
+from steerdec.steering import params
+
+TEMPERATURE_FIELDS = ("fork_temperature", "other_temperature", "min_temperature", "max_temperature")
+PLAIN = ("baseline", "replicate", "replica", "replay")  # roles without steering
+
+
+def resolve(
+    arm_set: ArmSet,
+    *,
+    temperature: float,
+    threshold_nats: float,
+    fork_rate: float | None = None,
+    solved: dict[str, float] | None = None,
+) -> ArmSet:
+    """The set with numbers for everything relative, each steering checked by `steerdec.params`.
+
+    Args:
+        temperature: the base temperature.
+        threshold_nats: entropy above which a token is a fork, written into every steering that names none.
+        fork_rate: for "calibrated", the share of tokens above the threshold in a calibration.
+        solved: for "solve", the temperature by arm name, found on calibration text.
+
+    Raises:
+        ArmError: a value is missing or not allowed; one line that names the arm.
+    """
+    known = {"calibrated": fork_rate, "solve": solved or {}}
+    arms = tuple(_resolve_arm(arm, temperature, threshold_nats, known) for arm in arm_set.arms)
+    changed = {"arms": arms, "temperature": temperature, "threshold_nats": threshold_nats}
+    return parse_arm_set(arm_set.model_copy(update=changed).model_dump())
+
+
+def _resolve_arm(arm: Arm, base: float, threshold_nats: float, known: dict[str, Any]) -> Arm:
+    request = _temperature(arm, "temperature", arm.temperature, base, known["solve"])
+    if arm.role in PLAIN and request != base:
+        raise ArmError(f'arm "{arm.name}": temperature: a {arm.role} decodes at the base temperature, {base:g}')
+    if arm.steering is None:
+        return arm.model_copy(update={"temperature": request})
+    steering: dict[str, Any] = dict(arm.steering)
+    for field in TEMPERATURE_FIELDS:
+        if field in steering:
+            steering[field] = _temperature(arm, field, steering[field], base, known["solve"])
+    if steering.get("fork_rate") == "calibrated":
+        if known["calibrated"] is None:
+            raise ArmError(
+                f'arm "{arm.name}": fork_rate: "calibrated" needs a calibration; make one with '
+                "`steerdec calibrate` and give it as --threshold FILE"
+            )
+        steering["fork_rate"] = known["calibrated"]
+    steering.setdefault("threshold_nats", threshold_nats)
+    try:
+        params.parse(steering)
+    except params.SteeringError as e:
+        raise ArmError(f'arm "{arm.name}": {e}') from None
+    if arm.role == "identity" and {steering.get(f, request) for f in TEMPERATURE_FIELDS[:2]} != {base}:
+        raise ArmError(f'arm "{arm.name}": an identity arm has both temperatures equal to the base, {base:g}')
+    return arm.model_copy(update={"temperature": request, "steering": steering})
+
+
+def _temperature(arm: Arm, field: str, value: Any, base: float, solved: dict[str, float]) -> float:
+    place = f'arm "{arm.name}": {field}'
+    if value == "solve":
+        if arm.name not in solved:
+            raise ArmError(
+                f'{place}: is to be solved so that it matches "{arm.matched}"; do so with '
+                "`steerdec calibrate --arms ...` and give its file as --threshold"
+            )
+        return solved[arm.name]
+    if value == "base":
+        return base
+    if isinstance(value, str) and (factor := re.fullmatch(r"x(\d+(?:\.\d+)?)", value)):
+        number = round(float(factor[1]) * base, 3)  # x1.667 of 0.6 is 1, not 1.0002
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        raise ArmError(f'{place}: {_shown(value)} is not a number, "base", "x1.67" or "solve"')
+    if not (number == 0.0 or params.MIN_TEMPERATURE <= number <= params.MAX_TEMPERATURE):
+        raise ArmError(
+            f"{place}: {_shown(value)} is {number:g}; allowed are 0 and {params.MIN_TEMPERATURE:g} "
+            f"to {params.MAX_TEMPERATURE:g}"
+        )
+    return number
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

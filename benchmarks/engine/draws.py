@@ -1,0 +1,224 @@
+"""Whether tokens are really drawn from the distribution that the reference says: chi-square tests on real vLLM.
+
+    python -m steerdec.benchmarks.engine.draws --draws 100000 --json draws.json
+
+Every draw is a request of its own, with a seed of its own, for the first token after one prompt. The
+expected distribution comes from the log-probabilities that vLLM reports for that step, steered by
+`steerdec.reference`, divided by the request's temperature and truncated, all in float64. Beside each
+p value stands the one against no steering at a temperature 0.1 higher: how surely the draws would tell it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+# The engine in this process: a draw is too little work to send elsewhere.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+from torch import Tensor
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+from steerdec import models
+from steerdec.kernels import reference
+from steerdec.steering import encoding as rows
+from steerdec.steering import params
+
+from . import kernel
+
+# All but the last of its tokens is one block of the prefix cache, so a draw costs one token's forward pass.
+BLOCK_TOKENS: Final = 32
+PROMPT: Final = (
+    "I have been asked many times which of all the creatures in the world I like best, and every time I have to "
+    "think about it again before I say that my favourite animal is the"
+)
+ANIMALS: Final = (" dog", " cat", " horse")
+FIRST_SEED: Final = 10_000
+BATCH: Final = 10_000  # draws between two lines of progress
+ALPHA: Final = 1e-3  # a case fails below this; with six cases one run in 170 does by chance
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is drawn: the steering, the request's own temperature and truncation, and a grammar or not."""
+
+    steering: dict[str, Any] | None
+    temperature: float
+    top_p: float = 1.0
+    choices: tuple[str, ...] = ()  # of a grammar
+
+
+HOT: Final = {"fork_temperature": 1.6, "threshold_nats": 0.3}
+COLD: Final = {"fork_temperature": 0.4, "threshold_nats": 0.3}
+OTHERS: Final = {"fork_temperature": 2.0, "other_temperature": 0.4, "threshold_nats": 8.0}  # no token is a fork
+CASES: Final = {
+    "unsteered": Case(None, 0.8),
+    "hot": Case(HOT, 0.8),
+    "cold": Case(COLD, 1.0),
+    "others": Case(OTHERS, 1.0),
+    "hot-top-p": Case(HOT, 0.8, top_p=0.9),
+    "grammar": Case({"select": "all", "fork_temperature": 2.0}, 1.0, choices=ANIMALS),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    case: str
+    draws: int
+    bins: int
+    p: float
+    p_neighbour: float  # against no steering, at a temperature 0.1 higher where there is no grammar
+    elapsed_s: float = field(compare=False)
+
+
+def prompt_of(llm: LLM) -> Any:
+    return {"prompt_token_ids": llm.get_tokenizer().encode(PROMPT)[-BLOCK_TOKENS - 1 :]}
+
+
+def drawn(llm: LLM, case: Case, draws: int, first_seed: int = FIRST_SEED) -> NDArray[np.int64]:
+    """First tokens of `draws` requests seeded `first_seed` and up."""
+    extra: dict[str, Any] = {} if case.steering is None else {"extra_args": {"steering": case.steering}}
+    if case.choices:
+        extra["structured_outputs"] = StructuredOutputsParams(choice=list(case.choices))
+    asked = [
+        SamplingParams(max_tokens=1, seed=first_seed + i, temperature=case.temperature, top_p=case.top_p, **extra)
+        for i in range(draws)
+    ]
+    answers = llm.generate([prompt_of(llm)] * draws, asked, use_tqdm=False)
+    return np.array([answer.outputs[0].token_ids[0] for answer in answers])
+
+
+def step_logits(llm: LLM) -> Tensor:
+    """[vocab] float64 logits of the drawn step, up to a constant, from vLLM's own log-probabilities."""
+    asked = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
+    step = llm.generate([prompt_of(llm)], asked, use_tqdm=False)[0].outputs[0].logprobs[0]
+    logits = torch.full((llm.model_config.get_vocab_size(),), -torch.inf, dtype=torch.float64)
+    for token, entry in step.items():
+        logits[token] = entry.logprob
+    return logits
+
+
+def allowed_tokens(tokenizer: Any, choices: tuple[str, ...]) -> list[int]:
+    """Tokens with which a text can begin that has to be one of `choices`."""
+    texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
+    return [token for token, text in texts.items() if text and any(choice.startswith(text) for choice in choices)]
+
+
+def expected(
+    logits: Tensor,
+    steering: dict[str, Any] | None,
+    temperature: float,
+    top_p: float = 1.0,
+    allowed: list[int] | None = None,
+) -> NDArray[np.float64]:
+    """[vocab] probabilities that the reference gives: mask, steer, divide by T, truncate."""
+    z = logits.clone()
+    if allowed is not None:
+        mask = torch.full_like(z, -torch.inf)
+        mask[allowed] = 0.0
+        z = z + mask
+    if steering is not None:
+        row = rows.row_of(params.parse(steering), temperature, 0, params.PAPER_THRESHOLD_NATS)
+        table = torch.tensor([row.floats], dtype=torch.float64), torch.tensor([row.ints])
+        reference.steer_(z[None], *table, torch.tensor([0]), torch.tensor([0]))
+    p = torch.softmax(z / temperature, -1)
+    if top_p < 1.0:
+        ordered, order = p.sort(descending=True)
+        p[order[ordered.cumsum(0) - ordered >= top_p]] = 0.0
+        p /= p.sum()
+    return p.numpy()
+
+
+def chi_square(tokens: NDArray[np.int64], p: NDArray[np.float64]) -> tuple[float, int]:
+    """p value of the draws under `p`, and the number of bins; tokens expected fewer than 10 times share one.
+
+    0 where a token was drawn that `p` says cannot be.
+    """
+    if (p[tokens] == 0).any():
+        return 0.0, 0
+    n = len(tokens)
+    counts = np.bincount(tokens, minlength=len(p))
+    common = p * n >= 10
+    observed = np.append(counts[common], counts[~common].sum())
+    theory = np.append(p[common], p[~common].sum()) * n
+    if theory[-1] < 5:
+        observed, theory = observed[:-1], theory[:-1] * observed[:-1].sum() / theory[:-1].sum()
+    return float(stats.chisquare(observed, theory).pvalue), len(observed)
+
+
+def p_values(llm: LLM, case: Case, tokens: NDArray[np.int64]) -> tuple[float, float, int]:
+    """p against what should have been drawn from, p against its neighbour, and the number of bins of the former."""
+    logits = step_logits(llm)
+    allowed = allowed_tokens(llm.get_tokenizer(), case.choices) if case.choices else None
+    p, bins = chi_square(tokens, expected(logits, case.steering, case.temperature, case.top_p, allowed))
+    # A grammar leaves so few tokens that a tenth of a degree is hard to see; whether steering happened is not.
+    t = case.temperature + (0.0 if allowed else 0.1)
+    p_neighbour, _ = chi_square(tokens, expected(logits, None, t, case.top_p, allowed))
+    return p, p_neighbour, bins
+
+
+def engine(model: str, dtype: str) -> LLM:
+    on_cpu = {"enforce_eager": True, "gpu_memory_utilization": 0.3} if not torch.cuda.is_available() else {}
+    return LLM(
+        model=str(models.fetch(model)),
+        dtype=dtype,
+        max_model_len=256,
+        max_num_batched_tokens=4096,
+        max_num_seqs=256,
+        block_size=BLOCK_TOKENS,
+        enable_chunked_prefill=False,
+        max_logprobs=-1,
+        logits_processors=["steerdec.processor:EntropySteering"],
+        **on_cpu,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m steerdec.benchmarks.engine.draws", description=__doc__)
+    parser.add_argument("--model", default=models.SMOLLM2.name, help="name or folder, as of `steerdec model fetch`")
+    parser.add_argument("--dtype", default="float32", help="log-probabilities of bf16 logits are too coarse to test by")
+    parser.add_argument("--draws", type=int, default=100_000, help="of each case")
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    asked = parser.parse_args()
+    console, results = Console(width=110), []
+    llm = engine(asked.model, asked.dtype)
+    for name in asked.case:
+        case, tokens, begin = CASES[name], np.zeros(0, np.int64), time.perf_counter()
+        while len(tokens) < asked.draws:
+            n = min(BATCH, asked.draws - len(tokens))
+            tokens = np.append(tokens, drawn(llm, case, n, FIRST_SEED + len(tokens)))
+            console.print(f"{name}: {len(tokens):,} of {asked.draws:,} draws", highlight=False)
+        p, p_neighbour, bins = p_values(llm, case, tokens)
+        results.append(Result(name, asked.draws, bins, p, p_neighbour, round(time.perf_counter() - begin, 1)))
+    table = Table(box=None)
+    for heading in ("case", "draws", "bins", "p", "p of a neighbour", "s"):
+        table.add_column(heading, no_wrap=True)
+    for r in results:
+        table.add_row(r.case, f"{r.draws:,}", str(r.bins), f"{r.p:.4f}", f"{r.p_neighbour:.1e}", f"{r.elapsed_s:.0f}")
+    about = kernel.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    about |= {"model": asked.model, "dtype": asked.dtype}
+    console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
+    console.print(table)
+    if asked.json:
+        data = {"machine": about, "results": [asdict(r) for r in results]}
+        asked.json.write_text(json.dumps(data, indent=1) + "\n")
+    sys.exit(any(r.p < ALPHA for r in results))
+
+
+if __name__ == "__main__":
+    main()

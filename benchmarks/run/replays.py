@@ -1,0 +1,167 @@
+"""Replays: responses that go on from a recorded prefix. What they need is held against the run before any work.
+
+Once a response diverges, a position of the recorded one means nothing in it. So each sample intervenes at one position:
+the tokens before it are part of the prompt, the token at it is sampled anew, and everything after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steerdec.problems.prompts import request_body
+from steerdec.problems.sets import Problem, ProblemSet
+from steerdec.records.arms import ArmSet
+
+from ..design.masks import Mask, Places, Prefix, read_mask
+from .answers import MalformedAnswerError
+from .endpoints import Endpoint, RefusedError
+
+BYTES_A_TOKEN = 2048  # more than a token's text, or its number, takes
+
+
+class ReplayError(ValueError):
+    """A mask that does not fit what is to be run; one line."""
+
+
+def read_replays(
+    arm_set: ArmSet, problem_set: ProblemSet, *, prompt: str, max_tokens: int
+) -> tuple[ArmSet, dict[str, Places]]:
+    """The set with what its masks are written into it, and the positions of each replay.
+
+    Raises:
+        MaskError: a mask cannot be read.
+        ReplayError: it is another one than before, of other problems or another prompt, or points nowhere.
+    """
+    masks: dict[str, Mask] = {}
+    places, replays = {}, {}
+    for name, replay in arm_set.replays.items():
+        if replay.mask not in masks:
+            masks[replay.mask] = read_mask(Path(replay.mask))
+        mask = masks[replay.mask]
+        if replay.sha256 not in (None, mask.sha256):
+            raise ReplayError(
+                f"mask {mask.name} has changed since the run: sha256 {str(replay.sha256)[:12]} -> {mask.sha256[:12]}"
+            )
+        places[name] = Places(mask, replay.positions)
+        _check(places[name], problem_set, prompt, max_tokens)
+        told = {"mask": mask.name, "sha256": mask.sha256, "about": mask.kept()}
+        replays[name] = replay.model_copy(update=told)
+    return arm_set.model_copy(update={"replays": replays}), places
+
+
+def _check(places: Places, problem_set: ProblemSet, prompt: str, max_tokens: int) -> None:
+    mask = places.mask
+    if mask.about.get("prompt") not in (None, prompt):
+        raise ReplayError(
+            f"mask {mask.name} is of responses to prompt {mask.about['prompt']}, the run has {prompt}; say --prompt"
+        )
+    missing = [problem.id for problem in problem_set.problems if problem.id not in mask.traces]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ReplayError(
+            f"mask {mask.name} has no response to problem {missing[0]}{more}; it is of {mask.kept()['problems']}"
+        )
+    what = {"fork": "that is a fork", "other": "that is no fork", "any": ""}[places.which]
+    for problem in problem_set.problems:
+        found = places.of(problem.id)
+        if not found:
+            raise ReplayError(f"mask {mask.name} has no token {what} in any response to problem {problem.id}")
+        last = max(int(positions[-1]) for _, positions in found)
+        if last >= max_tokens:
+            raise ReplayError(
+                f"--max-tokens: {max_tokens} ends before position {last}, which mask {mask.name} points at in a "
+                f"response to problem {problem.id}; give more than {last}"
+            )
+
+
+def check_server(
+    replays: Mapping[str, Places], models: Sequence[str], max_model_len: int | None, max_tokens: int
+) -> None:
+    """Raises ReplayError where the masks are of another model, or a prefix and what follows exceed the context.
+
+    Args:
+        models: names of the served one.
+    """
+    served = {Path(name).name for name in models}
+    for mask in _masks(replays):
+        if mask.kept()["model"] not in served:
+            raise ReplayError(f"mask {mask.name} is of {mask.kept()['model']}, served is {' or '.join(sorted(served))}")
+        longest = max(len(trace.prompt_ids) for found in mask.traces.values() for trace in found)
+        if max_model_len is not None and longest + max_tokens > max_model_len:
+            raise ReplayError(
+                f"--max-tokens: {max_tokens} after a prompt of {longest} tokens (mask {mask.name}) do not fit the "
+                f"server's context of {max_model_len} tokens"
+            )
+
+
+def _masks(replays: Mapping[str, Places]) -> list[Mask]:
+    """Each once."""
+    return list({places.mask.sha256: places.mask for places in replays.values()}.values())
+
+
+async def check_prompts(
+    endpoint: Endpoint,
+    replays: Mapping[str, Places],
+    problems: Sequence[Problem],
+    *,
+    model: str,
+    prompt: str,
+    thinking: bool | None,
+) -> None:
+    """Compare the masks' prompts with those the server makes: the same problems, template and tokenizer, or not.
+
+    Raises:
+        ReplayError: one differs, or the server refuses to say.
+        EndpointError, MalformedAnswerError: the server does not tell its tokens.
+    """
+    masks = _masks(replays)
+    slots = asyncio.Semaphore(endpoint.connections)
+
+    async def differs(problem: Problem) -> str | None:
+        _, body = request_body(prompt, problem, thinking=thinking)
+        asked = {key: value for key, value in body.items() if key != "stop"}
+        try:
+            async with slots:
+                ids = await _told(endpoint, "/tokenize", {"model": model} | asked, "tokens", 1 << 24)
+        except RefusedError as e:
+            return f"{e} (asked was /tokenize, which replays need)"
+        for mask in masks:
+            if any(list(trace.prompt_ids) != ids for trace in mask.traces[problem.id]):
+                return (
+                    f"mask {mask.name}: the prompt of problem {problem.id} is not the one that the server makes; the "
+                    "mask is of other problems, another prompt or another tokenizer"
+                )
+        return None
+
+    if masks:
+        for complaint in filter(None, await asyncio.gather(*(differs(problem) for problem in problems))):
+            raise ReplayError(complaint)
+
+
+async def whole_text(
+    endpoint: Endpoint, prefix: Prefix, new_ids: Sequence[int], *, model: str, stops: list[str]
+) -> str:
+    """The response from its beginning, of which the `new_ids` were generated; it ends before a stop text.
+
+    Made from token ids: a prefix may end in the middle of a character. Raises EndpointError, MalformedAnswerError.
+    """
+    ids = [*prefix.response_ids, *new_ids]
+    if not ids:
+        return ""
+    body = {"model": model, "tokens": ids}
+    text = await _told(endpoint, "/detokenize", body, "prompt", (1 << 20) + BYTES_A_TOKEN * len(ids))
+    if not isinstance(text, str):
+        raise MalformedAnswerError("/detokenize: prompt is no text")
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+async def _told(endpoint: Endpoint, path: str, body: dict[str, Any], field: str, max_bytes: int) -> Any:
+    raw = await endpoint.post(path, body, max_bytes=max_bytes)
+    try:
+        return json.loads(raw)[field]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        raise MalformedAnswerError(f"{path} did not answer with {field}") from None

@@ -1,0 +1,141 @@
+"""`steerdec profile`: the entropy pattern of a model's responses, as a page and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import steerdec
+from steerdec.analysis import pages
+from steerdec.analysis.profile.pattern import FORK_QUANTILE, MIN_COUNT, Pattern, pattern, pooled
+from steerdec.analysis.traces import source, store
+from steerdec.analysis.traces.loading import Loaded
+from steerdec.analysis.traces.scoring import Scores
+from steerdec.analysis.traces.trace import Trace
+from steerdec.common.journal import write_atomically
+from steerdec.pages import charts, forks
+
+PAGE: Final = "profile.html"
+JSON: Final = "profile.json"
+_SHOWN: Final = 12
+
+
+def profile(
+    resolved: source.Resolved, out: Path, *, threshold_nats: float | None = None, min_count: int | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Make the traces and scores that are missing, then write both files; the page's path, and the JSON as a dict.
+
+    Raises:
+        InputError, AnalysisError, ModelError, ProblemError, JournalError: one line each.
+    """
+    with store.opened(out, {"analysis": "profile"} | resolved.settings()) as kept:
+        loaded = source.load(resolved)
+        found = source.all_traces(resolved, loaded, kept)
+        scores = source.all_scores(found, loaded, kept)
+        least = MIN_COUNT if min_count is None else min_count
+        result = pattern(found, scores, lambda i: str(loaded.tokenizer.decode([i])), min_count=least)
+        told = _told(resolved, loaded, found, scores, result)
+        if threshold_nats is None:
+            p80 = float(np.quantile(pooled(found, scores)[0], FORK_QUANTILE))
+            threshold = p80, "the 80th percentile of these tokens"
+        else:
+            threshold = threshold_nats, "the one given"
+        told |= {"threshold_nats": threshold[0], "threshold_origin": threshold[1]}
+        write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        page = _page(resolved, loaded, found, scores, result, threshold)
+        pages.write_page("profile.html.j2", page | {"provenance": _provenance(told)}, out / PAGE)
+    return out / PAGE, told
+
+
+def _told(
+    resolved: source.Resolved, loaded: Loaded, traces: list[Trace], scores: list[Scores], result: Pattern
+) -> dict[str, Any]:
+    return {
+        "steerdec": steerdec.__version__,
+        "model": loaded.name,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "traces": len(traces),
+        "ids_are": dict(Counter(trace.ids_are for trace in traces)),
+        "grades": dict(Counter(trace.grade for trace in traces)),
+        "against_reported_nats": against_reported(traces, scores),
+        "settings": resolved.settings(),
+    } | asdict(result)
+
+
+def against_reported(traces: Sequence[Trace], scores: Sequence[Scores]) -> dict[str, float] | None:
+    """How far these entropies lie from those that the server reported for the same tokens; None where it kept none.
+
+    More than rounding means other tokens, another prompt, or another dtype. The journal holds five decimals.
+    """
+    apart = [
+        abs(told - own)
+        for trace, score in zip(traces, scores, strict=True)
+        for told, own in zip(trace.reported_entropy_nats or (), score.entropy_nats.tolist(), strict=False)
+        if told is not None
+    ]
+    if not apart:
+        return None
+    return {"tokens": len(apart), "largest": max(apart), "mean": float(np.mean(apart))}
+
+
+def _page(
+    resolved: source.Resolved,
+    loaded: Loaded,
+    traces: list[Trace],
+    scores: list[Scores],
+    result: Pattern,
+    threshold: tuple[float, str],
+) -> dict[str, Any]:
+    h = pooled(traces, scores)[0]
+    data = forks.Histogram(
+        counts=result.histogram,
+        tokens=result.tokens,
+        share_below_0_01=result.share_below_0_01.value,
+        share_above_threshold=float(np.mean(h > threshold[0])),
+    )
+    firsts: dict[str, int] = {}
+    for i, trace in enumerate(traces):
+        firsts.setdefault(trace.problem_id, i)
+    unsure = sum(trace.ids_are == "differ" for trace in traces)
+    warning = (
+        f"{unsure} of {len(traces)} texts, tokenised again, do not have the tokens that the server counted: their "
+        "entropies are those of other tokens than were sampled."
+    )
+    return {
+        "model": Path(loaded.name).name,
+        "set_name": _set_name(resolved),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "traces": len(traces),
+        "pattern": result,
+        "histogram": charts.histogram_chart(data, threshold[0]),
+        "threshold_nats": threshold[0],
+        "threshold_origin": threshold[1],
+        "shown": [
+            (problem, pages.shown(traces[i], scores[i], threshold[0], loaded.tokenizer))
+            for problem, i in list(firsts.items())[:_SHOWN]
+        ],
+        "warning": warning if unsure else "",
+    }
+
+
+def _set_name(resolved: source.Resolved) -> str:
+    if resolved.problem_set is not None:
+        return Path(resolved.problem_set.name).name
+    return f"run {Path(str(resolved.source.run)).name}"
+
+
+def _provenance(told: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = {"steerdec": told["steerdec"], "model": told["model"], "dtype": told["dtype"]} | told["settings"]
+    rows["token ids"] = ", ".join(f"{n} {how}" for how, n in told["ids_are"].items())
+    if told["against_reported_nats"]:
+        apart = told["against_reported_nats"]
+        rows["against the server's entropies"] = (
+            f"{apart['tokens']} tokens, largest difference {apart['largest']:.2g} nats, mean {apart['mean']:.2g}"
+        )
+    return [(str(name), str(value)) for name, value in rows.items()]

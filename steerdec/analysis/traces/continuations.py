@@ -1,0 +1,117 @@
+"""Many ways to go on from one text, at the temperature and top-p of thought anchors by resampling (arXiv 2506.19143).
+
+The u-th token of a continuation is where the u-th number of a Philox stream, whose key is its seed, falls. So it does
+not depend on what is sampled beside it, but for the rounding of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerdec.analysis.errors import AnalysisError
+from steerdec.analysis.traces.loading import Loaded, free_bytes
+from steerdec.analysis.traces.sampling import end_ids
+
+TEMPERATURE: Final = 0.6
+TOP_P: Final = 0.95
+_MOST_ROWS: Final = 64
+_TAIL_TOKENS: Final = 8  # a stop text is looked for in the last so many tokens
+_NEAR: Final = 256  # so many of the likeliest tokens nearly always reach TOP_P; sorting a whole vocabulary is slow
+
+
+@torch.inference_mode()
+def continuations(
+    loaded: Loaded,
+    prompt: Sequence[int],
+    begun: Sequence[int],
+    seeds: Sequence[int],
+    stops: tuple[str, ...],
+    most_tokens: int,
+) -> Iterator[tuple[list[int], str]]:
+    """(response with what was begun, finish reason) for each seed, in their order.
+
+    The text so far goes through the model once for all; rows that have ended leave the batch.
+
+    Args:
+        stops: texts that end a response, besides the model's own end.
+        most_tokens: of a response, with what was begun.
+
+    Raises:
+        AnalysisError: the model's logits are NaN.
+    """
+    for start in range(0, len(seeds), rows := _rows(loaded, len(prompt) + most_tokens)):
+        yield from _batch(loaded, prompt, begun, seeds[start : start + rows], stops, most_tokens)
+
+
+def _batch(
+    loaded: Loaded,
+    prompt: Sequence[int],
+    begun: Sequence[int],
+    seeds: Sequence[int],
+    stops: tuple[str, ...],
+    most_tokens: int,
+) -> Iterator[tuple[list[int], str]]:
+    from transformers import DynamicCache
+
+    ends = end_ids(loaded)
+    room = most_tokens - len(begun)
+    draws = np.stack([np.random.Generator(np.random.Philox(key=seed)).random(room) for seed in seeds])
+    responses = [list(begun) for _ in seeds]
+    reasons = ["length"] * len(seeds)
+    going = list(range(len(seeds)))
+    cache: Any = DynamicCache(config=loaded.model.config)
+    ids = torch.tensor([[*prompt, *begun]], device=loaded.device)
+    for step in range(room):
+        logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        if bool(logits.isnan().any()):
+            raise AnalysisError("the model's logits are not finite (NaN); nothing can be sampled with it")
+        if step == 0:
+            cache.batch_repeat_interleave(len(seeds))
+            logits = logits.expand(len(seeds), -1)
+        drawn = nucleus_draw(logits, torch.from_numpy(draws[going, step]).to(logits.device))
+        left = []
+        for at, (row, token) in enumerate(zip(going, drawn.tolist(), strict=True)):
+            responses[row].append(token)
+            tail = loaded.tokenizer.decode(responses[row][-_TAIL_TOKENS:]) if stops else ""
+            if token in ends or any(stop in tail for stop in stops):
+                reasons[row] = "stop"
+            else:
+                left.append(at)
+        if not left:
+            break
+        if len(left) < len(going):
+            cache.batch_select_indices(torch.tensor(left, device=loaded.device))
+        going = [going[at] for at in left]
+        ids = drawn[left, None]
+    yield from zip(responses, reasons, strict=True)
+
+
+def nucleus_draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The token that each row's uniform falls on, of [n, vocabulary] logits and [n] numbers in [0, 1); [n].
+
+    At TEMPERATURE, among the fewest likeliest tokens that have a probability of TOP_P together, in falling order of
+    probability (Holtzman et al., arXiv 1904.09751).
+    """
+    p = torch.softmax(logits.float() / TEMPERATURE, dim=-1)
+    top, order = p.topk(min(_NEAR, p.shape[1]), dim=-1)
+    if bool((top.double().sum(-1) < TOP_P).any()):
+        top, order = p.sort(dim=-1, descending=True)
+    up_to = top.double().cumsum(-1)
+    kept = (up_to - top < TOP_P).sum(-1, keepdim=True)
+    point = uniforms[:, None] * up_to.gather(-1, kept - 1)
+    at = torch.searchsorted(up_to, point, right=True).clamp_max(kept - 1)
+    return order.gather(-1, at)[:, 0]
+
+
+def _rows(loaded: Loaded, tokens: int) -> int:
+    """Sequences of that length at once, their keys, values and logits in a quarter of the free memory."""
+    config = loaded.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * tokens + 24 * int(config.vocab_size)
+    return max(1, min(_MOST_ROWS, free_bytes(loaded.device) // int(4 * each)))

@@ -1,0 +1,147 @@
+"""Tokenizer and weights of a model, for scoring on the device there is."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from steerdec import models
+from steerdec.analysis.errors import InputError
+from steerdec.analysis.traces.trace import Trace
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FEW: Final = 3  # differences named in a message
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A causal language model in evaluation mode, without gradients."""
+
+    name: str
+    folder: Path
+    tokenizer: Any
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
+    context_tokens: int  # as its configuration says; 2^63 - 1 where it says nothing
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model by name or folder. Raises ModelError, InputError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(models.fetch(name))
+    except (OSError, ValueError) as e:
+        raise InputError(f"--model: {name} has no tokenizer that can be read ({_first_line(e)})") from None
+
+
+def load(
+    name: str, *, dtype: str | None = None, device: str | None = None, attention: str = "sdpa", tokenizer: Any = None
+) -> Loaded:
+    """Load a model for scoring.
+
+    Args:
+        name: folder, Hugging Face id, or the embedded model's name.
+        dtype: one of DTYPES. Default: float32 without a GPU, else the dtype the weights are stored in.
+        device: of torch. Default: cuda where there is one.
+        attention: transformers' implementation; "eager" where attention weights are to be read.
+        tokenizer: one already loaded for it.
+
+    Raises:
+        ModelError: there is no such model.
+        InputError: the dtype or device does not exist, or the weights cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device: {device} is not there; this torch sees no GPU")
+    asked: Any = DTYPES[dtype] if dtype else "auto" if where.type == "cuda" else torch.float32
+    folder = models.fetch(name)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=asked, attn_implementation=attention)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError(f"--model: {name} cannot be loaded as a causal language model ({_first_line(e)})") from None
+    model = model.to(where).eval().requires_grad_(False)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**63 - 1
+    return Loaded(
+        name, folder, load_tokenizer(name) if tokenizer is None else tokenizer, model, where, model.dtype, int(context)
+    )
+
+
+def check_same_tokenizer(first: Any, second: Any, names: tuple[str, str]) -> None:
+    """Both give the same ids to the same text, so that tokens can be compared one by one. Raises InputError.
+
+    Their vocabularies have to be equal; merges and rules are held against each other on a text that has most of
+    what they differ in.
+    """
+    one, two = first.get_vocab(), second.get_vocab()
+    if one != two:
+        unlike = sorted((k for k in one.keys() | two.keys() if one.get(k) != two.get(k)), key=str)
+        shown = ", ".join(f"{k!r} is {one.get(k)} and {two.get(k)}" for k in unlike[:_FEW])
+        raise InputError(
+            f"{names[0]} and {names[1]} have different tokenizers ({len(unlike)} tokens differ: {shown}); "
+            "only models with one tokenizer can be compared token by token"
+        )
+    if first(_PROBE).input_ids != second(_PROBE).input_ids:
+        raise InputError(
+            f"{names[0]} and {names[1]} have one vocabulary but split text into different tokens; "
+            "only models with one tokenizer can be compared token by token"
+        )
+
+
+_PROBE: Final = (
+    "It's 3,141.59 + 2x: \\boxed{\\frac{1}{2}}\n\n  the  naïve café — 你好, 🙂\t(unlike)ANTIDISESTABLISHMENT </think>"
+)
+
+
+def check_fits(traces: Iterable[Trace], loaded: Loaded) -> None:
+    """Every trace lies within the model's context and vocabulary. Raises InputError, before anything is scored."""
+    vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
+    for trace in traces:
+        tokens = len(trace.prompt_ids) + len(trace.response_ids)
+        if tokens > loaded.context_tokens:
+            raise InputError(
+                f"{trace.where} has {tokens} tokens with its prompt; {loaded.name} takes at most "
+                f"{loaded.context_tokens} (max_position_embeddings)"
+            )
+        if (largest := max((*trace.prompt_ids, *trace.response_ids), default=0)) >= vocabulary:
+            raise InputError(
+                f"{trace.where} holds token id {largest}; {loaded.name} has a vocabulary of {vocabulary}: "
+                "is the trace from another tokenizer?"
+            )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(available, int(limit) - used) if limit != "max" else available
+    except (OSError, ValueError):
+        return 1 << 31
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

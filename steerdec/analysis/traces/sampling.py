@@ -1,0 +1,196 @@
+"""Traces sampled with transformers, where there is no bench run: one draw a token, from a uniform fixed by hash.
+
+The u-th draw of a sample is the u-th number of a Philox stream whose key is the sample's seed (`plan.sample_seed`), and
+the token is where the cumulative distribution passes it. So a sample does not depend on its batch, but for the rounding
+of the logits, and a run that was stopped goes on with the samples it would have made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+from steerdec.analysis.errors import InputError
+from steerdec.analysis.traces.loading import Loaded, free_bytes
+from steerdec.analysis.traces.trace import Trace, prompt_ids, stop_texts
+from steerdec.benchmarks.design.plan import sample_seed
+from steerdec.grading.pool import GradingPool
+from steerdec.problems import embedded
+from steerdec.problems.sets import Problem, ProblemSet
+from steerdec.records.arms import load_arm_set
+
+ARM: Final = "sampled"
+MAX_TOKENS: Final = 512
+_MOST_ROWS: Final = 64
+_TAIL_TOKENS: Final = 8  # a stop text is looked for in the last so many tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How traces come about; with the model, the problems and their prompt it fixes them."""
+
+    samples: int
+    temperature: float  # 0 is greedy
+    max_tokens: int
+    seed: int
+    prompt: str
+    thinking: bool | None = None
+
+
+def base_temperature(problems: str) -> float:
+    """The embedded problems were chosen for the temperature of the arm set `quick`; others are sampled at 1."""
+    quick = load_arm_set("quick").temperature
+    return quick if problems in embedded.SETS and quick is not None else 1.0
+
+
+def sample_traces(
+    loaded: Loaded,
+    problem_set: ProblemSet,
+    sampling: Sampling,
+    *,
+    done: Sequence[tuple[str, str, int]] = (),
+    on_trace: Callable[[Trace], None] | None = None,
+) -> list[Trace]:
+    """Sample and grade `sampling.samples` responses to each problem, without those whose keys are `done`.
+
+    Raises:
+        InputError: a prompt with its response would not fit the model's context.
+        PromptError, GradingError: see there.
+    """
+    jobs = [(p, s) for p in problem_set.problems for s in range(sampling.samples) if (p.id, ARM, s) not in set(done)]
+    prompts = {p.id: prompt_ids(loaded.tokenizer, sampling.prompt, p, sampling.thinking) for p in problem_set.problems}
+    longest = max((len(x) for x in prompts.values()), default=0)
+    if longest + sampling.max_tokens > loaded.context_tokens:
+        raise InputError(
+            f"--max-tokens: {sampling.max_tokens} after a prompt of {longest} tokens; {loaded.name} takes at most "
+            f"{loaded.context_tokens} (max_position_embeddings)"
+        )
+    found = []
+    rows = _rows(loaded, longest + sampling.max_tokens)
+    with GradingPool(workers=1) as pool:
+        for start in range(0, len(jobs), rows):
+            for trace in _batch(loaded, jobs[start : start + rows], prompts, sampling, pool):
+                found.append(trace)
+                if on_trace is not None:
+                    on_trace(trace)
+    return found
+
+
+def _rows(loaded: Loaded, tokens: int) -> int:
+    """Sequences of that length at once, their keys, values and logits in a quarter of the free memory."""
+    config = loaded.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * tokens
+    each = cache + 6 * 4 * int(config.vocab_size)
+    return max(1, min(_MOST_ROWS, free_bytes(loaded.device) // int(4 * each)))
+
+
+@torch.inference_mode()
+def _batch(
+    loaded: Loaded,
+    jobs: Sequence[tuple[Problem, int]],
+    prompts: dict[str, tuple[int, ...]],
+    sampling: Sampling,
+    pool: GradingPool,
+) -> Iterator[Trace]:
+    stops = stop_texts(sampling.prompt)
+    ends = end_ids(loaded)
+    pad = min(ends, default=0)
+    given = [prompts[problem.id] for problem, _ in jobs]
+    width = max(len(x) for x in given)
+    ids = torch.tensor([[pad] * (width - len(x)) + list(x) for x in given], device=loaded.device)
+    real = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in given], device=loaded.device)
+    keys = [sample_seed(sampling.seed, problem.id, sample) for problem, sample in jobs]
+    config = GenerationConfig(
+        do_sample=False,  # `_Draw` leaves one token, which "greedy" then takes
+        num_beams=1,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+    )
+    out = loaded.model.generate(
+        ids,
+        attention_mask=real,
+        generation_config=config,
+        logits_processor=[_Draw(keys, sampling, width)],
+        stopping_criteria=[_StopText(loaded.tokenizer, stops, width)] if stops else [],
+    )
+    for (problem, sample), prompt, row in zip(jobs, given, out[:, width:].tolist(), strict=True):
+        response, reason = _ended(row, loaded.tokenizer, ends, stops)
+        text = response_text(loaded.tokenizer, response, stops)
+        graded = pool.grade(text, problem, reason)
+        yield Trace(
+            problem_id=problem.id,
+            arm=ARM,
+            sample=sample,
+            prompt_ids=prompt,
+            response_ids=tuple(response),
+            gold=problem.answer,
+            kind=problem.kind,
+            answer=graded.answer,
+            grade=graded.grade,
+            finish_reason=reason,
+            text=text,
+            ids_are="sampled",
+        )
+
+
+def end_ids(loaded: Loaded) -> set[int]:
+    """Every token that ends a response, as vLLM takes them: the tokenizer's, and the generation configuration's."""
+    told = loaded.model.generation_config.eos_token_id
+    listed = told if isinstance(told, list) else [told]
+    return {int(i) for i in (loaded.tokenizer.eos_token_id, *listed) if i is not None}
+
+
+def _ended(row: list[int], tokenizer: Any, ends: set[int], stops: tuple[str, ...]) -> tuple[list[int], str]:
+    """The response up to its end, which is part of it, and vLLM's finish reason."""
+    for t, token in enumerate(row):
+        if token in ends:
+            return row[: t + 1], "stop"
+        if stops and any(stop in tokenizer.decode(row[max(0, t + 1 - _TAIL_TOKENS) : t + 1]) for stop in stops):
+            return row[: t + 1], "stop"
+    return row, "length"
+
+
+def response_text(tokenizer: Any, response: list[int], stops: tuple[str, ...]) -> str:
+    text = str(tokenizer.decode(response, skip_special_tokens=True))
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped to mypy here
+    """Leaves only the token that the row's next uniform falls on; at temperature 0, the likeliest."""
+
+    def __init__(self, keys: Sequence[int], sampling: Sampling, prompt_tokens: int) -> None:
+        draws = [np.random.Generator(np.random.Philox(key=key)).random(sampling.max_tokens) for key in keys]
+        self._draws = torch.from_numpy(np.stack(draws))
+        self._temperature, self._prompt_tokens = sampling.temperature, prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._temperature == 0:
+            return scores
+        up_to = torch.softmax(scores.float() / self._temperature, -1).double().cumsum(-1)
+        draw = self._draws[:, input_ids.shape[1] - self._prompt_tokens, None].to(scores.device)
+        # below the whole sum, which rounding leaves a little off 1: a token of probability 0 is never passed
+        drawn = torch.searchsorted(up_to, draw * up_to[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+class _StopText(StoppingCriteria):  # type: ignore[misc]
+    """Ends each row at a stop text of its response. (transformers' own looks at the prompt's end as well.)"""
+
+    def __init__(self, tokenizer: Any, stops: tuple[str, ...], prompt_tokens: int) -> None:
+        self._tokenizer, self._stops, self._prompt_tokens = tokenizer, stops, prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        tail = input_ids[:, max(self._prompt_tokens, input_ids.shape[1] - _TAIL_TOKENS) :].tolist()
+        ended = [any(stop in self._tokenizer.decode(ids) for stop in self._stops) for ids in tail]
+        return torch.tensor(ended, device=input_ids.device)

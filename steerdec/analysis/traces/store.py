@@ -1,0 +1,113 @@
+"""The folder of an analysis: what it was asked, and what it has done so far, so that a stopped one goes on.
+
+`analysis.json` holds the settings; each kind of result has a file of its own, `NAME.jsonl`, written with the
+benchmark's journal: appended line by line, a torn end cut off when the analysis goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from steerdec.analysis.errors import InputError
+from steerdec.analysis.traces.scoring import Scores
+from steerdec.analysis.traces.trace import Trace
+from steerdec.common import journal
+
+SETTINGS: Final = "analysis.json"
+Key = tuple[str, str, int]  # problem_id, arm, sample
+
+
+@contextmanager
+def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Store]:
+    """The folder, made if need be, locked, and checked to be of the same analysis.
+
+    Raises:
+        InputError: it holds something else, or an analysis under other settings.
+        JournalError: it is in use, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"--out: {folder} cannot be a folder ({e.strerror})") from None
+    path = folder / SETTINGS
+    wanted = json.loads(json.dumps(settings))
+    with journal.FolderLock(folder):
+        if path.exists():
+            _check_same(path, wanted)
+        elif rest := [p.name for p in folder.iterdir() if p.name != ".lock"]:
+            raise InputError(f"--out: {folder} holds {min(rest)} but no {SETTINGS}; choose another folder")
+        else:
+            journal.write_atomically(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+        yield Store(folder)
+
+
+def _check_same(path: Path, wanted: dict[str, Any]) -> None:
+    try:
+        old = json.loads(path.read_bytes())
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} is not the JSON of an analysis ({e})") from None
+    for key in {**old, **wanted}:
+        if old.get(key) != wanted.get(key):
+            raise InputError(
+                f"--out: {path.parent} holds an analysis under other settings: {key}: {json.dumps(old.get(key))} -> "
+                f"{json.dumps(wanted.get(key))}; give the same, or another folder"
+            )
+
+
+class Store:
+    """Made by `opened`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def lines(self, name: str) -> dict[Key, dict[str, Any]]:
+        """What `NAME.jsonl` holds, by key, after its torn end has been cut off. Raises JournalError."""
+        found: dict[Key, dict[str, Any]] = {}
+        path = self.folder / f"{name}.jsonl"
+        journal.repair(path, lambda line: found.update({(line["problem_id"], line["arm"], line["sample"]): line}))
+        return found
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[journal.Journal]:
+        """`NAME.jsonl` to append lines to; each needs problem_id, arm and sample. Raises JournalError."""
+        lines = journal.Journal(self.folder / f"{name}.jsonl")
+        try:
+            yield lines
+        finally:
+            lines.close()
+
+
+def trace_line(trace: Trace) -> dict[str, Any]:
+    return asdict(trace)
+
+
+def trace_of(line: dict[str, Any]) -> Trace:
+    told = line.get("reported_entropy_nats")
+    lists = {"prompt_ids": tuple(line["prompt_ids"]), "response_ids": tuple(line["response_ids"])}
+    return Trace(**(line | lists | {"reported_entropy_nats": None if told is None else tuple(told)}))
+
+
+def scores_line(trace: Trace, scores: Scores) -> dict[str, Any]:
+    return {
+        "problem_id": trace.problem_id,
+        "arm": trace.arm,
+        "sample": trace.sample,
+        "entropy_nats": scores.entropy_nats.tolist(),
+        "surprisal_nats": scores.surprisal_nats.tolist(),
+        "rank": scores.rank.tolist(),
+    }
+
+
+def scores_of(line: dict[str, Any]) -> Scores:
+    return Scores(
+        np.asarray(line["entropy_nats"], np.float32),
+        np.asarray(line["surprisal_nats"], np.float32),
+        np.asarray(line["rank"], np.int64),
+    )

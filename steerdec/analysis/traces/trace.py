@@ -1,0 +1,189 @@
+"""Traces: a prompt and a response as token ids, with what became of it. Read from a bench run here; see `sampling`.
+
+A run keeps texts, not token ids, so the ids are made anew: the prompt as vLLM makes it (the chat template rendered to
+text, then tokenised without special tokens; a plain completion with them), the response from its text. A model may have
+sampled other tokens for the same text ("  " as two spaces, "un" + "like"): then the ids here are not those that were
+sampled, and their entropies not those of the run. How far that can be excluded stands in `Trace.ids_are`:
+
+    sampled    the very ids, from `sampling`
+    verified   the sample kept its tokens' texts, and each token made anew has the same text
+    counted    as many tokens as the server counted, or one less: a stop token ends no text
+    differ     another number, or other texts
+
+A reasoning parser on the server drops white space around `</think>`, and a chat template may print the date; the first
+shows as `differ`, the second cannot be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from steerdec.analysis.errors import InputError
+from steerdec.common import journal
+from steerdec.problems.prompts import request_body
+from steerdec.problems.sets import Problem, ProblemSet, load_problems
+from steerdec.records.run import NAME as RUN_JSON
+from steerdec.records.run import Settings, read_settings
+
+Origin = Literal["sampled", "verified", "counted", "differ"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One response, as token ids. Immutable; lists have one entry a response token."""
+
+    problem_id: str
+    arm: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]  # with the stop token where it is known, as vLLM counts it
+    gold: str
+    kind: str  # how `gold` is compared; see `problems.Problem`
+    answer: str | None
+    grade: str  # "correct", "incorrect", "ungraded"
+    finish_reason: str | None
+    text: str
+    ids_are: Origin
+    reported_entropy_nats: tuple[float | None, ...] | None = None  # by the server, where the sample kept them
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.problem_id, self.arm, self.sample
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"problem {self.problem_id}, arm {self.arm}, sample {self.sample}"
+
+
+def prompt_ids(tokenizer: Any, template: str, problem: Problem, thinking: bool | None) -> tuple[int, ...]:
+    """The prompt's token ids as vLLM makes them. Raises PromptError, InputError."""
+    _, body = request_body(template, problem, thinking=thinking)
+    if "prompt" in body:
+        return tuple(tokenizer(body["prompt"]).input_ids)
+    if not tokenizer.chat_template:
+        raise InputError(f"prompt {template} is a chat, and the model's tokenizer has no chat template; use few-shot")
+    keywords = body.get("chat_template_kwargs") or {}
+    text = tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True, **keywords)
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def stop_texts(template: str) -> tuple[str, ...]:
+    """Where a response to this template ends, besides the model's own end."""
+    problem = Problem("", "", "")
+    return tuple(request_body(template, problem, thinking=None)[1].get("stop", ()))
+
+
+def run_model(folder: Path) -> tuple[str, str | None]:
+    """(model, dtype) that a run was made with; the dtype as the server told it. Raises SettingsError."""
+    settings = read_settings(folder / RUN_JSON)
+    name = settings.launch.model if settings.launch is not None else settings.model
+    return name, settings.server.get("dtype")
+
+
+def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int | None = None) -> list[Trace]:
+    """The traces of one arm of a bench run, in the file's order, failed and empty ones left out.
+
+    Args:
+        tokenizer: of the model that made the run.
+        arm: default: the arm in which nothing is changed (identity, for it has telemetry; else baseline), and which
+            writes whole responses.
+        limit: that many at most.
+
+    Raises:
+        SettingsError, ProblemError, JournalError: the run or its problems cannot be read.
+        InputError: no such arm, nothing in it, or the problems have changed since.
+    """
+    settings = read_settings(folder / RUN_JSON)
+    arm = arm or _undisturbed(settings)
+    if arm not in (names := [a.name for a in settings.arms.arms]):
+        raise InputError(f"--arm: {arm!r} is not in {folder}; its arms are {', '.join(names)}")
+    problems = {p.id: p for p in _problems(folder, settings).problems}
+    prompts = {i: prompt_ids(tokenizer, settings.prompt, p, settings.thinking) for i, p in problems.items()}
+    found = []
+    for sample in journal.read_samples(folder / journal.NAME):
+        if sample["arm"] == arm and sample.get("error") is None and sample.get("text"):
+            if sample["problem_id"] not in problems:
+                raise InputError(f"{folder / journal.NAME}: problem {sample['problem_id']} is not of this run")
+            trace = _trace(sample, problems[sample["problem_id"]], prompts[sample["problem_id"]], tokenizer)
+            if trace.response_ids:
+                found.append(trace)
+        if limit is not None and len(found) >= limit:
+            break
+    if not found:
+        raise InputError(f"{folder} is empty: arm {arm} has no sample with a text; run `steerdec bench run` first")
+    return found
+
+
+def _problems(folder: Path, settings: Settings) -> ProblemSet:
+    """The run's problems, proven to be the same. Raises ProblemError, InputError."""
+    problem_set = load_problems(settings.problems.source, limit=settings.problems.limit)
+    if problem_set.sha256 != settings.problems.sha256:
+        raise InputError(
+            f"{folder / RUN_JSON}: the problems {settings.problems.source} have changed: sha256 "
+            f"{settings.problems.sha256[:12]} -> {problem_set.sha256[:12]}"
+        )
+    return problem_set
+
+
+def _undisturbed(settings: Settings) -> str:
+    for role in ("identity", "baseline"):
+        for arm in settings.arms.arms:
+            if arm.role == role and arm.replay is None:
+                return arm.name
+    return settings.arms.arms[0].name
+
+
+def _trace(sample: dict[str, Any], problem: Problem, prompt: tuple[int, ...], tokenizer: Any) -> Trace:
+    ids, origin = _response_ids(sample, tokenizer)
+    reported = sample.get("entropy_nats") if origin == "verified" else None
+    return Trace(
+        problem_id=problem.id,
+        arm=sample["arm"],
+        sample=sample["sample"],
+        prompt_ids=prompt,
+        response_ids=ids,
+        gold=problem.answer,
+        kind=problem.kind,
+        answer=sample.get("answer"),
+        grade=sample.get("grade") or "ungraded",
+        finish_reason=sample.get("finish_reason"),
+        text=sample["text"],
+        ids_are=origin,
+        reported_entropy_nats=None if reported is None else tuple(reported),
+    )
+
+
+def _response_ids(sample: dict[str, Any], tokenizer: Any) -> tuple[tuple[int, ...], Origin]:
+    """The response's ids, and how sure it is that they are the ones that were sampled."""
+    pieces = sample.get("token_text")
+    if isinstance(pieces, list) and pieces:
+        ids = _from_pieces(pieces, tokenizer)
+        if ids is not None:
+            return ids, "verified"
+    ids = tuple(tokenizer(sample["text"], add_special_tokens=False).input_ids)
+    ends = (0, 1) if sample.get("finish_reason") == "stop" else (0,)
+    fits = (sample.get("completion_tokens") or 0) - len(ids) in ends
+    return ids, "counted" if fits and not pieces else "differ"
+
+
+def _from_pieces(pieces: list[str], tokenizer: Any) -> tuple[int, ...] | None:
+    """Ids whose texts are `pieces`: of the whole text, else one by one; None where neither has these texts."""
+    whole = tuple(tokenizer("".join(pieces), add_special_tokens=False).input_ids)
+    if [tokenizer.decode([i]) for i in whole] == pieces:
+        return whole
+    single = [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
+    if all(len(ids) == 1 for ids in single) and [tokenizer.decode(ids) for ids in single] == pieces:
+        return tuple(ids[0] for ids in single)
+    return None
+
+
+def by_problem(traces: list[Trace]) -> Iterator[tuple[str, list[int]]]:
+    """(problem_id, indices of its traces), problems in order of appearance."""
+    groups: dict[str, list[int]] = {}
+    for i, trace in enumerate(traces):
+        groups.setdefault(trace.problem_id, []).append(i)
+    yield from groups.items()

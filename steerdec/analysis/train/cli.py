@@ -1,0 +1,103 @@
+"""The options of `python -m steerdec.analysis.train.run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steerdec.cli import options
+from steerdec.cli import profile as cli
+from steerdec.cli.options import number, whole
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _option(text: str, metavar: str = "N", low: int = 1) -> Any:
+    return typer.Option(parser=whole(low, 2**53), metavar=metavar, help=text)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the training; gone on with if there is one.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Folder, hub id, or the embedded model.")],
+    problems: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to train on; a right answer is rewarded.")],
+    limit: options.Limit = None,
+    prompt: options.Prompt = None,
+    thinking: options.Thinking = None,
+    steps: Annotated[int, _option("Steps of the optimiser.")] = 200,
+    prompts: Annotated[int, _option("Problems that are answered at once.")] = 8,
+    generations: Annotated[int, _option("Responses to each.", low=2)] = 8,
+    updates: Annotated[int, _option("Steps on these responses, each on a part of its own.")] = 1,
+    micro_batch: Annotated[
+        int | None, _option("Responses in one pass; the quantile is taken over these. Default: all of a step.")
+    ] = None,
+    max_tokens: Annotated[int, _option("Longest response; longer ones are cut off and left out of the loss.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(parser=number(1e-3, 100), metavar="T", help="Of the sampling, and of the loss.")
+    ] = 1.0,
+    learning_rate: Annotated[
+        float, typer.Option(parser=number(1e-12, 1), metavar="LR", help="Of AdamW, constant.")
+    ] = 1e-6,
+    share: Annotated[
+        float, typer.Option(parser=number(1e-3, 1), metavar="RHO", help="Share of tokens the loss is over; 1 for all.")
+    ] = 0.2,
+    per: Annotated[
+        str, typer.Option(metavar="forks|all", help="Divide the loss by the forks, or by all tokens, as TRL does.")
+    ] = "forks",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; the weights stay in float32.")] = False,
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**31 - 1), metavar="S", help="Seed.")] = 0,
+    save_every: Annotated[int, _option("Steps from one checkpoint to the next.")] = 50,
+    device: cli.Device = None,
+) -> None:
+    """Train MODEL by policy gradient on the forks of its own responses to a problem set, with TRL.
+
+    Writes DIR/model and DIR/training.json. Stopped, it finishes its step and saves, and the same command goes on.
+    """
+    with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+        from steerdec.analysis.errors import InputError
+        from steerdec.analysis.train import equation6
+        from steerdec.analysis.train.recipe import Recipe
+        from steerdec.analysis.train.run import MODEL, train
+        from steerdec.problems.sets import load_problems
+
+        if per not in equation6.DIVISORS:
+            raise InputError(f"--per: {per!r} is none of {', '.join(equation6.DIVISORS)}")
+        problem_set = load_problems(problems, limit=limit)
+        recipe = Recipe(
+            prompt=prompt or problem_set.prompt,
+            steps=steps,
+            prompts=prompts,
+            generations=generations,
+            updates=updates,
+            micro_batch=micro_batch or max(1, prompts * generations // updates),
+            max_tokens=max_tokens,
+            learning_rate=learning_rate,
+            share=share,
+            per=per,
+            seed=seed,
+            temperature=temperature,
+            thinking=thinking,
+            bf16=bf16,
+        )
+        told = train(model, problem_set, recipe, options.out_folder(out), device=device, save_every=save_every)
+    rewards = [line["reward"] for line in told["steps"] if "reward" in line]
+    n = max(1, len(rewards) // 5)
+    print(
+        f"{len(told['steps'])} steps, {len(rewards)} rounds of sampling: mean reward {sum(rewards[:n]) / n:.3f} in the "
+        f"first {n}, {sum(rewards[-n:]) / n:.3f} in the last {n}"
+    )
+    print(out / MODEL)
+
+
+def main() -> None:
+    """As `steerdec`: a usage error is one line, status 2."""
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    try:
+        status = app(standalone_mode=False)
+    except usage_error as e:
+        print(f"steerdec: {' '.join(e.format_message().split())}", file=sys.stderr)
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)

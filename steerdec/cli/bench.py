@@ -1,0 +1,234 @@
+"""`steerdec bench`; `calibrate` is imported for `steerdec calibrate`. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steerdec.cli import options
+from steerdec.cli.calibrate import calibrate
+from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, fail, number, told_plainly, whole
+
+__all__ = ["bench_app", "calibrate"]
+
+SAMPLES = 16
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="Does steering a model's forking tokens change how often it is right? Run arms, grade, compare, report.",
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; gone on with if there is one already.")]
+
+
+@bench_app.command()
+def run(
+    out: Out,
+    problems: options.Problems = None,
+    endpoint: options.Endpoints = None,
+    model: options.Model = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a YAML/JSON file. Default: quick."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 100_000), metavar="K", help=f"Samples of each problem in each arm. Default: {SAMPLES}."
+        ),
+    ] = None,
+    limit: options.Limit = None,
+    seed: Annotated[
+        int | None, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed of the whole run. Default: 0.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(parser=whole(1, 1_000_000), metavar="M", help=f"Longest answer. Default: {MAX_TOKENS}."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(parser=number(0.01, 100), metavar="T", help="Base temperature. Default: the arm set's, else 1."),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NATS|FILE",
+            help="Entropy above which a token is a fork: a number, or a file by `steerdec calibrate`. "
+            "Default: the server's calibration, else the arm set's, else 0.672.",
+        ),
+    ] = None,
+    prompt: options.Prompt = None,
+    thinking: options.Thinking = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Test on the problems of the calibration all the same.")
+    ] = False,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN.JSON", help="Run once more what this file records; goes with --out, and where to run it."
+        ),
+    ] = None,
+    concurrency: options.Concurrency = CONCURRENCY,
+    timeout: options.Timeout = TIMEOUT_S,
+    dtype: options.Dtype = None,
+) -> None:
+    """Sample every problem under every arm, and grade the answers.
+
+    The samples go to DIR/samples.jsonl as they come. Stopped in whatever way, the same command goes on where it
+    stopped; samples that failed on their way are made again. `steerdec bench report DIR` shows the result.
+
+    An API key is taken from the variable STEERDEC_API_KEY.
+
+    Examples:
+
+    steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --out runs/first
+
+    steerdec bench run --problems aime25.jsonl --endpoint http://gpu1:8000 --endpoint http://gpu2:8000
+    --arms causal --threshold qwen3.json --samples 32 --max-tokens 28672 --out runs/aime25
+
+    steerdec bench run --repeat runs/first/run.json --out runs/again
+    """
+    from steerdec.benchmarks.run import session
+    from steerdec.benchmarks.run.dispatch import Retry
+    from steerdec.benchmarks.run.targets import Target
+
+    asked: dict[str, Any] = {
+        "problems": problems,
+        "arms": arms,
+        "samples": samples,
+        "limit": limit,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "threshold": threshold,
+        "prompt": prompt,
+        "thinking": thinking,
+    }
+    with told_plainly(f"the samples so far are in {out}, the same command goes on from there"):
+        if repeat is not None:
+            given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+            if given:
+                raise UsageError(f"{', '.join(given)}: --repeat takes this from {repeat}")
+            request, old = session.repeated_request(repeat)
+            if not endpoint and model is None:
+                endpoint = list(old.endpoints) if old.launch is None else None
+                model, dtype = (None, None) if old.launch is None else (old.launch.model, dtype or old.launch.dtype)
+        elif problems is None:
+            raise UsageError("--problems is missing: the name of a problem set or a JSONL file")
+        else:
+            request = session.read_request(
+                problems,
+                arms or "quick",
+                limit=limit,
+                prompt=prompt,
+                thinking=thinking,
+                samples=samples or SAMPLES,
+                seed=seed or 0,
+                temperature=temperature,
+                max_tokens=max_tokens or MAX_TOKENS,
+                threshold=threshold,
+                force=force,
+            )
+        urls = options.one_source(endpoint, model, dtype)
+        target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
+        finished = session.run(request, target, options.out_folder(out), Retry(seed=request.seed))
+    if finished.failed:
+        fail(f"{finished.failed} of {finished.samples} samples failed (`error` in {out}/samples.jsonl); "
+             "the same command makes them again", 1)  # fmt: skip
+    print(f"{finished.samples} samples in {out}; next: steerdec bench report {out}")
+
+
+@bench_app.command()
+def grade(folder: Folder) -> None:
+    """Grade the samples of a run again, without generating; the problems must be where they were.
+
+    samples.jsonl is replaced as a whole when all grades are there.
+    """
+    from steerdec.benchmarks.run import regrade
+
+    with told_plainly("nothing was changed"):
+        outcome = regrade.grade_again(folder)
+    print(f"{outcome.samples} samples graded, {outcome.changed} grades changed; next: steerdec bench report {folder}")
+
+
+@bench_app.command()
+def report(folder: Folder) -> None:
+    """Write DIR/summary.json, DIR/report.html, DIR/report.md and DIR/differences.png, and print the result.
+
+    It reads the run as far as it is, also while it still goes on.
+    """
+    import json
+
+    from rich.console import Console
+
+    from steerdec.benchmarks.report import write as reports
+    from steerdec.benchmarks.stats import summary
+
+    with told_plainly():
+        written = summary.write_summary(folder)
+        page = reports.write_report(folder)
+        reports.print_table(json.loads(written.read_text("utf-8")), Console())
+    print(page)
+
+
+@bench_app.command()
+def compare(
+    first: Folder,
+    second: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of another run.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("comparison.html"),
+) -> None:
+    """Write one page that sets two runs (two models) side by side; both need their report first."""
+    from steerdec.benchmarks.report import write as reports
+
+    with told_plainly():
+        path = reports.write_comparison(first, second, out)
+    print(path)
+
+
+@bench_app.command()
+def plan(
+    problems: Annotated[int, typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Number of problems.")] = 60,
+    samples: Annotated[int, typer.Option(parser=whole(1, 100_000), metavar="K", help="Samples of each problem.")] = 32,
+    arms: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a file.")] = "causal",
+    accuracy: Annotated[
+        float, typer.Option(parser=number(0, 1), metavar="P", help="Expected score of the baseline.")
+    ] = 0.71,
+    mean_tokens: Annotated[
+        float | None, typer.Option(parser=number(1, 1e6), metavar="L", help="Expected length of an answer.")
+    ] = None,
+    tokens_per_s: Annotated[
+        float | None, typer.Option(parser=number(0.001, 1e9), metavar="R", help="What all endpoints generate together.")
+    ] = None,
+) -> None:
+    """What a run of this size can see, and what it costs, before it is made.
+
+    Example:
+
+    steerdec bench plan --problems 60 --samples 32 --accuracy 0.7 --mean-tokens 12000 --tokens-per-s 5000
+    """
+    import math
+
+    from steerdec.benchmarks.design import power
+    from steerdec.records import arms as arm_sets
+
+    with told_plainly():
+        count = len(arm_sets.load_arm_set(arms).arms)
+        spread = power.usual_sd(accuracy)  # a baseline near 0 or 1 leaves the problems less room to differ
+        expected = power.plan(
+            problems, samples, count, p_bar=accuracy, p_sd=spread, mean_tokens=mean_tokens or math.nan
+        )
+    these, like_these = 100 * expected.mde_these_problems, 100 * expected.mde_problems_like_these
+    print(f"{problems} problems x {samples} samples x {count} arms = {expected.samples} samples")
+    print(f"smallest difference seen with 80% power, these problems:      {these:.1f} points")
+    print(f"smallest difference seen with 80% power, problems like these: {like_these:.1f} points")
+    print("of one arm against the baseline: one two-sided 5% test, before Holm's correction over the claims")
+    if mean_tokens is not None:
+        print(f"expected tokens: {expected.tokens:.3g}")
+        if tokens_per_s is not None:
+            print(f"expected time: {expected.tokens / tokens_per_s / 3600:.1f} h")
+    elif tokens_per_s is not None:
+        print("expected time: unknown without --mean-tokens", file=sys.stderr)

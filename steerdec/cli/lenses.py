@@ -1,0 +1,130 @@
+"""`steerdec lenses`: its options and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerdec.cli import options
+from steerdec.cli import profile as cli
+from steerdec.cli.options import whole
+
+# Filled in by `lenses`, which imports torch.
+SAMPLES = 8
+MAX_TOKENS = 96
+GAP_SENTENCES = 4
+GREEDY_TOKENS = 24
+RESAMPLES = 0
+
+
+def lenses(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; gone on with if there is one.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Folder, hub id, or the embedded SmolLM2-135M-Instruct.", show_default=False
+        ),
+    ] = None,
+    problems: options.Problems = None,
+    limit: options.Limit = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 100_000),
+            metavar="K",
+            help=f"Responses to each problem, 4 at least; the first that reasons is looked at. Default: {SAMPLES}.",
+        ),
+    ] = None,
+    seed: cli.Seed = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 1_000_000),
+            metavar="M",
+            help=f"Longest response; the work grows with its square. Default: {MAX_TOKENS}.",
+        ),
+    ] = None,
+    temperature: cli.Temperature = None,
+    prompt: options.Prompt = None,
+    thinking: options.Thinking = None,
+    gap_sentences: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 1000),
+            metavar="N",
+            help=f"Receiver heads look back over so many sentences at least. Default: {GAP_SENTENCES}.",
+        ),
+    ] = None,
+    greedy_tokens: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0, 1000),
+            metavar="N",
+            help=f"Also delete greedily in chains up to N tokens; the work grows as N cubed. Default: {GREEDY_TOKENS}.",
+        ),
+    ] = None,
+    resamples: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0, 10_000),
+            metavar="N",
+            help="Also go on N times from before and after every sentence, and compare how often the answer is right. "
+            f"Default: {RESAMPLES}.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="float32, bfloat16 or float16. Default: float32 without a GPU, the model's own with one.",
+        ),
+    ] = None,
+    device: cli.Device = None,
+) -> None:
+    """Show whether six ways to find a trace's decisive tokens find the same ones.
+
+    Responses of --model to --problems are sampled; of each problem one chain is looked at, up to where it states its
+    answer: entropy, HSIC with the answer, variance over rollouts, importance by deletion, thought anchors. How far they
+    agree stands in one matrix with intervals, beside baselines, what chance gives, and how far each repeats itself.
+    Writes DIR/lenses.html and DIR/lenses.json. Stopped, the same command goes on; done, it only writes both anew.
+
+    Examples:
+
+    steerdec lenses --model SmolLM2-135M-Instruct --problems embedded --limit 40 --prompt number --gap-sentences 1
+    --out lenses/smollm2
+
+    steerdec lenses --model Qwen/Qwen3-8B --problems math500 --limit 100 --max-tokens 1024 --resamples 100
+    --out lenses/qwen3
+    """
+    with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+        from steerdec.analysis.lenses import run as looking
+        from steerdec.analysis.lenses.report import lenses as make
+        from steerdec.analysis.lenses.trace import LensSettings
+        from steerdec.analysis.traces.source import Source
+
+        resolved = looking.resolve(
+            Source(
+                model=model,
+                problems=problems,
+                limit=limit,
+                samples=samples,
+                seed=seed,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                prompt=prompt,
+                thinking=thinking,
+                dtype=dtype,
+                device=device,
+            )
+        )
+        settings = LensSettings(
+            greedy_tokens=GREEDY_TOKENS if greedy_tokens is None else greedy_tokens,
+            gap_sentences=gap_sentences or GAP_SENTENCES,
+            resamples=resamples or RESAMPLES,
+        )
+        page, told = make(resolved, options.out_folder(out), settings)
+    for line in told["findings"]:
+        print(line)
+    print(page)

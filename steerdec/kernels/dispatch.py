@@ -1,0 +1,110 @@
+"""Steering one step's logits: the one entry to every backend."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from steerdec.kernels import reference
+from steerdec.kernels.reference import Outcome
+from steerdec.steering import encoding as rows
+
+Backend = Literal["auto", "cpu", "triton", "reference"]
+
+BACKEND_OF_DEVICE: Final[dict[str, Literal["cpu", "triton"]]] = {"cuda": "triton", "cpu": "cpu"}
+
+
+def steer_(
+    logits: Tensor,
+    floats: Tensor,
+    ints: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    in_scope: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Outcome:
+    """Steer `logits` in place; what happens to a row is specified in :func:`steerdec.reference.steer_`.
+
+    A row's outcome depends on that row alone, and every call on the same machine repeats it bit for bit.
+
+    Args:
+        logits: [rows, vocab] float32, each row contiguous; the rows may lie apart.
+        floats: [slots, rows.FLOATS] float32.
+        ints: [slots, rows.INTS] int32.
+        slots: [rows] integer; < 0 for a row that is neither read nor written.
+        positions: [rows] integer.
+        in_scope: [rows] bool, None for all True.
+        backend: "auto" is "cpu" for logits on a CPU and "triton" for logits on CUDA; "reference" takes any
+            device and float type, slowly.
+
+    Returns:
+        One entry a row, on the logits' device: `entropy_nats` float32, `selected` bool, `temperature` and
+        `probe_entropy_nats` float32.
+
+    Raises:
+        ValueError: the arguments do not fit the backend or each other.
+        IndexError: on a CPU, a slot past the tables. On CUDA, where looking would stall the stream, that is
+            undefined behaviour.
+    """
+    if backend == "auto":
+        if logits.device.type not in BACKEND_OF_DEVICE:
+            raise ValueError(f"logits: are on {logits.device}, must be on one of {', '.join(BACKEND_OF_DEVICE)}")
+        backend = BACKEND_OF_DEVICE[logits.device.type]
+    _check(logits, floats, ints, slots, positions, in_scope)
+    if backend == "reference":
+        outcome = reference.steer_(logits, floats, ints, slots, positions, in_scope)
+        return Outcome(
+            outcome.entropy_nats.to(logits.device, torch.float32),
+            outcome.selected.to(logits.device),
+            outcome.temperature.to(logits.device, torch.float32),
+            outcome.probe_entropy_nats.to(logits.device, torch.float32),
+        )
+    if logits.dtype != torch.float32:
+        raise ValueError(f"logits: are {logits.dtype}, must be torch.float32 for backend {backend}")
+    if logits.shape[1] > 1 and logits.stride(1) != 1:
+        raise ValueError(f"logits: have stride {logits.stride(1)} within a row, must have 1 for backend {backend}")
+    # Imported here because each compiles with a library that the other's machines need not have.
+    if backend == "cpu":
+        from steerdec.kernels import cpu as kernel_cpu
+
+        return kernel_cpu.steer_(logits, floats, ints, slots, positions, in_scope)
+    from steerdec.kernels import triton as kernel_triton
+
+    return kernel_triton.steer_(logits, floats, ints, slots, positions, in_scope)
+
+
+def warm_up(vocab: int, device: torch.device | str) -> None:
+    """Compile what steering rows of `vocab` logits on `device` needs, so that no request waits for it (seconds)."""
+    floats = torch.ones(1, rows.FLOATS, dtype=torch.float32, device=device)
+    ints = torch.zeros(1, rows.INTS, dtype=torch.int32, device=device)
+    slots = torch.zeros(2, dtype=torch.int32, device=device)
+    in_scope = torch.ones(2, dtype=torch.bool, device=device)
+    logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
+    for window in (logits[:2], logits[1:]):  # the latter is aligned differently where vocab is odd
+        for scope in (None, in_scope):
+            steer_(window, floats, ints, slots, slots.long(), scope)
+
+
+def _check(
+    logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None
+) -> None:
+    if logits.dim() != 2:
+        raise ValueError(f"logits: have shape {list(logits.shape)}, must be [rows, vocab]")
+    n = logits.shape[0]
+    for name, tensor, dtypes, shape in (
+        ("floats", floats, (torch.float32,), (floats.shape[0], rows.FLOATS)),
+        ("ints", ints, (torch.int32,), (floats.shape[0], rows.INTS)),
+        ("slots", slots, (torch.int32, torch.int64), (n,)),
+        ("positions", positions, (torch.int32, torch.int64), (n,)),
+        ("in_scope", in_scope, (torch.bool,), (n,)),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != logits.device:
+            raise ValueError(
+                f"{name}: is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, must be "
+                f"{' or '.join(map(str, dtypes))} {list(shape)} on {logits.device}"
+            )

@@ -1,0 +1,139 @@
+"""What the per-token lists of a run show: where entropy lies, which tokens fork, and where two arms part."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from steerdec.benchmarks.report.run_folder import Trace
+
+BIN_WIDTH_NATS = 0.1
+_HEAD_TOKENS, _BEFORE_TOKENS, _AFTER_TOKENS = 60, 60, 260
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of tokens over entropy, bins of `BIN_WIDTH_NATS` from 0; the last bin is the last non-empty one."""
+
+    counts: tuple[int, ...]
+    tokens: int
+    share_below_0_01: float
+    share_above_threshold: float
+
+
+@dataclass(frozen=True)
+class ForkToken:
+    text: str
+    forks: int
+    occurrences: int
+    mean_entropy_nats: float  # over its occurrences as a fork
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    text: str
+    entropy_nats: float | None
+    fork: bool
+    first_difference: bool
+
+
+@dataclass(frozen=True)
+class ShownTrace:
+    """A trace cut to what a page can hold. `runs` alternate between tokens and the number of tokens left out there."""
+
+    arm: str
+    answer: str | None
+    grade: str
+    total_tokens: int
+    runs: tuple[tuple[ShownToken, ...] | int, ...]
+
+
+@dataclass(frozen=True)
+class TracePair:
+    problem_id: str
+    sample: int
+    left: ShownTrace
+    right: ShownTrace | None  # None: no other arm kept the tokens of a sample that `left`'s arm kept
+    first_difference: int | None  # token index; None if the traces are identical
+
+
+def histogram(traces: Sequence[Trace], threshold_nats: float) -> Histogram | None:
+    """Pool the tokens of `traces`. None if no entropy is finite."""
+    values = np.array([h for trace in traces for h in trace.entropy_nats if h is not None])
+    if not values.size:
+        return None
+    bins = np.floor(np.maximum(values, 0.0) / BIN_WIDTH_NATS + 1e-9).astype(int)
+    return Histogram(
+        counts=tuple(int(count) for count in np.bincount(bins)),
+        tokens=int(values.size),
+        share_below_0_01=float(np.mean(values < 0.01)),
+        share_above_threshold=float(np.mean(values > threshold_nats)),
+    )
+
+
+def frequent_fork_tokens(traces: Sequence[Trace], threshold_nats: float, limit: int = 15) -> list[ForkToken]:
+    """The tokens that were most often above the threshold, most frequent first, ties by text.
+
+    Counted by entropy and not by the `fork` flag: under a random mask the flag says nothing about entropy.
+    """
+    occurrences: dict[str, int] = defaultdict(int)
+    above: dict[str, list[float]] = defaultdict(list)
+    for trace in traces:
+        for text, entropy in zip(trace.token_text or (), trace.entropy_nats, strict=False):
+            occurrences[text] += 1
+            if entropy is not None and entropy > threshold_nats:
+                above[text].append(entropy)
+    ranked = sorted(above.items(), key=lambda item: (-len(item[1]), item[0]))[:limit]
+    return [ForkToken(text, len(hs), occurrences[text], math.fsum(hs) / len(hs)) for text, hs in ranked]
+
+
+def pair_of_traces(traces: Sequence[Trace], reference: str) -> TracePair | None:
+    """The first sample, in the order given, that kept its tokens under `reference` and under another arm as well.
+
+    A rule fixed before looking: a pair picked by hand would show what its picker wants to see. Where there is no
+    such sample, the first of `reference` alone.
+    """
+    by_key = {(t.arm, t.problem_id, t.sample): t for t in traces if t.token_text}
+    for trace in traces:
+        left = by_key.get((reference, trace.problem_id, trace.sample))
+        if left is not None and trace.arm != reference and trace.token_text:
+            at = _first_difference(left, trace)
+            return TracePair(trace.problem_id, trace.sample, _shown(left, at), _shown(trace, at), at)
+    alone = next((t for t in by_key.values() if t.arm == reference), None)
+    return None if alone is None else TracePair(alone.problem_id, alone.sample, _shown(alone, None), None, None)
+
+
+def _first_difference(left: Trace, right: Trace) -> int | None:
+    a, b = left.token_text or (), right.token_text or ()
+    for at, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return at
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def _shown(trace: Trace, difference: int | None) -> ShownTrace:
+    texts = trace.token_text or ()
+    centre = difference or 0
+    spans = [
+        (0, min(_HEAD_TOKENS, len(texts))),
+        (max(0, centre - _BEFORE_TOKENS), min(len(texts), centre + _AFTER_TOKENS)),
+    ]
+    if spans[1][0] <= spans[0][1]:
+        spans = [(0, max(spans[0][1], spans[1][1]))]
+    runs: list[tuple[ShownToken, ...] | int] = []
+    end = 0
+    for start, stop in spans:
+        if start > end:
+            runs.append(start - end)
+        shown = (
+            ShownToken(texts[i], trace.entropy_nats[i], trace.fork[i], i == difference) for i in range(start, stop)
+        )
+        runs.append(tuple(shown))
+        end = stop
+    if end < len(texts):
+        runs.append(len(texts) - end)
+    return ShownTrace(trace.arm, trace.answer, trace.grade, len(texts), tuple(runs))

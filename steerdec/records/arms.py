@@ -1,0 +1,241 @@
+"""The arms of an experiment, as data: how each one decodes, and what is claimed of them.
+
+An arm set is a YAML or JSON file. In it a temperature may be a number, "base" (the run's base
+temperature) or "x1.67" (that many times the base, to 3 decimals); a fork rate may be "calibrated".
+:func:`resolve` puts numbers in their place. A resolved set is itself a valid arm set, so `run.json`
+holds it and a run can be repeated from there.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from steerdec.steering import params
+
+BUILT_IN = ("quick", "figure3", "causal")
+MAX_FILE_BYTES = 1 << 20
+
+Role = Literal[
+    "baseline",  # plain requests; every other arm is compared with it
+    "identity",  # A/A: steering on, both temperatures the base: must reproduce the baseline
+    "replicate",  # plain requests, the baseline's seeds: what the engine alone changes
+    "replica",  # plain requests, other seeds: what sampling alone changes
+    "treatment",
+    "placebo",  # random positions instead of forks
+    "global",  # one temperature everywhere
+    "matched",  # temperature solved so that the mean entropy changes as much as in another arm
+    "replay",  # plain requests after replayed prefixes: what the arms that steer there are compared with
+]
+REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may go on from a prefix
+Positions = Literal["fork", "other", "any"]  # the tokens that a mask points at, the rest, or all
+Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
+
+
+class ArmError(ValueError):
+    """An arm set that cannot be used; the message is one line and says where."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Replay(_Data):
+    """Where arms go on from: a position of a recorded response, drawn among those that a mask points at.
+
+    `sha256` and `about` are what the mask was when a run began; none in a set that has not been run.
+    """
+
+    mask: Annotated[str, Field(min_length=1)]  # its folder, from that of the file this stands in
+    positions: Positions = "fork"
+    sha256: str | None = None
+    about: dict[str, JsonValue] | None = None
+
+
+class Arm(_Data):
+    """How the samples of one arm are decoded; `steering` None is a plain request, without the field."""
+
+    name: Name
+    role: Role
+    about: str = ""
+    temperature: float | str = "base"  # of the request
+    steering: dict[str, JsonValue] | None = None
+    matched: Name | None = None  # the arm whose entropy change a "solve" temperature has to equal
+    replay: Name | None = None  # of the set's `replays`: the response is begun there, and gone on with
+
+    @property
+    def seed_group(self) -> str:
+        """Arms of one group draw with the same random numbers; "" is the baseline's group.
+
+        After a prefix never the baseline's: the prefix may have been drawn with them, in the same order.
+        """
+        if self.replay is not None:
+            return "after a prefix"
+        return self.name if self.role == "replica" else ""
+
+
+class Comparison(_Data):
+    """A difference that is reported beside every arm's difference from the baseline."""
+
+    arm: Name
+    baseline: Name
+
+
+class Claim(_Data):
+    """A statement fixed before the run: `arm` scores higher (or lower) than `baseline`."""
+
+    id: Annotated[str, Field(min_length=1, max_length=60)]
+    statement: str
+    arm: Name
+    baseline: Name
+    direction: Literal["higher", "lower"]
+
+
+class ArmSet(_Data):
+    """Arms with a baseline, further comparisons, and claims (the primary comparisons, corrected together)."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    about: str = ""
+    temperature: Annotated[float, Field(gt=0.0, le=params.MAX_TEMPERATURE)] | None = None  # base, unless a run says
+    threshold_nats: Annotated[float, Field(ge=0.0)] | None = None  # unless the run or the server has a calibration
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02  # scores closer than this count as equal
+    baseline: Name
+    replays: dict[Name, Replay] = {}
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=100)]
+    comparisons: tuple[Comparison, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ArmSet:
+        names = [arm.name for arm in self.arms]
+        _no_repeats("arm", names)
+        _no_repeats("claim", [claim.id for claim in self.claims])
+        if [arm.name for arm in self.arms if arm.role == "baseline"] != [self.baseline]:
+            raise ArmError(f'baseline: "{self.baseline}" must be the one arm with role baseline')
+        if self.arm(self.baseline).steering is not None:
+            raise ArmError(f'arm "{self.baseline}": the baseline takes no steering')
+        pairs = [(c.arm, c.baseline) for c in self.claims] + [(c.arm, c.baseline) for c in self.comparisons]
+        for end in (end for pair in pairs for end in pair):
+            if end not in names:
+                raise ArmError(f'"{end}" is compared but is no arm (there are: {", ".join(names)})')
+        for arm in self.arms:
+            if arm.role in ("replicate", "replica") and arm.steering is not None:
+                raise ArmError(f'arm "{arm.name}": a {arm.role} takes no steering')
+            if arm.role == "matched" and arm.matched is None:
+                raise ArmError(f'arm "{arm.name}": role matched needs the field matched')
+            if arm.matched is not None and arm.matched not in names:
+                raise ArmError(f'arm "{arm.name}": matched: "{arm.matched}" is no arm')
+        _check_replays(self)
+        return self
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def _check_replays(arm_set: ArmSet) -> None:
+    for arm in arm_set.arms:
+        if arm.role == "replay" and (arm.replay is None or arm.steering is not None):
+            raise ArmError(f'arm "{arm.name}": role replay needs the field replay, and takes no steering')
+        if arm.replay is not None and arm.role not in REPLAYED:
+            raise ArmError(f'arm "{arm.name}": a {arm.role} replays nothing; these may: {", ".join(REPLAYED)}')
+        if arm.replay is not None and arm.replay not in arm_set.replays:
+            known = ", ".join(arm_set.replays) or "none"
+            raise ArmError(f'arm "{arm.name}": replay: "{arm.replay}" is not one of the replays (there are: {known})')
+    for name in arm_set.replays:
+        controls = sum(arm.role == "replay" and arm.replay == name for arm in arm_set.arms)
+        if controls != 1:
+            raise ArmError(f'replays "{name}": needs one arm with role replay to compare with, has {controls}')
+
+
+def _no_repeats(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ArmError(f'{what} "{name}" stands there {names.count(name)} times')
+
+
+def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
+    """The set, with plain requests run twice where the engine may answer them differently.
+
+    Where a batch's make-up changes the last bits of its logits, A/A differs from B in a few answers without
+    steering having done anything. How many, only two plain arms with equal seeds can tell.
+    """
+    roles = [arm.role for arm in arm_set.arms]
+    if batch_invariant or "identity" not in roles or "replicate" in roles:
+        return arm_set
+    baseline = arm_set.arm(arm_set.baseline)
+    again = baseline.model_copy(
+        update={
+            "name": f"{baseline.name}-again",
+            "role": "replicate",
+            "about": "the same seeds: the engine's own floor",
+        }
+    )
+    return ArmSet.model_validate(arm_set.model_copy(update={"arms": (*arm_set.arms, again)}).model_dump())
+
+
+def load_arm_set(name_or_path: str) -> ArmSet:
+    """A built-in set by name, else the set in the file.
+
+    Raises:
+        ArmError: there is no such set, or it is not a valid one; one line.
+    """
+    if name_or_path in BUILT_IN:
+        text = (resources.files(__package__) / "arms" / f"{name_or_path}.yaml").read_text("utf-8")
+    else:
+        path = Path(name_or_path)
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ArmError(f"{path} is larger than {MAX_FILE_BYTES} bytes, so no arm set")
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            raise ArmError(
+                f'--arms: "{name_or_path}" is neither a built-in set ({", ".join(BUILT_IN)}) nor a file (YAML or JSON)'
+            ) from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise ArmError(f"{path} cannot be read ({e})") from None
+    try:
+        arm_set = parse_arm_set(yaml.safe_load(text))
+    except (yaml.YAMLError, RecursionError) as e:
+        raise ArmError(f"{name_or_path} is neither YAML nor JSON ({' '.join(str(e).split())})") from None
+    except ArmError as e:
+        raise ArmError(f"{name_or_path}: {e}") from None
+    return with_mask_paths(arm_set, Path(name_or_path).parent)
+
+
+def with_mask_paths(arm_set: ArmSet, folder: Path) -> ArmSet:
+    """The set with its masks found from any working directory; they were named from `folder`."""
+    replays = {
+        name: replay.model_copy(update={"mask": str((folder / replay.mask).resolve())})
+        for name, replay in arm_set.replays.items()
+    }
+    return arm_set.model_copy(update={"replays": replays})
+
+
+def parse_arm_set(value: Any) -> ArmSet:
+    """The set described by a plain object, as a file or `run.json` holds it. Raises ArmError."""
+    try:
+        return ArmSet.model_validate(value)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ArmError):
+            raise cause from None
+        raise ArmError(f"{_place(value, first['loc'])}: {_shown(first['input'])}: {first['msg']}") from None
+
+
+def _place(value: Any, loc: tuple[int | str, ...]) -> str:
+    """`loc` in words, an arm by its name where it has one."""
+    if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
+        entry = value["arms"][loc[1]]
+        name = str(entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1)
+        return " ".join([f'arm "{" ".join(name.split())}"', *map(str, loc[2:])])
+    return " ".join(map(str, loc)) or "the arm set"
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

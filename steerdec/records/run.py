@@ -1,0 +1,120 @@
+"""`run.json`: everything needed to repeat a run, and the judge of whether a run may go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from steerdec.benchmarks.run.preflight import ENGINE_KEYS
+from steerdec.common.journal import write_atomically
+from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
+
+NAME = "run.json"
+
+
+class SettingsError(ValueError):
+    """The settings of a run cannot be read, or not be gone on with; the message is one line."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProblemsUsed(_Data):
+    """`source` and `limit` load the set again, `sha256` proves that it is the same."""
+
+    name: str
+    source: str
+    limit: int | None
+    sha256: str
+    n: int
+    ids: tuple[str, ...]
+
+
+class Launch(_Data):
+    """The server that the run starts for itself; None in the settings where it was given endpoints."""
+
+    model: str
+    dtype: str | None = None
+    concurrency: int | None = None
+
+
+class Settings(_Data):
+    steerdec: str
+    created: str
+    versions: dict[str, str]
+    model: str
+    model_info: dict[str, Any]
+    launch: Launch | None
+    endpoints: tuple[str, ...]
+    server: dict[str, Any]
+    problems: ProblemsUsed
+    prompt: str
+    thinking: bool | None
+    arms: ArmSet
+    samples: int
+    seed: int
+    temperature: float
+    max_tokens: int
+    sampling: dict[str, float | int]
+    threshold_nats: float
+    threshold_origin: str
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / NAME, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a `run.json`. Raises SettingsError."""
+    try:
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict):
+            parse_arm_set(value.get("arms"))  # for its better message
+        return Settings.model_validate(value)
+    except OSError as e:
+        raise SettingsError(f"{path} cannot be read ({e.strerror})") from None
+    except ArmError as e:
+        raise SettingsError(f"{path}: arms: {e}") from None
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise SettingsError(f"{path} holds no run: {place}: {first['msg']}") from None
+    except (ValueError, RecursionError) as e:
+        raise SettingsError(f"{path} is not JSON ({e})") from None
+
+
+# Where a run stands and who serves it may change; how its samples come about may not.
+_FREE = {"created", "versions", "model_info", "launch", "endpoints", "threshold_origin", "problems.source"}
+
+
+def changes(old: Settings, new: Settings) -> list[str]:
+    """What speaks against going on with `old` under `new`, as "field: old -> new", most telling first."""
+    return list(_changes("", _compared(old), _compared(new)))
+
+
+def _compared(settings: Settings) -> dict[str, Any]:
+    value = settings.model_dump(mode="json")
+    value["server"] = {key: value["server"].get(key) for key in ENGINE_KEYS}
+    arms = value["arms"]
+    arms["arms"] = {arm["name"]: arm for arm in arms["arms"]}
+    arms["claims"] = {claim["id"]: claim for claim in arms["claims"]}
+    return value
+
+
+def _changes(place: str, old: Any, new: Any) -> Iterator[str]:
+    if place in _FREE or old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            yield from _changes(f"{place}.{key}" if place else key, old.get(key), new.get(key))
+    else:
+        yield f"{place}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

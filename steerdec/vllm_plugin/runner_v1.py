@@ -1,0 +1,117 @@
+"""vLLM's V1 model runner: logits row r belongs to the request at index r of the batch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+
+from steerdec.kernels import dispatch as kernel
+from steerdec.steering import scope
+from steerdec.vllm_plugin import request
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+    from steerdec.vllm_plugin.recorder import Recorder
+
+logger = logging.getLogger("vllm.steerdec")  # below vLLM's own logger, so that it is shown
+
+
+@dataclass(frozen=True)
+class _Live:
+    """A steered request in the batch."""
+
+    request: request.Request
+    output_ids: list[int]  # vLLM's own list, which grows as tokens come
+    tracker: scope.Tracker | None  # None where the scope is everything
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The batch as tensors on the device, rebuilt whenever its make-up changes."""
+
+    live: list[tuple[int, _Live]]  # (row, request), rows ascending
+    floats: Tensor  # [live, rows.FLOATS]
+    ints: Tensor  # [live, rows.INTS]
+    slots: Tensor  # [batch] index into live, -1 for rows that are not steered
+    lanes: Tensor | None  # [batch, 2] lane and generation, -1 without; None where nobody has one
+
+
+class BatchRows:
+    """The steered requests of the batch, kept in step with vLLM's batch updates."""
+
+    def __init__(self, settings: request.EngineSettings, recorder: Recorder | None, device: torch.device) -> None:
+        self._settings, self._recorder, self._device = settings, recorder, device
+        self._live: dict[int, _Live] = {}
+        self._tables: _Tables | None = None
+
+    def update(self, batch: BatchUpdate) -> None:
+        """Follow one change of the batch; the order (removed, added, moved) is vLLM's."""
+        for index in batch.removed:
+            self._live.pop(index, None)
+        for index, sampling_params, prompt_ids, output_ids in batch.added:
+            live = self._new(sampling_params, prompt_ids or [], output_ids)
+            if live is None:
+                self._live.pop(index, None)
+            else:
+                self._live[index] = live
+        for a, b, direction in batch.moved:
+            at_a, at_b = self._live.pop(a, None), self._live.pop(b, None)
+            if at_a is not None:
+                self._live[b] = at_a
+            if at_b is not None and direction == MoveDirectionality.SWAP:
+                self._live[a] = at_b
+        self._tables = None
+
+    def _new(self, sampling_params: SamplingParams, prompt_ids: list[int], output_ids: list[int]) -> _Live | None:
+        asked = request.steered(sampling_params, self._settings)
+        if asked is None:
+            return None
+        if request.has_penalties(sampling_params):
+            # Refused at admission where the engine's configuration is known; here only a server-wide
+            # default comes to this, or a front end that does not validate.
+            logger.error("A request with penalties is left unsteered: the V1 model runner applies them after steering.")
+            return None
+        tracker = scope.Tracker(asked.scope, *asked.delimiters, prompt_ids) if asked.scope != scope.ALL else None
+        return _Live(asked, output_ids, tracker)
+
+    def apply(self, logits: Tensor) -> None:
+        """Steer the batch's logits [batch, vocab] in place."""
+        if not self._live:
+            return
+        n = logits.shape[0]
+        if self._tables is None or len(self._tables.slots) != n:
+            self._tables = self._built(n)
+        tables = self._tables
+        if not tables.live:
+            return
+        positions, in_scope = [0] * n, None
+        for row, live in tables.live:
+            positions[row] = len(live.output_ids)
+            if live.tracker is not None:
+                in_scope = in_scope or [True] * n
+                in_scope[row] = live.tracker.contains_next(live.output_ids)
+        at = torch.tensor(positions).to(self._device, non_blocking=True)
+        where = None if in_scope is None else torch.tensor(in_scope).to(self._device, non_blocking=True)
+        outcome = kernel.steer_(logits, tables.floats, tables.ints, tables.slots, at, where)
+        if self._recorder is not None and tables.lanes is not None:
+            self._recorder.write(tables.lanes[:, 0], tables.lanes[:, 1], at, outcome)
+
+    def _built(self, n: int) -> _Tables:
+        live = [(row, self._live[row]) for row in sorted(self._live) if row < n]
+        slots, lanes = [-1] * n, [(-1, -1)] * n
+        for i, (row, one) in enumerate(live):
+            slots[row] = i
+            lanes[row] = one.request.lane or (-1, -1)
+        return _Tables(
+            live,
+            torch.tensor([one.request.row.floats for _, one in live], dtype=torch.float32, device=self._device),
+            torch.tensor([one.request.row.ints for _, one in live], dtype=torch.int32, device=self._device),
+            torch.tensor(slots, dtype=torch.int32, device=self._device),
+            torch.tensor(lanes, device=self._device) if any(one.request.lane for _, one in live) else None,
+        )

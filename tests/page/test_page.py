@@ -1,0 +1,512 @@
+"""The page at `/`, in a real browser (Debian: apt-get install -y chromium chromium-driver).
+
+Most tests run against `tests/page/stub_server.py`, which can do what an engine cannot be asked for: break off, err in
+the middle, split a character. The everyday path also runs against a real server when STEERDEC_PAGE_URL holds its
+address (and STEERDEC_PAGE_KEY its key, if it has one).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver.common.by import By
+
+from tests.page import stub_server
+from tests.page.browser import WIDE, Page, start_chrome
+from tests.page.stub_server import CALIBRATED_THRESHOLD_NATS, PARTING_NATS, START, Stub, Token, tokens_of
+
+NARROW, NARROWEST = 390, 320
+AWKWARD = """It's "5 > 3" & `date` $HOME \\n \\ 100% !x # {"a": [1]}
+second line — naïve 🙂 'quoted'"""
+
+
+@pytest.fixture(scope="session")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    driver = start_chrome(tmp_path_factory.mktemp("chromium"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="session")
+def stub() -> Iterator[Stub]:
+    stub = Stub()
+    yield stub
+    stub.stop()
+
+
+@pytest.fixture
+def page(chrome: Chrome, stub: Stub) -> Page:
+    stub.requests.clear()
+    return Page(chrome, stub.url)
+
+
+def forks_of(tokens: list[Token], threshold_nats: float) -> list[int]:
+    return [i for i, token in enumerate(tokens) if token.entropy_nats > threshold_nats]
+
+
+def scripted(arm: str) -> list[Token]:
+    t = 1.2 if arm == "steered" else 0.7
+    return stub_server.script(stub_server.Split(fork_temperature=t, other_temperature=0.7), 0.7)
+
+
+# ---- the everyday path, on the stub and on a real server --------------------------------------------------------
+
+
+def test_two_arms_stream_in_with_entropies_forks_and_nothing_on_the_console(chrome: Chrome, stub: Stub) -> None:
+    page = Page(chrome, os.environ.get("STEERDEC_PAGE_URL", stub.url))
+    if key := os.environ.get("STEERDEC_PAGE_KEY"):
+        page.set("api_key", key)
+        page.log()  # the browser notes the refusals from before the key
+    everyday_path(page)
+
+
+def everyday_path(page: Page) -> None:
+    """Press Generate, see two arms; also what tests/page/test_page_real.py does."""
+    page.set("max_tokens", 48)
+    page.set("threshold_nats", 0.5)
+    page.generate(timeout_s=300)
+
+    assert page.error == ""
+    for arm in ("baseline", "steered"):
+        texts = page.texts(arm)
+        assert len(texts) > 8
+        stats = re.search(r"(\d+) tokens · (\d+) forks \(([\d.]+)%\)", page.text(f".{arm} .stats"))
+        assert stats is not None
+        tokens, forks, share = stats.groups()
+        assert int(tokens) == len(texts)  # one span a token: logprobs and entropies were aligned
+        assert int(forks) == len(page.find(f".{arm} .tok.fork"))
+        assert float(share) == pytest.approx(100 * int(forks) / int(tokens), abs=0.051)
+        heats = page.js(
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".map((n) => parseFloat(n.style.getPropertyValue('--heat')))",
+            f".{arm} .tok",
+        )
+        assert min(heats) < 20 < max(heats)
+    assert page.text("#parting")
+    if "part at" in page.text("#parting"):
+        a, b = page.texts("baseline"), page.texts("steered")
+        first = next(i for i in range(len(a)) if a[i : i + 1] != b[i : i + 1])
+        assert page.indices(".tokens .first") == [first, first]
+    loaded = page.js("return performance.getEntriesByType('resource').map((r) => new URL(r.name).origin)")
+    assert set(loaded) == {page.js("return location.origin")}
+    assert page.log() == []
+
+
+@pytest.mark.parametrize("mode", ["chat", "completion"])
+def test_both_endpoints_show_the_scripted_tokens_and_forks(page: Page, stub: Stub, mode: str) -> None:
+    page.one(f"input[name=mode][value={mode}]").find_element(By.XPATH, "..").click()
+    page.generate("scripted")
+    assert {r["path"] for r in stub.requests} == {"/v1/chat/completions" if mode == "chat" else "/v1/completions"}
+    for arm in ("baseline", "steered"):
+        assert page.texts(arm) == [t.text for t in scripted(arm)]
+        assert page.indices(f".{arm} .tok.fork") == forks_of(scripted(arm), CALIBRATED_THRESHOLD_NATS)
+
+
+def test_the_arms_share_seed_and_prompt_and_the_baseline_leaves_every_temperature_alone(page: Page, stub: Stub) -> None:
+    page.set("seed", 7)
+    page.set("temperature", 0.9)
+    page.generate("scripted")
+    baseline, steered = sorted(
+        (r["body"] for r in stub.requests), key=lambda body: body["steering"]["fork_temperature"]
+    )
+    assert baseline["steering"]["fork_temperature"] == baseline["steering"]["other_temperature"] == 0.9
+    assert steered["steering"]["fork_temperature"] == 1.2
+    assert steered["steering"]["other_temperature"] == 0.9  # it was equal to the base temperature, and followed it
+    assert baseline["seed"] == 7
+    assert {k: v for k, v in baseline.items() if k != "steering"} == {
+        k: v for k, v in steered.items() if k != "steering"
+    }
+
+
+def test_the_first_differing_token_is_ringed_in_both_arms_and_named(page: Page) -> None:
+    page.generate("scripted")
+    at = len(tokens_of(START, 1))
+    assert page.indices(".tokens .first") == [at, at]
+    assert page.text("#parting") == (
+        f"The arms part at token {at + 1}: “␣can” in the baseline, “␣could” in the steered arm, "
+        f"where H is {PARTING_NATS} nats."
+    )
+    page.one("#parting button").click()
+    assert page.js("return document.activeElement.className").split() == ["tok", "text", "fork", "first"]
+
+
+def test_arms_without_a_difference_say_so(page: Page) -> None:
+    page.set("max_tokens", 5)
+    page.generate("scripted")
+    assert page.text("#parting") == "Both arms sampled the same 5 tokens."
+    assert page.find(".tokens .first") == []
+
+
+def test_steering_off_runs_one_measured_arm(page: Page, stub: Stub) -> None:
+    page.one("input[name=steering]").click()
+    page.generate("scripted")
+    assert len(stub.requests) == 1
+    assert len(page.find(".baseline .tok")) == len(scripted("baseline"))
+    assert not page.one(".arm.steered").is_displayed()
+    assert page.text("#parting") == ""
+
+
+@pytest.mark.parametrize(("select", "field"), [("random", "fork_rate"), ("all", None)])
+def test_other_ways_to_choose_forks_send_what_the_server_takes_and_show_its_marks(
+    page: Page, stub: Stub, select: str, field: str | None
+) -> None:
+    page.one(f"input[name=select][value={select}]").find_element(By.XPATH, "..").click()
+    assert not page.one("#threshold_nats").is_displayed()
+    assert page.one(".threshold").get_attribute("aria-disabled") == "true"
+    page.generate("scripted")
+    assert page.error == ""  # the stub parses steering as the server does
+    assert all(r["body"]["steering"]["select"] == select for r in stub.requests)
+    assert all((field in r["body"]["steering"]) for r in stub.requests) if field else True
+    expected = [i for i, t in enumerate(scripted("steered")) if select == "all" or len(t.text) % 4 == 0]
+    assert page.indices(".steered .tok.fork") == expected
+
+
+# ---- the threshold line ------------------------------------------------------------------------------------------
+
+
+def test_the_line_starts_at_the_servers_calibration(page: Page) -> None:
+    assert page.one("#threshold_nats").get_attribute("value") == str(CALIBRATED_THRESHOLD_NATS)
+    assert float(page.one("[role=slider]").get_attribute("aria-valuenow")) == CALIBRATED_THRESHOLD_NATS
+
+
+def test_keys_on_the_line_mark_forks_anew_and_the_next_run_uses_it(page: Page, stub: Stub) -> None:
+    page.generate("scripted")
+    line = page.one("[role=slider]")
+    threshold_nats = CALIBRATED_THRESHOLD_NATS
+    for key, step in [(Keys.ARROW_RIGHT, 0.01), (Keys.ARROW_LEFT, -0.01), (Keys.PAGE_UP, 0.1), (Keys.ARROW_UP, 0.01)]:
+        line.send_keys(key)
+        threshold_nats = round(threshold_nats + step, 2)
+        assert float(line.get_attribute("aria-valuenow")) == threshold_nats
+        assert page.indices(".baseline .tok.fork") == forks_of(scripted("baseline"), threshold_nats)
+    assert page.one("#threshold_nats").get_attribute("value") == "0.61"
+    share = len(forks_of(scripted("steered"), 0.61)) / len(scripted("steered"))
+    assert f"{100 * share:.1f}% of steered tokens" in page.text("#rates")
+    assert f"{100 * share:.1f}% of steered tokens" in line.get_attribute("aria-valuetext")
+    assert "used 0.50 nats" in page.text("#stale")
+
+    line.send_keys(Keys.END)
+    assert page.find(".tokens .fork") == []
+    line.send_keys(Keys.HOME)
+    assert len(page.find(".baseline .fork")) == len(scripted("baseline"))
+
+    page.set("threshold_nats", 0.61)
+    stub.requests.clear()
+    page.generate()
+    assert {r["body"]["steering"]["threshold_nats"] for r in stub.requests} == {0.61}
+    assert not page.one("#stale").is_displayed()
+
+
+def test_dragging_the_line_marks_forks_anew(page: Page) -> None:
+    page.generate("scripted")
+    line = page.one("[role=slider]")
+    seen = [CALIBRATED_THRESHOLD_NATS]
+    for dx_px in (120, -400):
+        ActionChains(page.driver).click_and_hold(line).move_by_offset(dx_px, 0).perform()
+        seen.append(float(line.get_attribute("aria-valuenow")))
+        assert page.indices(".steered .tok.fork") == forks_of(scripted("steered"), seen[-1])  # not let go yet
+        ActionChains(page.driver).release().perform()
+    assert seen[2] < seen[0] < seen[1]
+    assert page.one("#threshold_nats").get_attribute("value") == str(seen[2])
+    ActionChains(page.driver).move_by_offset(50, 0).perform()
+    assert float(line.get_attribute("aria-valuenow")) == seen[2]  # it was let go
+
+
+def test_the_axis_and_its_inverse_agree(page: Page) -> None:
+    error = page.js(
+        "return import('/page/scale.js').then(({axis, axisInverse}) => Math.max(...[0, 1e-4, 0.01, 0.5, 0.672, 3, 8]"
+        ".map((h) => Math.abs(axisInverse(axis(h)) - h))))"
+    )
+    assert error < 1e-9
+
+
+# ---- one token's numbers -----------------------------------------------------------------------------------------
+
+
+def test_pointing_at_a_token_shows_its_numbers(page: Page) -> None:
+    page.generate("scripted")
+    token = page.one(".steered .tok.first")
+    page.js("arguments[0].scrollIntoView({block: 'center'})", token)
+    ActionChains(page.driver).move_to_element(token).perform()
+    shown = page.text("#inspector")
+    for part in ("␣could", "fork", f"{PARTING_NATS} nats", "1.2", "30.0%", "␣need", "40.0%"):
+        assert part in shown
+    assert "Rank2" in shown  # " need" was likelier
+    ActionChains(page.driver).move_to_element(page.one("#prompt")).perform()
+    assert not page.one("#inspector").is_displayed()
+
+
+FOCUSED = "const a = document.activeElement; return a.id || a.name || a.dataset.copy || a.className.split(' ')[0]"
+
+
+def test_everything_works_by_keyboard(page: Page) -> None:
+    page.one("#prompt").send_keys(" ")
+    page.one("#prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+    page.wait(lambda: page.one("#generate").text == "Generate" and page.text("#parting"), "a run started by Ctrl+Enter")
+
+    stops = []
+    for _ in range(40):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        stops.append(page.js(FOCUSED))
+    for stop in (
+        *("generate", "steering", "select", "fork_temperature", "temperature", "mode", "threshold", "tok"),
+        *("curl", "python"),
+    ):
+        assert stop in stops, f"Tab never came to {stop}: {stops}"
+    assert stops.count("tok") <= 4, "a text is one tab stop, not one a token"
+
+    page.js("document.querySelector('.baseline .tok').focus()")
+    press = page.driver.switch_to.active_element.send_keys
+    press(Keys.ARROW_RIGHT)
+    assert page.js("return document.activeElement.dataset.index") == "1"
+    assert page.one("#inspector").is_displayed()
+    assert page.js("return document.activeElement.getAttribute('aria-describedby')") == "inspector"
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not page.one("#inspector").is_displayed()
+    forks = [i for i in forks_of(scripted("baseline"), CALIBRATED_THRESHOLD_NATS) if i > 1]
+    for expected in forks[:2]:
+        page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+        assert int(page.js("return document.activeElement.dataset.index")) == expected
+
+
+# ---- awkward streams ---------------------------------------------------------------------------------------------
+
+
+def test_events_cut_anywhere_and_several_tokens_a_chunk_change_nothing(page: Page) -> None:
+    page.generate("several-a-chunk")
+    assert page.texts("steered") == [t.text for t in scripted("steered")]
+    assert page.indices(".steered .tok.fork") == forks_of(scripted("steered"), CALIBRATED_THRESHOLD_NATS)
+
+
+def test_a_character_split_over_tokens_is_shown_once_and_control_tokens_apart(page: Page) -> None:
+    page.generate("split-character")
+    assert page.texts("baseline") == ["Well", "", " 🙂", "", "é", "!", "<|im_end|>"]
+    kinds = page.js("return [...document.querySelectorAll('.baseline .tok')].map((n) => n.classList[1])")
+    assert kinds == ["text", "part", "text", "part", "text", "text", "special"]
+    assert "7 tokens" in page.text(".baseline .stats")
+
+
+def test_without_logprobs_a_chunk_is_one_piece_with_several_entropies(page: Page) -> None:
+    page.generate("no-logprobs")
+    tokens = scripted("baseline")
+    assert "".join(page.texts("baseline")) == "".join(t.text for t in tokens)
+    assert f"{len(tokens)} tokens" in page.text(".baseline .stats")
+    page.js("document.querySelector('.baseline .tok').focus()")
+    assert page.text("#inspector dd").count(" nats") == 3
+
+
+def test_markup_from_the_model_stays_text(page: Page) -> None:
+    page.generate("markup")
+    assert page.texts("baseline")[0] == "<img src=x onerror=alert(1)>"
+    page.js("document.querySelector('.baseline .tok').focus()")
+    assert "<img" in page.text("#inspector")
+    assert page.find(".tokens img, .tokens script, #inspector img, #parting img") == []
+    assert page.log() == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        ("error-in-stream", "The server gave up while answering: the engine stopped"),
+        ("cut", "The connection was cut before the answer was complete. What arrived is kept."),
+    ],
+)
+def test_a_stream_that_fails_keeps_its_tokens_and_says_why(page: Page, scenario: str, said: str) -> None:
+    page.generate(scenario)
+    assert page.error == said
+    assert page.one("#error").is_displayed()
+    assert page.one("#error").get_attribute("role") == "alert"
+    assert page.texts("baseline") == [t.text for t in scripted("baseline")][:5]
+    assert "cut short" in page.text(".baseline .stats")
+    assert page.text("#parting") == ""  # nobody knows whether the arms would have parted
+    page.generate("scripted")
+    assert page.error == ""
+
+
+def test_a_refused_request_names_the_reason_and_marks_the_control(page: Page) -> None:
+    page.generate("refused")
+    assert page.error == f"The server refused: {stub_server.REFUSAL}"
+    control = page.one("#fork_temperature")
+    assert control.get_attribute("aria-invalid") == "true"
+    assert control.get_attribute("aria-describedby") == "error"
+    page.set("fork_temperature", 1.1)
+    assert control.get_attribute("aria-invalid") is None
+
+
+def test_a_server_that_is_gone_is_reported(chrome: Chrome) -> None:
+    stub = Stub()
+    page = Page(chrome, stub.url)
+    stub.stop()
+    page.generate("scripted")
+    assert "cannot be reached" in page.error
+
+
+def test_stop_ends_both_requests_at_the_server(page: Page, stub: Stub) -> None:
+    before = stub.disconnects
+    page.start("slow")
+    page.wait(lambda: len(page.find(".steered .tok")) > 3, "tokens")
+    page.one("#stop").click()
+    page.wait(lambda: stub.disconnects == before + 2, "both requests to end at the server")
+    page.wait(lambda: page.one("#generate").text == "Generate", "the end of the run")
+    page.frames()
+    assert page.error == ""
+    assert "stopped by you" in page.text(".steered .stats")
+    assert page.js("return document.activeElement.id") == "generate"
+    count = len(page.find(".steered .tok"))
+    time.sleep(0.2)
+    assert len(page.find(".steered .tok")) == count
+    page.generate("scripted")
+    assert page.texts("steered") == [t.text for t in scripted("steered")]
+
+
+def test_the_key_is_asked_for_sent_and_never_written_down(chrome: Chrome) -> None:
+    stub = Stub(api_key="s3cret'key")
+    page = Page(chrome, stub.url)
+    assert page.error == "The server wants an API key, or does not know this one."
+    assert page.one("#api_key").is_displayed()  # unfolded because it is what is missing
+    page.one("#api_key").send_keys("s3cret'key", Keys.TAB)
+    page.wait(lambda: page.find("#model option"), "the models, once the key is right")
+    page.generate("scripted")
+    assert page.error == ""
+    assert {r["headers"]["Authorization"] for r in stub.requests} == {"Bearer s3cret'key"}
+    assert "s3cret" not in page.text("#curl") + page.text("#python")
+    assert "STEERDEC_API_KEY" in page.text("#curl")
+    assert "STEERDEC_API_KEY" in page.text("#python")
+    assert page.js("return localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    stub.stop()
+
+
+def test_generate_asks_for_the_models_again_when_they_could_not_be_had(chrome: Chrome) -> None:
+    stub = Stub(api_key="not yet")
+    page = Page(chrome, stub.url)
+    assert page.error
+    stub.api_key = None
+    page.generate()
+    assert page.error == ""
+    assert page.texts("steered") == [t.text for t in scripted("steered")]
+    stub.stop()
+
+
+# ---- snippets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["chat", "completion"])
+@pytest.mark.parametrize("program", ["curl", "python"])
+def test_the_snippets_send_exactly_what_the_page_sends(
+    page: Page, stub: Stub, tmp_path: Path, program: str, mode: str
+) -> None:
+    page.one(f"input[name=mode][value={mode}]").find_element(By.XPATH, "..").click()
+    page.set("prompt", AWKWARD)
+    page.generate("scripted")
+    sent = next(r["body"] for r in stub.requests if r["body"]["steering"]["fork_temperature"] == 1.2)
+    stub.requests.clear()
+    script = tmp_path / "snippet"
+    script.write_text(page.text(f"#{program}"), encoding="utf-8")
+    command = ["sh", str(script)] if program == "curl" else [sys.executable, str(script)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert [r["body"] for r in stub.requests] == [sent]
+    assert sent["prompt" if mode == "completion" else "messages"]
+    assert "33" in ran.stdout or "42" in ran.stdout  # the answer's text came out
+
+
+def test_the_snippets_follow_the_controls_and_can_be_copied(page: Page) -> None:
+    origin = page.js("return location.origin")
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"origin": origin, "permissions": ["clipboardReadWrite"]})
+    page.set("fork_temperature", 2.5)
+    assert '"fork_temperature": 2.5' in page.text("#curl")
+    page.one("[data-copy=curl]").click()
+    page.wait(lambda: page.one("[data-copy=curl]").text == "Copied", "the copy")
+    assert page.js("return navigator.clipboard.readText()") == page.text("#curl")
+    page.one("input[name=steering]").click()
+    assert "baseline arm" in page.text("#snippets-note")
+    assert '"fork_temperature": 0.7' in page.text("#curl")
+
+
+# ---- looks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [WIDE, 800, NARROW, NARROWEST])
+def test_nothing_sticks_out_of_the_window(page: Page, width: int) -> None:
+    page.resize(width)
+    page.driver.get(page.url)
+    page.wait(lambda: page.find("#model option"), "the models")
+    page.set("prompt", "x" * 300)
+    page.generate("scripted")
+    page.js("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert page.js("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    outside = page.js(
+        "const edge = document.documentElement.clientWidth + 1;"
+        "return [...document.querySelectorAll('main *')].filter((n) => !n.closest('pre') && n.getClientRects().length)"
+        ".filter((n) => n.getBoundingClientRect().right > edge).map((n) => n.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    page.js("document.querySelector('.steered .tok.first').focus()")
+    box = page.js("return document.getElementById('inspector').getBoundingClientRect().toJSON()")
+    assert box["width"] > 0
+    assert box["left"] >= 0
+    assert box["right"] <= width
+
+
+CONTRAST = """
+const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+const rgba = (color, under) => {
+  canvas.clearRect(0, 0, 1, 1);
+  for (const c of [under, color]) { if (c) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } }
+  return [...canvas.getImageData(0, 0, 1, 1).data];
+};
+const solid = (c) => rgba(c)[3] === 255;
+const background = (n) => { while (n && !solid(getComputedStyle(n).backgroundColor)) n = n.parentElement;
+  return n ? getComputedStyle(n).backgroundColor : 'white'; };
+const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+const luminance = (channels) => channels.slice(0, 3).map((v) => linear(v / 255))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+return [...document.querySelectorAll('body *')].filter((n) => n.getClientRects().length && !n.closest(':disabled') &&
+    [...n.childNodes].some((c) => c.nodeType === 3 && c.data.trim())).map((n) => {
+  const back = background(n);
+  const [a, b] = [luminance(rgba(getComputedStyle(n).color, back)), luminance(rgba(back))];
+  return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.outerHTML.slice(0, 100)];
+}).filter(([ratio]) => ratio < 4.5);
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_aa_contrast_in_both_schemes(page: Page, scheme: str) -> None:
+    page.resize(WIDE, scheme)
+    page.generate("refused")
+    page.generate("scripted")
+    page.set("fork_temperature", 1.3)
+    page.js("document.querySelectorAll('.baseline .tok').forEach((n, i) => n.style.setProperty('--heat', `${i}%`))")
+    page.js("document.querySelector('.steered .tok.first').focus()")
+    page.js("document.getElementById('error').hidden = false; document.getElementById('error').textContent = 'x'")
+    assert page.js(CONTRAST) == []
+
+
+def test_no_file_of_the_page_writes_markup_or_holds_inline_code() -> None:
+    for file in stub_server.PAGE.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), file.name
+        if file.suffix == ".html":
+            assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", text)
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg|html\.spec\.whatwg\.org)", text), file.name
+
+
+def test_the_request_is_what_the_schema_takes_for_every_choice(page: Page) -> None:
+    """Every combination of the controls builds a `steering` that `parse` accepts."""
+    bodies = page.js(
+        "return import('/page/requests.js').then(({buildRequest}) => ['entropy', 'random', 'all'].flatMap((select) =>"
+        "['baseline', 'steered'].map((arm) => JSON.stringify(buildRequest({select, mode: 'chat', prompt: 'x',"
+        "model: 'm', max_tokens: 5, seed: 1, temperature: 1, threshold_nats: 0.6, fork_rate: 0.2,"
+        "fork_temperature: 0, other_temperature: 1}, arm).body.steering))))"
+    )
+    assert len(bodies) == 6
+    for body in bodies:
+        assert stub_server.parse(json.loads(body)).telemetry == "tokens"

@@ -1,0 +1,20 @@
+"""The page before the real server and model, in a real browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.page.browser import Page, start_chrome
+from tests.page.test_page import everyday_path
+
+
+@pytest.mark.engine
+def test_the_everyday_path_on_the_real_server(server_url: str, tmp_path: Path) -> None:
+    driver = start_chrome(tmp_path / "chromium")
+    try:
+        everyday_path(Page(driver, server_url))
+        assert driver.save_screenshot(str(tmp_path / "page.png"))
+    finally:
+        driver.quit()

