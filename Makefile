@@ -53,6 +53,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Known vulnerabilities of the pinned packages. Not part of check: it needs the network, and asks PyPI about each.
 audit: setup

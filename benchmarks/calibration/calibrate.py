@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from steerdec.common.progress import RunProgress
+from steerdec.common.seeds import sample_seed
 from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm
 from steerdec.records.calibration import Calibration, CalibrationProblems, problem_hash
 
-from ..design.plan import Item, sample_seed
+from ..design.plan import Item
 from ..run.answers import Answer, parse_answer
 from ..run.dispatch import Retry, dispatch
 from ..run.endpoints import Endpoint

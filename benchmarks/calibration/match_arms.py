@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from steerdec.common.progress import RunProgress
+from steerdec.common.seeds import sample_seed
 from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm, ArmError, ArmSet
 from steerdec.records.calibration import Matched, Matching
 
-from ..design.plan import Item, sample_seed
+from ..design.plan import Item
 from ..design.resolving import resolve
 from ..run.answers import Answer, parse_answer
 from ..run.dispatch import Retry, dispatch

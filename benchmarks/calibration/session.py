@@ -7,9 +7,10 @@ from pathlib import Path
 
 from steerdec.common.journal import write_atomically
 from steerdec.problems.sets import ProblemSet, load_problems
-from steerdec.records.arms import ArmError, load_arm_set
+from steerdec.records.arms import ArmError
 from steerdec.records.calibration import Calibration
 
+from ..design.arm_sets import load_arm_set
 from ..design.plan import Item
 from ..run.dispatch import Retry
 from ..run.preflight import survey

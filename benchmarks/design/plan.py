@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from steerdec.common.seeds import hashed_bits, sample_seed
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import Arm
 
@@ -25,21 +24,6 @@ class Item(NamedTuple):
     prefix: Prefix | None = None
 
 
-def _hash(*identifiers: object, bits: int = 53) -> int:
-    """`bits` bits of blake2b over the identifiers as JSON, so that ("a", "bc") and ("ab", "c") differ."""
-    digest = hashlib.blake2b(json.dumps(identifiers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> (64 - bits)
-
-
-def sample_seed(run_seed: int, problem_id: str, sample: int, replica: str = "") -> int:
-    """53 bits (exact in JSON everywhere), the same in every arm: common random numbers.
-
-    Hashed, never `seed + i`: neighbouring seeds would share samples between neighbouring runs.
-    `replica` names an arm, or a group of arms, that has to draw anew.
-    """
-    return _hash("sample", run_seed, problem_id, sample, replica)
-
-
 def drawn_prefix(places: Places, run_seed: int, problem_id: str, sample: int) -> Prefix:
     """A recorded response to the problem, and in it one of the `places`; each drawn evenly, by a hash.
 
@@ -53,7 +37,7 @@ def drawn_prefix(places: Places, run_seed: int, problem_id: str, sample: int) ->
 
 def _even(n: int, *identifiers: object) -> int:
     """One of 0 .. n - 1, each as likely."""
-    return _hash(*identifiers) * n >> 53
+    return hashed_bits(*identifiers) * n >> 53
 
 
 @dataclass(frozen=True)
@@ -95,7 +79,7 @@ class Plan:
         arms = len(self.arms)
         for sample in range(self.samples):
             for p, problem in enumerate(self.problems):
-                first = _hash("order", self.seed, problem.id, sample) % arms
+                first = hashed_bits("order", self.seed, problem.id, sample) % arms
                 for a in range(arms):
                     place = (first + a) % arms
                     index = (sample * len(self.problems) + p) * arms + place

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from steerdec.pages import charts, wording
+from steerdec.pages import wording
+
+from . import plots
 
 # Okabe-Ito blue against grey: told apart under every common colour blindness and in print.
 _COLOURS = ("#7d858c", "#0069a8")
@@ -23,8 +25,8 @@ def write_figure(summary: Mapping[str, Any], path: str | Path) -> None:
 
     The same summary gives the same bytes: no date or version is written into the file.
     """
-    rows = list(charts.pairs(summary).items())
-    names = charts.scopes(summary)
+    rows = list(plots.pairs(summary).items())
+    names = plots.scopes(summary)
     delta = summary.get("delta")
     # No mathtext: an arm may be called "$x$".
     with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9.5, "text.color": _INK, "text.parse_math": False}):

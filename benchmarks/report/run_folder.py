@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerdec.common import journal
+from steerdec.pages.forks import TokenTrace
 
 RUN_KEYS = ("steerdec", "created", "model", "problems", "arms", "samples", "seed", "temperature", "threshold_nats")
 SUMMARY_KEYS = ("arms", "comparisons", "claims", "instrument")
@@ -34,26 +35,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One sample that kept its per-token lists; all lists have one entry a generated token."""
-
-    problem_id: str
-    arm: str
-    sample: int
-    entropy_nats: tuple[float | None, ...]
-    fork: tuple[bool, ...]
-    token_text: tuple[str, ...] | None
-    answer: str | None
-    grade: str
-
-
-@dataclass(frozen=True)
 class RunFolder:
     path: Path
     run: dict[str, Any]
     summary: dict[str, Any]
     cells: dict[tuple[str, str], Cell]  # (problem_id, arm), the problems in the run's order
-    traces: list[Trace]  # by problem, sample and arm, each in the run's order
+    traces: list[TokenTrace]  # by problem, sample and arm, each in the run's order
     dropped_traces: int = 0  # samples whose per-token lists disagree in length
 
 
@@ -70,7 +57,7 @@ def read_run(directory: str | Path) -> RunFolder:
             if key not in value:
                 raise ReportError(f'{path / name} has no "{key}"')
     grades: dict[tuple[str, str, int], str] = {}  # of several lines for one sample the last counts
-    traces: dict[tuple[str, str, int], Trace] = {}
+    traces: dict[tuple[str, str, int], TokenTrace] = {}
     dropped = 0
     for sample in _samples(path / "samples.jsonl"):
         at = (sample["problem_id"], sample["arm"], sample["sample"])
@@ -131,13 +118,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _trace(line: Mapping[str, Any]) -> Trace | None:
+def _trace(line: Mapping[str, Any]) -> TokenTrace | None:
     entropy, fork, token_text = line["entropy_nats"], line.get("fork"), line.get("token_text")
     if not isinstance(fork, list) or len(fork) != len(entropy):
         return None
     if token_text is not None and len(token_text) != len(entropy):
         return None
-    return Trace(
+    return TokenTrace(
         problem_id=line["problem_id"],
         arm=line["arm"],
         sample=line["sample"],

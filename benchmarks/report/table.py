@@ -11,7 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from steerdec.pages import charts, wording
+from steerdec.pages import wording
+
+from . import plots
 
 _LEGEND = "forks: share of tokens above the threshold; nats: mean entropy; cut: stopped by the token limit"
 _STYLE = {"holds": "green", "fails": "red", "valid": "green", "invalid": "bold red"}
@@ -55,9 +57,9 @@ def _arms(summary: Mapping[str, Any], console: Console) -> Table:
 
 
 def _comparisons(summary: Mapping[str, Any], console: Console) -> Table:
-    scopes = charts.scopes(summary)
+    scopes = plots.scopes(summary)
     table = _table("points", *(f"95% over {scope}" for scope in scopes), "Holm p", first="difference")
-    for (arm, baseline), rows in charts.pairs(summary).items():
+    for (arm, baseline), rows in plots.pairs(summary).items():
         by_scope = {row["scope"]: row for row in rows}
         holm = [row["p_holm"] for row in rows if row["p_holm"] is not None]
         cells = (

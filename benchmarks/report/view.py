@@ -12,7 +12,7 @@ from typing import Any
 
 from steerdec.pages import charts, forks, wording
 
-from . import doses
+from . import doses, plots
 from .run_folder import Cell, RunFolder
 
 _HIDDEN_PROVENANCE = ("arms",)
@@ -81,13 +81,13 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "instrument": wording.instrument_sentence(summary),
         "claims": [(claim, *wording.claim_parts(claim, subject)) for claim in summary["claims"]],
         "delta": delta,
-        "forest": charts.forest(summary, delta),
+        "forest": plots.forest(summary, delta),
         "cut": wording.cut_sentence(summary),
         "accuracy_axis": _accuracy_axis(summary),
         "replayed": _replayed(run, summary),
         "delivered": _delivered(run, summary),
         "reference": _telemetry_reference(run, summary),
-        "dose": charts.dose_chart(curves) if curves else Missing(_no_doses()),
+        "dose": plots.dose_chart(curves) if curves else Missing(_no_doses()),
         "paper_labels": doses.PAPER_LABELS_PERCENT,
         "paper_temperatures": doses.PAPER_TEMPERATURES,
         "problem_ids": list(dict.fromkeys(problem for problem, _ in folder.cells)),

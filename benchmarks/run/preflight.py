@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steerdec.records.arms import Arm
+from steerdec.records.run import ENGINE_KEYS
 
 from ..design.plan import Item, Plan
 from .answers import Answer, MalformedAnswerError, parse_answer
@@ -18,7 +19,6 @@ from .endpoints import Endpoint, EndpointError, RefusedError
 from .sample_requests import asked_steering, max_answer_bytes, sample_request
 
 # Of GET /v1/steering: endpoints must not differ in these, and a run does not go on where they changed.
-ENGINE_KEYS = ("steerdec", "vllm", "runner", "dtype")
 PROBE_TOKENS = 8
 PROBE_TIMEOUT_S = 300.0  # the first request of a server may compile kernels
 

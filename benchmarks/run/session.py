@@ -16,10 +16,11 @@ from steerdec.common.journal import FolderLock, JournalError
 from steerdec.grading.pool import GradingPool
 from steerdec.problems import embedded, hub
 from steerdec.problems.sets import ProblemSet, load_problems
-from steerdec.records.arms import Arm, ArmSet, load_arm_set, with_engine_floor, with_mask_paths
+from steerdec.records.arms import Arm, ArmSet
 from steerdec.records.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
 from steerdec.records.run import Launch, ProblemsUsed, Settings, SettingsError, read_settings
 
+from ..design.arm_sets import load_arm_set, with_engine_floor, with_mask_paths
 from ..design.masks import Places
 from ..design.plan import Item, Plan
 from ..design.resolving import resolve

@@ -5,14 +5,12 @@ A difference is the mean over problems of (p_arm - p_against).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import scipy.special
 import scipy.stats
 from numpy.typing import ArrayLike
-from statsmodels.stats.multitest import multipletests
 
 from .estimators import ALPHA, ROUNDING, Counts, Estimate, Floats, mean_over_problems, student, unknown
 
@@ -64,15 +62,6 @@ def _binomial_difference(arm: Counts, against: Counts, dropped: int) -> Estimate
     estimated = df > 0
     noise = float(np.sum(variance[estimated] ** 2 / df[estimated]))
     return student(value, np.sqrt(total) / n_problems, total**2 / noise if noise > 0 else np.inf, n_problems, dropped)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the order given. An unknown p (NaN) stays so, but counts as a declared test."""
-    if not p_values:
-        return []
-    missing = np.isnan(np.asarray(p_values, dtype=np.float64))
-    adjusted = multipletests(np.where(missing, 1.0, p_values), alpha=ALPHA, method="holm")[1]
-    return [float(p) for p in np.where(missing, np.nan, adjusted)]
 
 
 def equivalence_p(estimate: Estimate, delta: float) -> float:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from steerdec.common.journal import JournalError
+from steerdec.common.multiplicity import holm
 
-from ..design.expectations import Design, DesignError, read_design
 from . import comparisons, verdicts
 from .comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
 from .estimators import Counts, Estimate
+from .expectations import Design, DesignError, read_design
 from .summary_rows import METHODS, arm_row, contrast_row, estimate_fields, mediator_row, strata_rows, trend_row
 from .tally import SampleError, Tally, read_samples
 
@@ -89,7 +90,7 @@ def _comparisons(design: Design, counts: Mapping[str, Counts], seed: str) -> lis
     estimates = {(pair, scope): _difference(counts, pair, scope) for pair in design.pairs for scope in SCOPES}
     adjusted: dict[Any, float] = {}
     for scope in SCOPES:
-        p_holm = comparisons.holm([estimates[pair, scope].p for pair in claimed])
+        p_holm = holm([estimates[pair, scope].p for pair in claimed])
         adjusted |= {(pair, scope): p for pair, p in zip(claimed, p_holm, strict=True)}
     rows = []
     for (pair, scope), estimate in estimates.items():

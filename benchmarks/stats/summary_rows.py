@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..design.expectations import Contrast, Design, Family
 from . import comparisons, secondary
 from . import estimators as stats
 from .comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS
 from .estimators import Counts, Estimate, Floats
+from .expectations import Contrast, Design, Family
 from .tally import MISSING, Bools, Tally
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""`steerdec bench`; `calibrate` is imported for `steerdec calibrate`. What a command needs is imported when it runs."""
+"""`steerdec bench`. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from steerdec.cli import options
-from steerdec.cli.calibrate import calibrate
 from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, fail, number, told_plainly, whole
-
-__all__ = ["bench_app", "calibrate"]
 
 SAMPLES = 16
 
@@ -212,8 +209,7 @@ def plan(
     """
     import math
 
-    from steerdec.benchmarks.design import power
-    from steerdec.records import arms as arm_sets
+    from steerdec.benchmarks.design import arm_sets, power
 
     with told_plainly():
         count = len(arm_sets.load_arm_set(arms).arms)

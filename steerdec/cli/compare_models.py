@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli import profile as cli
 from steerdec.cli.options import whole
 
 SAMPLES = 16  # filled in by `compare`, which imports torch

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli import profile as cli
 from steerdec.cli.options import whole
 
 # Filled in by `lenses`, which imports torch.

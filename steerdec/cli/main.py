@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -121,12 +122,22 @@ def model_fetch(
 
 def main() -> None:
     """The entry point; benchmark and analysis commands join here so that `steerdec` below never imports them."""
-    from steerdec.cli.bench import bench_app, calibrate
-    from steerdec.cli.profile import commands
+    from steerdec.cli.bench import bench_app
+    from steerdec.cli.calibrate import calibrate
+    from steerdec.cli.compare_models import compare_models
+    from steerdec.cli.lenses import lenses
+    from steerdec.cli.mask import mask
+    from steerdec.cli.profile import profile
 
     app.add_typer(bench_app, name="bench")
-    app.command()(calibrate)
-    for name, command in commands().items():
+    commands: dict[str, Callable[..., None]] = {
+        "calibrate": calibrate,
+        "profile": profile,
+        "compare-models": compare_models,
+        "lenses": lenses,
+        "mask": mask,
+    }
+    for name, command in commands.items():
         app.command(name)(command)
     try:
         status = app(standalone_mode=False)  # else typer frames usage errors in a box of many lines

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli import profile as cli
 from steerdec.cli.options import number
 
 SHARE = 0.2
@@ -72,8 +72,8 @@ def mask(
     steerdec mask --model SmolLM2-135M-Instruct --problems embedded --tokens digit --out masks/digits
     """
     with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
-        from steerdec.analysis.errors import InputError
         from steerdec.analysis.traces.token_classes import CLASSES
+        from steerdec.common.errors import InputError
         from steerdec.records.calibration import parse_threshold
 
         if sum(given is not None for given in (share, threshold, tokens)) > 1:
@@ -104,7 +104,7 @@ def mask(
         else:
             if lens is not None:
                 raise InputError("--lens goes with --lenses")
-            source = cli._source(run, **of_responses)
+            source = cli.source(run, **of_responses)
             from steerdec.analysis.masks.run import mask_responses
 
             told = mask_responses(source, options.out_folder(out), share=top, threshold=cut, tokens=tokens)
@@ -118,7 +118,7 @@ def mask(
 
 def _goes_without_lenses(named: dict[str, object]) -> None:
     """What was given beside --lenses, which has its own responses. Raises InputError."""
-    from steerdec.analysis.errors import InputError
+    from steerdec.common.errors import InputError
 
     for name, value in named.items():
         if value is not None:

@@ -9,10 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steerdec.benchmarks.report.run_folder import Trace
-
 BIN_WIDTH_NATS = 0.1
 _HEAD_TOKENS, _BEFORE_TOKENS, _AFTER_TOKENS = 60, 60, 260
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One sample that kept its per-token lists; all lists have one entry a generated token."""
+
+    problem_id: str
+    arm: str
+    sample: int
+    entropy_nats: tuple[float | None, ...]
+    fork: tuple[bool, ...]
+    token_text: tuple[str, ...] | None
+    answer: str | None
+    grade: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class TracePair:
     first_difference: int | None  # token index; None if the traces are identical
 
 
-def histogram(traces: Sequence[Trace], threshold_nats: float) -> Histogram | None:
+def histogram(traces: Sequence[TokenTrace], threshold_nats: float) -> Histogram | None:
     """Pool the tokens of `traces`. None if no entropy is finite."""
     values = np.array([h for trace in traces for h in trace.entropy_nats if h is not None])
     if not values.size:
@@ -75,7 +87,7 @@ def histogram(traces: Sequence[Trace], threshold_nats: float) -> Histogram | Non
     )
 
 
-def frequent_fork_tokens(traces: Sequence[Trace], threshold_nats: float, limit: int = 15) -> list[ForkToken]:
+def frequent_fork_tokens(traces: Sequence[TokenTrace], threshold_nats: float, limit: int = 15) -> list[ForkToken]:
     """The tokens that were most often above the threshold, most frequent first, ties by text.
 
     Counted by entropy and not by the `fork` flag: under a random mask the flag says nothing about entropy.
@@ -91,7 +103,7 @@ def frequent_fork_tokens(traces: Sequence[Trace], threshold_nats: float, limit: 
     return [ForkToken(text, len(hs), occurrences[text], math.fsum(hs) / len(hs)) for text, hs in ranked]
 
 
-def pair_of_traces(traces: Sequence[Trace], reference: str) -> TracePair | None:
+def pair_of_traces(traces: Sequence[TokenTrace], reference: str) -> TracePair | None:
     """The first sample, in the order given, that kept its tokens under `reference` and under another arm as well.
 
     A rule fixed before looking: a pair picked by hand would show what its picker wants to see. Where there is no
@@ -107,7 +119,7 @@ def pair_of_traces(traces: Sequence[Trace], reference: str) -> TracePair | None:
     return None if alone is None else TracePair(alone.problem_id, alone.sample, _shown(alone, None), None, None)
 
 
-def _first_difference(left: Trace, right: Trace) -> int | None:
+def _first_difference(left: TokenTrace, right: TokenTrace) -> int | None:
     a, b = left.token_text or (), right.token_text or ()
     for at, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
@@ -115,7 +127,7 @@ def _first_difference(left: Trace, right: Trace) -> int | None:
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def _shown(trace: Trace, difference: int | None) -> ShownTrace:
+def _shown(trace: TokenTrace, difference: int | None) -> ShownTrace:
     texts = trace.token_text or ()
     centre = difference or 0
     spans = [

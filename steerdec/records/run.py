@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from steerdec.benchmarks.run.preflight import ENGINE_KEYS
 from steerdec.common.journal import write_atomically
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 
 NAME = "run.json"
+ENGINE_KEYS = ("steerdec", "vllm", "runner", "dtype")  # of GET /v1/steering: what a run may not change
 
 
 class SettingsError(ValueError):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from steerdec.analysis.compare import checkpoints, update_rank, updates
 from steerdec.analysis.compare.checkpoints import Checkpoint, comparable, read_checkpoint
 from steerdec.analysis.compare.updates import TOLERANCES, Update, spacing_limit, total, update
-from steerdec.analysis.errors import AnalysisError, InputError
+from steerdec.common.errors import AnalysisError, InputError
 
 CHUNK = 37  # numbers; no side of a tensor below divides by it
 

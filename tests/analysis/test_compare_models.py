@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from steerdec.analysis.compare import run as compare
 from steerdec.analysis.compare.shift import BINS, bin_of, overlaps, shift
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces import loading
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.source import Source
 from steerdec.analysis.traces.trace import Trace
 from steerdec.cli import main as cli
 from steerdec.common import bootstrap
+from steerdec.common.errors import InputError
 from tests.support.tiny_models import CONTEXT_TOKENS, saved, tiny_model, tiny_tokenizer
 
 Floats = NDArray[np.float64]

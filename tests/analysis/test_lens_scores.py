@@ -10,12 +10,12 @@ import scipy.stats
 import torch
 from numpy.typing import NDArray
 
-from steerdec.analysis.errors import AnalysisError
 from steerdec.analysis.lenses import anchors, pruning, rollouts
 from steerdec.analysis.lenses.branches import Branch, BranchError, BranchScorer
 from steerdec.analysis.lenses.hsic import EPSILON, SIGMA, HsicError, hsic_scores, nhsic, peaks
 from steerdec.analysis.traces.forward import forward, last_state
 from steerdec.analysis.traces.scoring import token_scores
+from steerdec.common.errors import AnalysisError
 
 VOCAB, LAYERS, HEADS = 61, 2, 4
 

@@ -17,7 +17,6 @@ import pytest
 import scipy.stats
 import torch
 
-from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.lenses import matrix as lens_matrix
 from steerdec.analysis.lenses import page as lens_page
 from steerdec.analysis.lenses import report as lens_report
@@ -26,6 +25,7 @@ from steerdec.analysis.lenses import trace as lens_trace
 from steerdec.analysis.lenses.trace import LensSettings
 from steerdec.analysis.traces.endings import ending, reasoning
 from steerdec.analysis.traces.source import Resolved, Source
+from steerdec.common.errors import AnalysisError, InputError
 from tests.page.browser import start_chrome
 from tests.support.tiny_lm import tiny_lm
 

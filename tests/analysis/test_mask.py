@@ -16,16 +16,16 @@ import typer
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.masks.run import cut_of, mask_lenses, mask_responses, of_class
-from steerdec.analysis.pages import token_texts
 from steerdec.analysis.traces.loading import load_tokenizer
 from steerdec.analysis.traces.source import Source, resolve
 from steerdec.analysis.traces.store import Store, opened, trace_line
+from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import CLASSES, token_classes
 from steerdec.analysis.traces.trace import Trace
 from steerdec.benchmarks.design.masks import read_mask
 from steerdec.cli.mask import mask as mask_command
+from steerdec.common.errors import InputError
 from steerdec.common.journal import JournalError
 from steerdec.records import mask_file
 from steerdec.records.calibration import Threshold
@@ -114,7 +114,7 @@ def test_the_columns_are_those_that_the_docs_name(tmp_path: Path) -> None:
         "fork": "bool",
         "score": "float",
     }
-    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
     for name in (*tokens.names, *rows.names):
         assert f"`{name}`" in page
 

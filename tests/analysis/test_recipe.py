@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces import loading
 from steerdec.analysis.train import equation6
 from steerdec.analysis.train import run as train
 from steerdec.analysis.train.equation6 import ALL, FORKS
 from steerdec.analysis.train.recipe import Recipe, Reward, data, end_ids, grpo_config
+from steerdec.common.errors import InputError
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.sets import load_problems
 from tests.support.tiny_lm import tiny_lm

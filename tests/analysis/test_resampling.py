@@ -20,7 +20,6 @@ import scipy.spatial.distance
 import scipy.stats
 import torch
 
-from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.lenses import report as lens_report
 from steerdec.analysis.lenses import resampling
 from steerdec.analysis.lenses import run as looking
@@ -33,6 +32,7 @@ from steerdec.analysis.traces.endings import reasoning
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.source import Resolved, Source
 from steerdec.benchmarks.design import plan
+from steerdec.common.errors import AnalysisError, InputError
 from steerdec.grading.grade import grade
 from tests.support.tiny_lm import tiny_lm
 

@@ -25,7 +25,7 @@ from steerdec.steering import params
 from steerdec.telemetry.lanes import Records
 from tests.support.serving import PATIENCE_S
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVER = "http://127.0.0.1:8000"  # in every example; replaced by the address of a running one
 

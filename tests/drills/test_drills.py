@@ -11,7 +11,7 @@ from tests.drills import clients, runs
 from tests.drills.__main__ import AT_A_SERVER, IN_A_FOLDER
 from tests.drills.promises import PROMISES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_promise_has_its_drill_and_stands_in_the_documentation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import email
 import re
 import subprocess
@@ -21,12 +22,22 @@ import steerdec
 from steerdec.vllm_plugin.versions import SUPPORTED
 from tests.support.built import ROOT, Built
 from tests.support.make_run import make_run
-from tests.test_layering import imports
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 STEM = f"steerdec-{steerdec.__version__}"
 # Where each folder of the repository stands in the package; the folders' names are too common for site-packages.
 HOMES = {"steerdec": "steerdec", "server": "steerdec/server", "benchmarks": "steerdec/benchmarks"}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names of everything a file imports; `from package import module` is package.module."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
 
 
 def sources(tree: Path) -> dict[str, Path]:
@@ -64,7 +75,7 @@ def test_the_wheel_declares_the_command_and_both_of_vllms_plugins(built: Built) 
     entry_points = ConfigParser()
     entry_points.read_string(wheel_files(built)[f"{STEM}.dist-info/entry_points.txt"].decode())
     assert {group: dict(entry_points[group]) for group in entry_points.sections()} == {
-        "console_scripts": {"steerdec": "steerdec.cli:main"},
+        "console_scripts": {"steerdec": "steerdec.cli.main:main"},
         "vllm.logits_processors": {"steerdec": "steerdec.processor:EntropySteering"},
         "vllm.endpoint_plugins": {"steerdec": "steerdec.server.routes:SteeringRoutes"},
     }

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerdec.benchmarks.report.run_folder import Trace
 from steerdec.pages import forks
+from steerdec.pages.forks import TokenTrace as Trace
 
 entropies = st.lists(st.one_of(st.none(), st.floats(0, 12)), min_size=1, max_size=60)
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from steerdec.benchmarks.design.arm_sets import BUILT_IN, load_arm_set, with_engine_floor
 from steerdec.benchmarks.design.resolving import resolve
-from steerdec.records.arms import BUILT_IN, ArmError, ArmSet, load_arm_set, parse_arm_set, with_engine_floor
+from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 from steerdec.steering import params
 
 SOLVED = {"G-up": 1.4, "G-down": 0.7, "N-up-m": 1.9, "F-down-m": 0.8}

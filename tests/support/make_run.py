@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.stats.summary import write_summary
-from steerdec.records.arms import Arm, ArmSet, load_arm_set
+from steerdec.records.arms import Arm, ArmSet
 
 HOSTILE = (
     "</script><script>alert('pwned')</script><img src=x onerror=alert(1)> | `x` ``` & \u202e \U0001f642 \u4e2d\u6587"

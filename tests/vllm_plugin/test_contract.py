@@ -24,7 +24,7 @@ from tests.contract.check import violations
 from tests.contract.sources import Sources
 from tests.contract.table import TABLE, Used
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_installed_version_is_one_we_support() -> None:

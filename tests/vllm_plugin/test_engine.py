@@ -271,7 +271,7 @@ def test_engines_of_another_make(case: str) -> None:
     walks all imported modules and stumbles over the llvmlite that the first one brought; hence a process each."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.engine_cases", case],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

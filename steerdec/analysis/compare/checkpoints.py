@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
-from steerdec.analysis.errors import InputError
+from steerdec.common.errors import InputError
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"

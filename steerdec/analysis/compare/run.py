@@ -25,12 +25,12 @@ from steerdec.analysis.compare import updates
 from steerdec.analysis.compare.checkpoints import Checkpoint, Stored, comparable, fingerprint, read_checkpoint
 from steerdec.analysis.compare.shift import PAPER_OVERLAP, shift
 from steerdec.analysis.compare.update_rank import EXACT_SIDE, SKETCH
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces import loading, source
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.source import Resolved, Source
 from steerdec.analysis.traces.store import Store, opened
 from steerdec.analysis.traces.trace import Trace, prompt_ids
+from steerdec.common.errors import InputError
 from steerdec.common.journal import write_atomically
 from steerdec.common.progress import RunProgress
 from steerdec.pages import charts
@@ -38,6 +38,7 @@ from steerdec.problems.sets import ProblemSet
 
 PAGE: Final = "compare-models.html"
 JSON: Final = "compare-models.json"
+_TEMPLATE: Final = Path(__file__).parent / "compare.html.j2"
 SAMPLES: Final = 16
 UPDATES: Final = "updates"  # file names in the folder, without .jsonl
 TUNED_SCORES: Final = "scores-tuned"
@@ -157,7 +158,7 @@ def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
             "weights": _weights(pair, kept),
         }
         write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        pages.write_page("compare.html.j2", _page(told, pair.resolved), out / PAGE)
+        pages.write_page(_TEMPLATE, _page(told, pair.resolved), out / PAGE)
     return out / PAGE, told
 
 

@@ -17,7 +17,7 @@ import torch
 
 from steerdec.analysis.compare.checkpoints import CHUNK_ELEMENTS, MANTISSA_BITS, Stored, chunks
 from steerdec.analysis.compare.update_rank import RankOfRows
-from steerdec.analysis.errors import AnalysisError
+from steerdec.common.errors import AnalysisError
 
 TOLERANCES: Final = (0.0, 1e-6, 1e-5, 1e-4)
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by itemsize, to compare bit for bit

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steerdec.analysis.errors import AnalysisError
+from steerdec.common.errors import AnalysisError
 
 Floats = NDArray[np.float64]
 

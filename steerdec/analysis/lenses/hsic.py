@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from steerdec.analysis.errors import AnalysisError
+from steerdec.common.errors import AnalysisError
 
 Floats = NDArray[np.float64]
 

@@ -22,7 +22,7 @@ from steerdec.analysis.lenses.hsic import peaks
 from steerdec.analysis.lenses.nulls import NullTest, circular_shift_test, class_shuffle_test
 from steerdec.analysis.lenses.trace import AGAIN
 from steerdec.analysis.traces.sentences import lifted
-from steerdec.benchmarks.stats.comparisons import holm
+from steerdec.common.multiplicity import holm
 
 SENTENCE_DRAWS: Final = 10_000  # of 1,000 the smallest p is 0.002, which Holm over 27 pairs makes 0.054
 BEYOND: Final = 1.96  # standard errors; chance alone gets there in 5% of the sentences at most

@@ -14,7 +14,6 @@ import numpy as np
 import steerdec
 from steerdec.analysis import pages
 from steerdec.analysis.agreement import RESAMPLES, TOP_SHARE, Interval
-from steerdec.analysis.errors import AnalysisError
 from steerdec.analysis.lenses import anchors
 from steerdec.analysis.lenses import matrix as lens_matrix
 from steerdec.analysis.lenses import names as lens_names
@@ -26,10 +25,13 @@ from steerdec.analysis.lenses.nulls import DRAWS, NullTest
 from steerdec.analysis.lenses.trace import LensSettings
 from steerdec.analysis.traces import continuations, source, store
 from steerdec.analysis.traces.source import Resolved
+from steerdec.common.errors import AnalysisError
 from steerdec.common.journal import write_atomically
+from steerdec.pages import html
 
 PAGE: Final = "lenses.html"
 JSON: Final = "lenses.json"
+_FOLDER: Final = Path(__file__).parent
 
 
 def lenses(resolved: Resolved, out: Path, settings: LensSettings) -> tuple[Path, dict[str, Any]]:
@@ -77,7 +79,8 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
     }
     write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     context = _page(records, table, pairs, sentences, repeated)
-    pages.write_page("lenses.html.j2", told | context | {"provenance": _provenance(told)}, out / PAGE)
+    context |= told | {"provenance": _provenance(told)}
+    pages.write_page(_FOLDER / "lenses.html.j2", context, out / PAGE)
     return out / PAGE, told
 
 
@@ -153,7 +156,7 @@ def _page(
             for i, record in list(enumerate(_looked(records)))[: lens_page.SHOWN]
         ],
         "names": lens_names,
-        **pages.script("lenses.js"),
+        **html.script(_FOLDER / "lenses.js"),
     }
 
 

@@ -22,15 +22,15 @@ from torch import Tensor
 from steerdec.analysis.lenses import anchors
 from steerdec.analysis.lenses.anchors import Rollouts
 from steerdec.analysis.lenses.trace import Chain, plain
-from steerdec.analysis.pages import token_texts
 from steerdec.analysis.traces.continuations import continuations
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.sampling import end_ids, response_text
 from steerdec.analysis.traces.sentences import sentence_spans
 from steerdec.analysis.traces.store import Store
+from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.trace import stop_texts
-from steerdec.benchmarks.design.plan import sample_seed
 from steerdec.common.progress import RunProgress
+from steerdec.common.seeds import sample_seed
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.sets import Problem
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.lenses import resampling
 from steerdec.analysis.lenses.trace import ARM, Chain, Lenses, LensSettings
 from steerdec.analysis.traces import source, store
@@ -21,6 +20,7 @@ from steerdec.analysis.traces.forward import forward
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.source import Resolved, Source
 from steerdec.analysis.traces.trace import Trace, by_problem, prompt_ids, stop_texts
+from steerdec.common.errors import InputError
 from steerdec.common.progress import RunProgress
 from steerdec.problems.sets import Problem, ProblemSet
 

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike
 from steerdec.analysis.lenses import anchors, pruning, rollouts
 from steerdec.analysis.lenses.branches import BranchScorer, Floats
 from steerdec.analysis.lenses.hsic import hsic_scores
-from steerdec.analysis.pages import token_texts
 from steerdec.analysis.traces.endings import Ending
 from steerdec.analysis.traces.forward import forward, last_state
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.sentences import sentence_spans, sentence_starts
+from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import token_classes
 
 ARM: Final = "lenses"

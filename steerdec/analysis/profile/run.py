@@ -23,6 +23,7 @@ from steerdec.pages import charts, forks
 
 PAGE: Final = "profile.html"
 JSON: Final = "profile.json"
+_TEMPLATE: Final = Path(__file__).parent / "profile.html.j2"
 _SHOWN: Final = 12
 
 
@@ -49,7 +50,7 @@ def profile(
         told |= {"threshold_nats": threshold[0], "threshold_origin": threshold[1]}
         write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         page = _page(resolved, loaded, found, scores, result, threshold)
-        pages.write_page("profile.html.j2", page | {"provenance": _provenance(told)}, out / PAGE)
+        pages.write_page(_TEMPLATE, page | {"provenance": _provenance(told)}, out / PAGE)
     return out / PAGE, told
 
 

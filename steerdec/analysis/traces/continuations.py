@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerdec.analysis.errors import AnalysisError
 from steerdec.analysis.traces.loading import Loaded, free_bytes
 from steerdec.analysis.traces.sampling import end_ids
+from steerdec.common.errors import AnalysisError
 
 TEMPERATURE: Final = 0.6
 TOP_P: Final = 0.95

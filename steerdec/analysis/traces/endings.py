@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from steerdec.analysis.pages import token_texts
 from steerdec.analysis.traces.sentences import sentence_spans
+from steerdec.analysis.traces.texts import token_texts
 
 FEWEST_TOKENS: Final = 8  # of a chain that can be looked at
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.traces.scoring import token_scores
+from steerdec.common.errors import AnalysisError, InputError
 
 Floats = NDArray[np.float64]
 

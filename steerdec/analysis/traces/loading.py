@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 
 from steerdec import models
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces.trace import Trace
+from steerdec.common.errors import InputError
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FEW: Final = 3  # differences named in a message

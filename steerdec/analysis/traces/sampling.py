@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces.loading import Loaded, free_bytes
 from steerdec.analysis.traces.trace import Trace, prompt_ids, stop_texts
-from steerdec.benchmarks.design.plan import sample_seed
+from steerdec.common.errors import InputError
+from steerdec.common.seeds import sample_seed
 from steerdec.grading.pool import GradingPool
 from steerdec.problems import embedded
 from steerdec.problems.sets import Problem, ProblemSet
-from steerdec.records.arms import load_arm_set
 
 ARM: Final = "sampled"
 MAX_TOKENS: Final = 512
@@ -44,9 +43,8 @@ class Sampling:
 
 
 def base_temperature(problems: str) -> float:
-    """The embedded problems were chosen for the temperature of the arm set `quick`; others are sampled at 1."""
-    quick = load_arm_set("quick").temperature
-    return quick if problems in embedded.SETS and quick is not None else 1.0
+    """Return the temperature that the embedded problems were chosen for; other problems are sampled at 1."""
+    return embedded.TEMPERATURE if problems in embedded.SETS else 1.0
 
 
 def sample_traces(

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.traces.loading import Loaded, check_fits, free_bytes
 from steerdec.analysis.traces.trace import Trace
+from steerdec.common.errors import AnalysisError, InputError
 
 _COPIES: Final = 4  # of a piece's logits at once: the model's own, float32, log-probabilities, products
 _SHARE: Final = 0.25  # of the free memory that the logits of a piece may take

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces import loading
 from steerdec.analysis.traces import trace as traces
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.scoring import Scores, score_traces
 from steerdec.analysis.traces.store import Store, scores_line, scores_of, trace_line, trace_of
 from steerdec.analysis.traces.trace import Trace
+from steerdec.common.errors import InputError
 from steerdec.common.progress import RunProgress
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import ProblemSet, load_problems

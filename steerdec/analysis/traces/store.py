@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import journal
+from steerdec.common.errors import InputError
 
 SETTINGS: Final = "analysis.json"
 Key = tuple[str, str, int]  # problem_id, arm, sample

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from steerdec.analysis.errors import InputError
 from steerdec.common import journal
+from steerdec.common.errors import InputError
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import Problem, ProblemSet, load_problems
 from steerdec.records.run import NAME as RUN_JSON

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steerdec.analysis.errors import InputError
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.trace import prompt_ids, stop_texts
 from steerdec.analysis.train.equation6 import EPSILON_HIGH, EPSILON_LOW
+from steerdec.common.errors import InputError
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import ProblemSet

@@ -1,4 +1,4 @@
-"""Train a model on the forks of its own responses: `python -m steerdec.analysis.train.run`. Needs the extra `train`.
+"""Train a model on the forks of its own responses: `python -m steerdec.analysis.train`. Needs the extra `train`.
 
 OUT/checkpoint-N holds where the training stands, OUT/model the trained model in the dtype of the first one, and
 OUT/training.json what was done, step by step. Stopped by Ctrl-C or SIGTERM, it finishes its step, saves, and the same
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import steerdec
-from steerdec.analysis.errors import AnalysisError, InputError
 from steerdec.analysis.traces import loading, store
 from steerdec.analysis.train.recipe import Recipe, Reward, data, end_ids, grpo_config
+from steerdec.common.errors import AnalysisError, InputError
 from steerdec.common.journal import write_atomically
 from steerdec.common.progress import RunProgress
 from steerdec.grading.pool import GradingPool
@@ -191,9 +191,3 @@ def _save(loaded: loading.Loaded, folder: Path) -> str:
     except OSError as e:
         raise AnalysisError(f"{folder} cannot be written ({e.strerror})") from None
     return str(stored).removeprefix("torch.")
-
-
-if __name__ == "__main__":
-    from steerdec.analysis.train.cli import main
-
-    main()

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from steerdec.benchmarks.calibration import session as calibrate_session
 from steerdec.benchmarks.calibration.calibrate import quantile_ci95
+from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.targets import Target
 from steerdec.cli.bench import bench_app
-from steerdec.records.arms import ArmError, load_arm_set
+from steerdec.records.arms import ArmError
 from steerdec.records.calibration import (
     Calibration,
     CalibrationError,

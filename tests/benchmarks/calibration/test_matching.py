@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from steerdec.benchmarks.calibration import matching
 from steerdec.benchmarks.calibration import session as calibrate_session
 from steerdec.benchmarks.calibration.matching import Contribution, Means
+from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.targets import Target
-from steerdec.cli.bench import calibrate
-from steerdec.records.arms import Arm, ArmError, ArmSet, load_arm_set
+from steerdec.cli.calibrate import calibrate
+from steerdec.records.arms import Arm, ArmError, ArmSet
 from steerdec.records.calibration import CalibrationError, load_calibration
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
 

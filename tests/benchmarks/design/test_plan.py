@@ -7,7 +7,8 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerdec.benchmarks.design.plan import Plan, sample_seed
+from steerdec.benchmarks.design.plan import Plan
+from steerdec.common.seeds import sample_seed
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import Arm
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.operations.sizing import Gpu, Model, Study, cost, rows, step_s
-from steerdec.records.arms import load_arm_set
 
 PLAIN = Study(problems=10, samples=10, arms=2, runaway_arms=0, prompt_tokens=0, mean_tokens=1000, sd_tokens=0)
 

@@ -15,7 +15,7 @@ import scipy.stats
 import yaml
 from typer.testing import CliRunner
 
-from steerdec.benchmarks.design.expectations import Contrast, Design, read_design
+from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.masks import Places, read_mask
 from steerdec.benchmarks.design.plan import Plan, drawn_prefix
 from steerdec.benchmarks.design.resolving import resolve
@@ -25,11 +25,12 @@ from steerdec.benchmarks.run.answers import MalformedAnswerError, parse_answer
 from steerdec.benchmarks.run.dispatch import Retry
 from steerdec.benchmarks.run.replays import ReplayError
 from steerdec.benchmarks.run.targets import Target
+from steerdec.benchmarks.stats.expectations import Contrast, Design, read_design
 from steerdec.benchmarks.stats.summary import write_summary
 from steerdec.cli.bench import bench_app
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import Problem
-from steerdec.records.arms import ArmError, load_arm_set, parse_arm_set
+from steerdec.records.arms import ArmError, parse_arm_set
 from steerdec.records.mask_file import MaskedRequest, MaskError, write_mask
 from steerdec.records.run import SettingsError
 from tests.support.scripted_endpoint import Body, Script, ScriptedEndpoint, ids_of
@@ -245,7 +246,7 @@ def test_a_plan_without_replays_has_no_prefixes_and_the_seeds_it_always_had() ->
 
 def documented(name: str) -> Design:
     """Of the arm set of that name in the documentation, of which there is one."""
-    text = (Path(__file__).parent.parent / "docs" / "method.md").read_text("utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "method.md").read_text("utf-8")
     sets = [parse_arm_set(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
     (found,) = [resolve(one, temperature=0.6, threshold_nats=0.6) for one in sets if one.name == name]
     assert {arm.replay for arm in found.arms if arm.replay} == set(found.replays)

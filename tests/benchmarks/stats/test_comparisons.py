@@ -17,12 +17,12 @@ from steerdec.benchmarks.stats.comparisons import (
     THESE_PROBLEMS,
     difference,
     equivalence_p,
-    holm,
     minimum_detectable_effect,
     problem_differences,
     sign_flip_p,
 )
 from steerdec.benchmarks.stats.estimators import Counts, mean_over_problems, student
+from steerdec.common.multiplicity import holm
 
 STUDIES = 2000  # coverage of a right interval has standard error .005: .93 to .97 is 4 of them to either side
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.stats.summary import SummaryError, summarise, write_summary
-from steerdec.records.arms import load_arm_set
 
 ARM_SET = {
     "name": "test",

@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS, difference, holm
+from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS, difference
 from steerdec.benchmarks.stats.estimators import Counts, mean_over_problems, student
 from steerdec.benchmarks.stats.verdicts import Claim, Ruling, judge, judge_instrument, place_or_dose, voided
+from steerdec.common.multiplicity import holm
 
 UP = Claim("up", "F-up is better.", "F-up", "B", "greater")
 DOWN = Claim("down", "F-down is worse.", "F-down", "B", "less")

@@ -1,4 +1,4 @@
-"""The options of `python -m steerdec.analysis.train.run`."""
+"""The options of `python -m steerdec.analysis.train`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli import profile as cli
 from steerdec.cli.options import number, whole
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -57,10 +57,10 @@ def train(
     Writes DIR/model and DIR/training.json. Stopped, it finishes its step and saves, and the same command goes on.
     """
     with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
-        from steerdec.analysis.errors import InputError
         from steerdec.analysis.train import equation6
         from steerdec.analysis.train.recipe import Recipe
         from steerdec.analysis.train.run import MODEL, train
+        from steerdec.common.errors import InputError
         from steerdec.problems.sets import load_problems
 
         if per not in equation6.DIVISORS:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..stats.verdicts import Claim, Direction
+from .verdicts import Claim, Direction
 
 DELTA = 0.02  # two arms closer than 2 points are called equivalent, unless the arm set says otherwise
 DOSE_MATCHED = ("matched", "global")  # roles whose temperature is solved for the entropy change of another arm

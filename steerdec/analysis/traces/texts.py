@@ -1,0 +1,17 @@
+"""What each token of a response adds to its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text; bytes of a character that is not whole yet come with its last token."""
+    texts = []
+    for t in range(len(ids)):
+        start = max(0, t - 8)  # enough before it for every tokenizer's spacing
+        before, with_it = tokenizer.decode(ids[start:t]), tokenizer.decode(ids[start : t + 1])
+        own = with_it[len(before) :] if with_it.startswith(before) else with_it[len(before.rstrip("\ufffd")) :]
+        texts.append("" if own.endswith("\ufffd") else own)
+    return texts
