@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist clean
+.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The documentation site, in build/site; a warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Known vulnerabilities of the pinned packages. Not part of check: it needs the network, and asks PyPI about each.
 audit: setup

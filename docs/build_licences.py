@@ -31,7 +31,7 @@ SPECIAL: Final = {
 }
 
 # Read in the licence file of the package, whose metadata name none.
-READ: Final = {"oss-harmony": "Apache-2.0", "setuptools": "MIT", "supervisor": "BSD", "zss": "BSD"}
+READ: Final = {"oss-harmony": "Apache-2.0", "quickjs-ng": "MIT", "setuptools": "MIT", "supervisor": "BSD", "zss": "BSD"}
 
 SPELLINGS: Final = {
     "3-Clause BSD License": "BSD-3-Clause",

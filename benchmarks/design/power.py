@@ -53,7 +53,8 @@ def plan(
     which asks the most significant of m claims for p < .05 / m, is not counted in.
 
     Args:
-        p_bar, p_sd: mean and standard deviation over problems of the baseline's accuracy.
+        p_bar: mean over problems of the baseline's accuracy.
+        p_sd: standard deviation over problems of the baseline's accuracy.
         effect_sd: standard deviation over problems of the true effect.
         mean_tokens: expected tokens of one sample.
 

@@ -64,7 +64,7 @@ class RefusedError(EndpointError):
 
 
 def endpoint_url(text: str) -> str:
-    """`text` as http(s)://host[:port][/path] without a closing /v1. Raises ValueError, one line."""
+    """`text` as `http(s)://host[:port][/path]` without a closing /v1. Raises ValueError, one line."""
     url = text.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     try:
         parts = urlsplit(url)

@@ -63,7 +63,8 @@ def truncation_parts(arm: Counts, arm_finished: ArrayLike, against: Counts, agai
     difference is then one of finishing.
 
     Args:
-        arm_finished, against_finished: graded samples that were not cut at the token limit; [n_problems].
+        arm_finished: graded samples that were not cut at the token limit; [n_problems].
+        against_finished: the same of `against`; [n_problems].
     """
     f_a, q_a = _finished(arm, arm_finished)
     f_b, q_b = _finished(against, against_finished)

@@ -42,8 +42,8 @@ def circular_shift_test(
     """Two scores of the same traces, position removed, one turned round by a random offset in each trace.
 
     Args:
-        first, second: one array a trace, of the same lengths; a trace with a NaN, or fewer than FEWEST_UNITS units,
-            drops out.
+        first: one array per trace; a trace with a NaN, or with fewer than FEWEST_UNITS units, is left out.
+        second: as `first`, with arrays of the same lengths.
         draws: B; 1000 or more for what is reported.
     """
     kept = _complete(first, second)

@@ -74,8 +74,9 @@ def mask_responses(
     """The mask of a run's or a model's responses, by entropy or by class; what mask.json says.
 
     Args:
-        share, threshold: of the entropies.
-        tokens: one of `token_classes.CLASSES`; give one of the three.
+        share: top share of the tokens by entropy. Give exactly one of `share`, `threshold` and `tokens`.
+        threshold: entropy in nats above which a token is a fork.
+        tokens: one of `token_classes.CLASSES`.
 
     Raises:
         InputError, AnalysisError, ModelError, ProblemError, JournalError: one line each.
