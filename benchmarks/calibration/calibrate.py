@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from steerdec.common import bootstrap
+from steerdec.common.paper import FORK_SHARE
 from steerdec.common.progress import RunProgress
 from steerdec.common.seeds import sample_seed
 from steerdec.problems.sets import ProblemSet
@@ -24,8 +26,7 @@ from ..run.endpoints import Endpoint
 from ..run.sample_requests import max_answer_bytes, sample_request
 
 PERCENTILES = range(50, 100)
-RESAMPLES = 1000
-FORK_PERCENTILE = 80
+BOOTSTRAP_DRAWS = 1000
 
 
 def measuring_arm(temperature: float) -> Arm:
@@ -114,12 +115,12 @@ async def calibrate(
         raise TooFewTokensError("no token was generated")
     entropies = np.concatenate(got.entropies_nats).astype(np.float64)
     owners = np.repeat(got.problems, [len(h) for h in got.entropies_nats])
-    p80 = float(np.quantile(entropies, FORK_PERCENTILE / 100))
+    p80 = float(np.quantile(entropies, 1 - FORK_SHARE))
     return Calibration(
         model=model,
         tokens=got.tokens,
         quantiles_nats={f"p{q}": round(float(np.quantile(entropies, q / 100)), 6) for q in PERCENTILES},
-        p80_ci95=quantile_ci95(entropies, owners, FORK_PERCENTILE / 100, np.random.default_rng(seed)),
+        p80_ci95=quantile_ci95(entropies, owners, 1 - FORK_SHARE, np.random.default_rng(seed)),
         share_below_0_01=float(np.mean(entropies < 0.01)),
         fork_rate=float(np.mean(entropies > round(p80, 6))),
         problems=CalibrationProblems(
@@ -146,13 +147,8 @@ def quantile_ci95(
 
     With one problem the interval is a point: it says nothing of other problems.
     """
-    order = np.argsort(values, kind="stable")
-    ranked, owner = values[order], owners[order]
-    names, owner = np.unique(owner, return_inverse=True)
-    estimates = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        upto = np.cumsum(times[owner])
-        estimates[i] = ranked[np.searchsorted(upto, q * upto[-1])]
-    low, high = np.quantile(estimates, [0.025, 0.975])
-    return float(low), float(high)
+    names, owner = np.unique(owners, return_inverse=True)
+    drawn = bootstrap.weights(len(names), rng, BOOTSTRAP_DRAWS)
+    found = bootstrap.interval(bootstrap.quantiles(values, owner, np.array([q]), drawn))
+    assert found is not None, "every draw has tokens"
+    return found

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
+from steerdec.common import bootstrap
 from steerdec.records.arms import Arm, ArmError, ArmSet
 
 LOWEST, HIGHEST = 0.05, 5.0  # times the base temperature: the curves' ends
 FIRST_LOOKS = (0.25, 0.5, 1.5, 2.5)  # times the base
 SOLVED = "solve"
-RESAMPLES = 500
+BOOTSTRAP_DRAWS = 500
 
 Floats = NDArray[np.float64]
 
@@ -171,13 +172,9 @@ def solved_part(arm: Arm) -> str:
 def interval(
     base: float, measured: Mapping[float, Contribution], arm: Arm, other: Arm, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of `solve`, problems drawn whole; resamples without a solution are left out."""
-    n, found = len(measured[base].tokens), []
-    for _ in range(RESAMPLES):
-        weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+    """Percentile bootstrap interval of `solve`, problems drawn whole; draws without a solution are left out."""
+    found = []
+    for weights in bootstrap.weights(len(measured[base].tokens), rng, BOOTSTRAP_DRAWS):
         with contextlib.suppress(ArmError):
             found.append(solve(Means(base, measured, weights), arm, other))
-    if not found:
-        return math.nan, math.nan
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    return (bootstrap.interval(found) if found else None) or (math.nan, math.nan)

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from steerdec.common.paper import FORK_SHARE
 from steerdec.kernels import dispatch as kernel
 from steerdec.steering import encoding as rows
 from steerdec.steering import params
@@ -38,7 +39,6 @@ from steerdec.steering import params
 VOCABS = (49_152, 128_256, 151_936, 262_144)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ROUNDS = 60
-FORK_SHARE = 0.2
 NO_FORK = {"threshold_nats": 100.0}
 ROTATED_BYTES = 256 * 2**20  # of logits, so that a run finds none of its own in a cache
 

@@ -15,18 +15,19 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from steerdec.common import bootstrap
+from steerdec.common.paper import FORK_SHARE
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-TOP_SHARE: Final = 0.2
 CERTAIN_NATS: Final = 0.01  # below this entropy the order of tokens is mostly rounding
-RESAMPLES: Final = 2000
 FEWEST_UNITS: Final = 4  # a trace with fewer says nothing about its own order
 
 MEASURES: Final = ("auroc_of_first", "auroc_of_second", "overlap", "jaccard", "kappa", "spearman", "spearman_uncertain")
 
 
-def top_mask(scores: ArrayLike, share: float = TOP_SHARE, *, seed: int = 0) -> Bools:
+def top_mask(scores: ArrayLike, share: float = FORK_SHARE, *, seed: int = 0) -> Bools:
     """Exactly the round(share n) highest scores, one at least; [n]. Ties are decided by a draw, not by position."""
     values = np.asarray(scores, dtype=np.float64)
     n = len(values)
@@ -36,7 +37,7 @@ def top_mask(scores: ArrayLike, share: float = TOP_SHARE, *, seed: int = 0) -> B
     return mask
 
 
-def top_count(n: int, share: float = TOP_SHARE) -> int:
+def top_count(n: int, share: float = FORK_SHARE) -> int:
     """How many of n units are the top."""
     return max(1, round(share * n))
 
@@ -115,11 +116,8 @@ def over_problems(values: Sequence[float], problems: Sequence[str], *, seed: int
     means = np.array([np.mean(group) for group in groups.values()])
     if not means.size:
         return Interval(np.nan, np.nan, np.nan, 0)
-    if len(means) == 1:
-        return Interval(float(means[0]), np.nan, np.nan, 1)
-    drawn = np.random.default_rng(seed).integers(0, len(means), size=(RESAMPLES, len(means)))
-    low, high = np.quantile(means[drawn].mean(axis=1), [0.025, 0.975])
-    return Interval(float(means.mean()), float(low), float(high), len(means))
+    low, high = bootstrap.mean_interval(means, np.random.default_rng(seed)) or (np.nan, np.nan)
+    return Interval(float(means.mean()), low, high, len(means))
 
 
 def agreement(

@@ -10,8 +10,7 @@ import typer
 from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
 from steerdec.cli.options import number
-
-SHARE = 0.2
+from steerdec.common.paper import FORK_SHARE
 
 
 def mask(
@@ -29,7 +28,7 @@ def mask(
     share: Annotated[
         float | None,
         typer.Option(
-            parser=number(1e-6, 1), metavar="RHO", help=f"Forks are this share, the highest. Default: {SHARE}."
+            parser=number(1e-6, 1), metavar="RHO", help=f"Forks are this share, the highest. Default: {FORK_SHARE}."
         ),
     ] = None,
     threshold: Annotated[
@@ -81,7 +80,7 @@ def mask(
         if tokens is not None and tokens not in CLASSES:
             raise InputError(f"--tokens: {tokens!r} is none of {', '.join(CLASSES)}")
         cut = None if threshold is None else parse_threshold(threshold)
-        top = (share or SHARE) if cut is None and tokens is None else None
+        top = (share or FORK_SHARE) if cut is None and tokens is None else None
         of_responses: dict[str, Any] = {
             "model": model,
             "problems": problems,

@@ -11,6 +11,7 @@ import typer
 from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
 from steerdec.cli.options import number, whole
+from steerdec.common.paper import FORK_SHARE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,7 +44,7 @@ def train(
     ] = 1e-6,
     share: Annotated[
         float, typer.Option(parser=number(1e-3, 1), metavar="RHO", help="Share of tokens the loss is over; 1 for all.")
-    ] = 0.2,
+    ] = FORK_SHARE,
     per: Annotated[
         str, typer.Option(metavar="forks|all", help="Divide the loss by the forks, or by all tokens, as TRL does.")
     ] = "forks",

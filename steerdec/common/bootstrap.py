@@ -1,7 +1,7 @@
-"""Intervals by resampling whole problems: the tokens and samples of one problem are not independent of each other.
+"""Percentile intervals by resampling whole problems: the tokens and samples of one problem are not independent.
 
-A resample is a weight a problem (how often it was drawn), so statistics are weighted sums and nothing is copied. The
-intervals are percentile intervals; the generator is given, never global.
+A bootstrap draw is one weight per problem, how often the problem was drawn; so statistics are weighted sums and nothing
+is copied. The generator is given, never global.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-RESAMPLES: Final = 2000
+DRAWS: Final = 2000
 _GRID: Final = 8192  # cells of a quantile's cumulative distribution, each of equal mass
 
 
-def weights(n_problems: int, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """[resamples, n_problems]: how often each problem was drawn, n draws with replacement."""
-    rng = np.random.default_rng([seed, n_problems])
-    return rng.multinomial(n_problems, np.full(n_problems, 1 / n_problems), size=resamples).astype(np.float64)
+def weights(n_problems: int, rng: np.random.Generator, draws: int = DRAWS) -> Floats:
+    """Draw `n_problems` problems with replacement, `draws` times; [draws, n_problems], how often each was drawn."""
+    chosen = rng.integers(n_problems, size=(draws, n_problems)) + n_problems * np.arange(draws)[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=draws * n_problems)
+    return counts.reshape(draws, n_problems).astype(np.float64)
 
 
 def interval(values: ArrayLike) -> tuple[float, float] | None:
-    """The middle 95% of resampled values; None where some resample had none."""
+    """Return the middle 95% of the values of all bootstrap draws; None where a draw had no value."""
     found = np.asarray(values, np.float64)
     if not np.isfinite(found).all():
         return None
@@ -33,21 +34,27 @@ def interval(values: ArrayLike) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def mean_interval(values: Floats, rng: np.random.Generator) -> tuple[float, float] | None:
+    """Return the 95% interval of the mean of one value per problem, [n_problems]; None for fewer than two problems."""
+    return interval(weights(len(values), rng) @ values / len(values)) if len(values) > 1 else None
+
+
 def ratio(numerator: Floats, denominator: Floats, w: Floats) -> Floats:
-    """[resamples]: sum of w x numerator over sum of w x denominator, both [n_problems]; NaN over nothing."""
+    """Return sum(w numerator) / sum(w denominator), both [n_problems], for every draw; [draws], NaN over nothing."""
     top, bottom = w @ numerator, w @ denominator
     return np.asarray(np.divide(top, bottom, out=np.full(len(w), np.nan), where=bottom > 0), dtype=np.float64)
 
 
 def quantiles(values: Floats, groups: Ints, at: Floats, w: Floats) -> Floats:
-    """[resamples, len(at)]: quantiles of the resampled values.
+    """Return the quantiles `at` of the values of every draw; [draws, len(at)].
+
+    The values are put into at most 8,192 cells of equal mass, and each cell is represented by its upper end: a quantile
+    is off by less than 1/8,192 of the mass, and exact with fewer values.
 
     Args:
         values: [n].
-        groups: [n], which problem (a column of `w`) a value belongs to.
-
-    The values are put into at most 8,192 cells of equal mass, a cell standing for its upper end: a quantile is off by
-    less than 1/8,192 of the mass, and not at all with fewer values.
+        groups: [n], the problem (a column of `w`) of each value.
+        w: [draws, n_problems], from `weights`.
     """
     order = np.argsort(values, kind="stable")
     cell = np.arange(len(values)) * min(_GRID, len(values)) // len(values)

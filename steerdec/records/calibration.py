@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from steerdec.common.paper import FORK_SHARE
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import ArmSet
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
@@ -73,7 +74,7 @@ class Calibration(BaseModel):
     quantiles_nats: dict[str, Nats]  # "p50" ... "p99"
     p80_ci95: tuple[Nats, Nats]
     share_below_0_01: Share
-    fork_rate: Share = 0.2  # share of tokens with H > p80
+    fork_rate: Share = FORK_SHARE  # share of tokens with H > p80
     problems: CalibrationProblems
     created: str
     temperature: float = 1.0

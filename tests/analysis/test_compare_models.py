@@ -97,7 +97,7 @@ def test_an_interval_is_what_copying_the_drawn_problems_gives() -> None:
     made, base, tuned = drawn(2)
     a, b = pool(base), pool(tuned)
     group = np.repeat([int(t.problem_id[1:]) for t in made], [len(t.response_ids) for t in made])
-    w = bootstrap.weights(4, seed=0, resamples=200)
+    w = bootstrap.weights(4, np.random.default_rng(0), 200)
     slow = []
     for times in w.astype(int):
         copies = np.concatenate([np.flatnonzero(group == g) for g in range(4) for _ in range(times[g])])

@@ -7,7 +7,6 @@ to score, then BASE to score; then the checkpoints are read a chunk at a time. N
 from __future__ import annotations
 
 import gc
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from steerdec.analysis.traces.source import Resolved, Source
 from steerdec.analysis.traces.store import Store, opened
 from steerdec.analysis.traces.trace import Trace, prompt_ids
 from steerdec.common.errors import InputError
-from steerdec.common.journal import write_atomically
+from steerdec.common.json import write_json
 from steerdec.common.progress import RunProgress
 from steerdec.pages import charts
 from steerdec.problems.sets import ProblemSet
@@ -157,7 +156,7 @@ def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
             "entropy": entropy,
             "weights": _weights(pair, kept),
         }
-        write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(out / JSON, told)
         pages.write_page(_TEMPLATE, _page(told, pair.resolved), out / PAGE)
     return out / PAGE, told
 

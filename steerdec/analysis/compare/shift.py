@@ -12,12 +12,13 @@ from typing import Final
 
 import numpy as np
 
-from steerdec.analysis.agreement import TOP_SHARE, top_count, top_mask
+from steerdec.analysis.agreement import top_count, top_mask
 from steerdec.analysis.profile.pattern import QUANTILES, Value, pooled
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import bootstrap
 from steerdec.common.bootstrap import Floats, Ints
+from steerdec.common.paper import FORK_SHARE
 
 BINS: Final = 20
 PAPER_OVERLAP: Final = 0.8667  # its table 1: base model and the end of its training
@@ -68,7 +69,7 @@ def shift(traces: Sequence[Trace], base: Sequence[Scores], tuned: Sequence[Score
     """Compare the entropies of the same tokens under two models."""
     (a, group), (b, _) = pooled(traces, base), pooled(traces, tuned)
     n = int(group.max()) + 1
-    w = bootstrap.weights(n, seed) if n > 1 else None
+    w = bootstrap.weights(n, np.random.default_rng(seed)) if n > 1 else None
     count = np.bincount(group, minlength=n).astype(np.float64)
 
     def mean(per_token: Floats) -> Value:
@@ -96,7 +97,7 @@ def overlaps(a: Floats, b: Floats, group: Ints, w: Floats) -> Floats:
     A token is compared with the thresholds that occur over all resamples, once; a resample then counts tokens of the
     same problem between the same thresholds together.
     """
-    cuts = [bootstrap.quantiles(h, group, np.array([1 - TOP_SHARE]), w)[:, 0] for h in (a, b)]
+    cuts = [bootstrap.quantiles(h, group, np.array([1 - FORK_SHARE]), w)[:, 0] for h in (a, b)]
     passed = [np.searchsorted(np.unique(cut), h) for cut, h in zip(cuts, (a, b), strict=True)]  # cuts strictly below
     needed = [np.searchsorted(np.unique(cut), cut, side="right") for cut in cuts]
     sides = [int(side.max()) + 1 for side in passed]

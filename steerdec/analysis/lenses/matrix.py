@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from steerdec.analysis.agreement import RESAMPLES, Floats, Interval, agreement, auroc, over_problems, spearman
+from steerdec.analysis.agreement import Floats, Interval, agreement, auroc, over_problems, spearman
 from steerdec.analysis.lenses import names as lens_names
 from steerdec.analysis.lenses.anchors import head_kurtosis, receiver_heads
 from steerdec.analysis.lenses.hsic import peaks
 from steerdec.analysis.lenses.nulls import NullTest, circular_shift_test, class_shuffle_test
 from steerdec.analysis.lenses.trace import AGAIN
 from steerdec.analysis.traces.sentences import lifted
+from steerdec.common import bootstrap
+from steerdec.common.json import nan_if_null
 from steerdec.common.multiplicity import holm
 
 SENTENCE_DRAWS: Final = 10_000  # of 1,000 the smallest p is 0.002, which Holm over 27 pairs makes 0.054
@@ -66,15 +68,15 @@ def seed_of(*names: str) -> int:
 def read(records: Sequence[Mapping[str, Any]]) -> Table:
     """The table of the records that are not `skipped`."""
     looked = [record for record in records if not record.get("skipped")]
-    received = [np.array([_floats(head) for head in record["received"]]) for record in looked]
+    received = [np.array([nan_if_null(head) for head in record["received"]]) for record in looked]
     kurtosis = np.array([head_kurtosis(one) for one in received]) if looked else np.zeros((0, 0))
     chosen = _heads(kurtosis)
     halves = [_heads(kurtosis[half::2]) for half in (0, 1)]
-    tokens = [{name: _floats(values) for name, values in record["scores"].items()} for record in looked]
+    tokens = [{name: nan_if_null(values) for name, values in record["scores"].items()} for record in looked]
     sentences = []
     for i, (record, own) in enumerate(zip(looked, tokens, strict=True)):
         spans = [(int(a), int(b)) for a, b in record["spans"]]
-        found = {name: _floats(values) for name, values in record["sentences"].items()}
+        found = {name: nan_if_null(values) for name, values in record["sentences"].items()}
         for name, heads in (("receiver", chosen), ("receiver@even", halves[0]), ("receiver@odd", halves[1])):
             found[name] = received[i][heads].mean(axis=0) if len(heads) else np.full(len(spans), np.nan)
         for lens in lens_names.TOKEN_LENSES:
@@ -177,8 +179,8 @@ def resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
     looked = [record for record in records if record.get("resampling")]
     rows: dict[str, list[float]] = {}
     for record in looked:
-        found = {name: _floats(values) for name, values in record["resampling"]["sentences"].items()}
-        right, unanswered = (_floats(record["resampling"][name]) for name in ("right", "unanswered"))
+        found = {name: nan_if_null(values) for name, values in record["resampling"]["sentences"].items()}
+        right, unanswered = (nan_if_null(record["resampling"][name]) for name in ("right", "unanswered"))
         row = {
             "right_before": right[0],
             "right_after": right[-1],
@@ -217,7 +219,7 @@ def answers(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
     looked = [record for record in records if not record.get("skipped")]
     tables = []
     for record in looked:
-        columns = {name: _floats(values) for name, values in record["answer_variance"].items()}
+        columns = {name: nan_if_null(values) for name, values in record["answer_variance"].items()}
         tables.append(columns | {"place": np.arange(len(columns["sigma_nats"]), dtype=np.float64)})
     pairs = {
         "entropy": ("sigma_nats", "entropy_nats"),
@@ -225,26 +227,22 @@ def answers(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         "place": ("sigma_nats", "place"),
         "split": ("even_nats", "odd_nats"),
     }
-    rng = np.random.default_rng(seed_of("answers"))
-    drawn = rng.integers(0, max(1, len(tables)), size=(RESAMPLES, len(tables)))
-    return {name: _pooled([(one[a], one[b]) for one in tables], drawn) for name, (a, b) in pairs.items()}
+    return {name: _pooled([(one[a], one[b]) for one in tables]) for name, (a, b) in pairs.items()}
 
 
-def _pooled(columns: Sequence[tuple[Floats, Floats]], drawn: Any) -> Interval:
-    def correlation(indices: Any) -> float:
+def _pooled(columns: Sequence[tuple[Floats, Floats]]) -> Interval:
+    def correlation(indices: Sequence[int]) -> float:
         picked = [columns[i] for i in indices]
         return spearman(np.concatenate([a for a, _ in picked]), np.concatenate([b for _, b in picked]))
 
     if len(columns) < 2:
         return Interval(np.nan, np.nan, np.nan, len(columns))
-    resampled = np.array([correlation(indices) for indices in drawn])
-    low, high = np.nanquantile(resampled, [0.025, 0.975]) if not np.isnan(resampled).all() else (np.nan, np.nan)
-    return Interval(correlation(range(len(columns))), float(low), float(high), len(columns))
+    drawn = bootstrap.weights(len(columns), np.random.default_rng(seed_of("answers"))).astype(np.int64)
+    found = np.array([correlation(np.repeat(np.arange(len(columns)), times).tolist()) for times in drawn])
+    known = found[~np.isnan(found)]  # a draw of problems that are all alike has no order to correlate
+    low, high = (bootstrap.interval(known) if known.size else None) or (np.nan, np.nan)
+    return Interval(correlation(range(len(columns))), low, high, len(columns))
 
 
 def _heads(kurtosis: Floats) -> Any:
     return receiver_heads(kurtosis) if kurtosis.size else np.zeros(0, dtype=np.int64)
-
-
-def _floats(values: Sequence[float | None]) -> Floats:
-    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 
 import steerdec
 from steerdec.analysis import pages
-from steerdec.analysis.agreement import RESAMPLES, TOP_SHARE, Interval
+from steerdec.analysis.agreement import Interval
 from steerdec.analysis.lenses import anchors
 from steerdec.analysis.lenses import matrix as lens_matrix
 from steerdec.analysis.lenses import names as lens_names
@@ -25,8 +24,10 @@ from steerdec.analysis.lenses.nulls import DRAWS, NullTest
 from steerdec.analysis.lenses.trace import LensSettings
 from steerdec.analysis.traces import continuations, source, store
 from steerdec.analysis.traces.source import Resolved
+from steerdec.common import bootstrap
 from steerdec.common.errors import AnalysisError
-from steerdec.common.journal import write_atomically
+from steerdec.common.json import null_if_nan, write_json
+from steerdec.common.paper import FORK_SHARE
 from steerdec.pages import html
 
 PAGE: Final = "lenses.html"
@@ -66,8 +67,8 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
         **_counts(records, table),
         "claims": claims,
         "findings": lens_words.findings(claims),
-        "top_share": TOP_SHARE,
-        "resamples": RESAMPLES,
+        "top_share": FORK_SHARE,
+        "resamples": bootstrap.DRAWS,
         "null_draws": DRAWS,
         "sentence_null_draws": lens_matrix.SENTENCE_DRAWS,
         "token_pairs": [_pair(pair) for pair in pairs],
@@ -77,7 +78,7 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
         "hsic_peaks": _intervals(lens_matrix.hsic_peaks(table)),
         **_resampling(records),
     }
-    write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(out / JSON, told)
     context = _page(records, table, pairs, sentences, repeated)
     context |= told | {"provenance": _provenance(told)}
     pages.write_page(_FOLDER / "lenses.html.j2", context, out / PAGE)
@@ -196,7 +197,5 @@ def _interval(one: Interval) -> dict[str, Any]:
 
 
 def _known(value: float | int | None) -> float | int | None:
-    """JSON has no NaN; six digits are more than an interval bears."""
-    if value is None or isinstance(value, int):
-        return value
-    return None if np.isnan(value) else float(f"{value:.6g}")
+    """Round to six digits, which is more than an interval bears."""
+    return value if isinstance(value, int) else null_if_nan(value, 6)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steerdec.analysis.lenses import anchors
 from steerdec.analysis.lenses.anchors import Rollouts
-from steerdec.analysis.lenses.trace import Chain, plain
+from steerdec.analysis.lenses.trace import DIGITS, Chain
 from steerdec.analysis.traces.continuations import continuations
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.sampling import end_ids, response_text
@@ -29,6 +29,7 @@ from steerdec.analysis.traces.sentences import sentence_spans
 from steerdec.analysis.traces.store import Store
 from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.trace import stop_texts
+from steerdec.common.json import nulls_if_nan
 from steerdec.common.progress import RunProgress
 from steerdec.common.seeds import sample_seed
 from steerdec.grading.pool import GradingPool
@@ -117,12 +118,15 @@ def added(record: Line, lines: Sequence[Line]) -> Line:
         own = anchors.importance([place.only(which) for place in places])
         sizes |= {f"resampled@{half}": own.resampled, f"counterfactual@{half}": own.counterfactual}
     return record | {
-        "sentences": record["sentences"] | {name: plain(np.abs(values)) for name, values in sizes.items()},
+        "sentences": record["sentences"]
+        | {name: nulls_if_nan(np.abs(values), DIGITS) for name, values in sizes.items()},
         "resampling": {
             "rollouts": rollouts,
-            "right": plain([np.mean(place.right) for place in places]),
-            "unanswered": plain([np.mean([answer is None for answer in place.answers]) for place in places]),
-            "sentences": {name: plain(values) for name, values in vars(found).items()},
+            "right": nulls_if_nan([float(np.mean(place.right)) for place in places], DIGITS),
+            "unanswered": nulls_if_nan(
+                [float(np.mean([answer is None for answer in place.answers])) for place in places], DIGITS
+            ),
+            "sentences": {name: nulls_if_nan(values, DIGITS) for name, values in vars(found).items()},
             "cosines": [cosine for place in places for cosine in place.cosines],
             "tokens": sum(sum(line["tokens"]) for line in lines),
             "seconds": round(sum(line["seconds"] for line in lines), 2),

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from steerdec.analysis.lenses import anchors, pruning, rollouts
 from steerdec.analysis.lenses.branches import BranchScorer, Floats
@@ -21,6 +20,7 @@ from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.sentences import sentence_spans, sentence_starts
 from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import token_classes
+from steerdec.common.json import nulls_if_nan
 
 ARM: Final = "lenses"
 AGAIN: Final = "@again"  # after the name of a score computed a second time, in another dtype
@@ -107,12 +107,12 @@ class Lenses:
             "tokens": texts,
             "classes": token_classes(texts),
             "spans": [list(span) for span in spans],
-            "scores": {name: plain(values) for name, values in scores.items()},
-            "answer_shift_signed_nats": plain(shift),
-            "sentences": {name: plain(values) for name, values in sentences.items()},
-            "received": [plain(head, 4) for head in received],
+            "scores": {name: nulls_if_nan(values, DIGITS) for name, values in scores.items()},
+            "answer_shift_signed_nats": nulls_if_nan(shift, DIGITS),
+            "sentences": {name: nulls_if_nan(values, DIGITS) for name, values in sentences.items()},
+            "received": [nulls_if_nan(head, 4) for head in received],
             "answer_tokens": token_texts(chain.ending.tokens[-chain.ending.scored :], self._loaded.tokenizer),
-            "answer_variance": {name: plain(values) for name, values in vars(variance).items()},
+            "answer_variance": {name: nulls_if_nan(values, DIGITS) for name, values in vars(variance).items()},
             "rollouts": len(chain.others),
             "seconds": round(time.monotonic() - begun_s, 2),
         }
@@ -142,8 +142,3 @@ class Lenses:
 
 def _answer(chain: Chain) -> tuple[Sequence[int], Sequence[int], Sequence[int], int]:
     return chain.prompt, chain.tokens, chain.ending.tokens, chain.ending.scored
-
-
-def plain(values: ArrayLike, digits: int = DIGITS) -> list[float | None]:
-    """JSON numbers with so many significant digits; None for NaN."""
-    return [None if np.isnan(v) else float(f"{v:.{digits}g}") for v in np.asarray(values, dtype=np.float64)]

@@ -28,6 +28,7 @@ from steerdec.analysis.traces.token_classes import token_classes
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import journal
 from steerdec.common.errors import InputError
+from steerdec.common.json import nan_if_null
 from steerdec.records.calibration import Threshold
 from steerdec.records.mask_file import MaskedRequest, write_mask
 from steerdec.records.run import NAME as RUN_JSON
@@ -226,4 +227,4 @@ def _floats(values: Sequence[float | None], n: int) -> Floats:
     """Of a record's scores, None as NaN. Raises InputError."""
     if len(values) != n:
         raise InputError(f"{_LENSES}: {len(values)} scores for {n} tokens")
-    return np.asarray([np.nan if v is None else v for v in values], np.float32)
+    return nan_if_null(values).astype(np.float32)

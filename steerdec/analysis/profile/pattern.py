@@ -15,9 +15,9 @@ from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import bootstrap
 from steerdec.common.bootstrap import Floats, Ints
+from steerdec.common.paper import FORK_SHARE
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.8, 0.9, 0.95, 0.99)
-FORK_QUANTILE: Final = 0.8
 CERTAIN_NATS: Final = 0.01
 MIN_COUNT: Final = 100  # a token is listed above so many occurrences, as in the paper's figure 2
 BIN_NATS: Final = 0.1
@@ -76,9 +76,9 @@ def pattern(
     """Everything figure 2 shows, and the intervals. `decode` gives a token's text."""
     h, group = pooled(traces, scores)
     n = int(group.max()) + 1
-    w = bootstrap.weights(n, seed) if n > 1 else None
+    w = bootstrap.weights(n, np.random.default_rng(seed)) if n > 1 else None
     count = np.bincount(group, minlength=n).astype(np.float64)
-    p80 = float(np.quantile(h, FORK_QUANTILE))
+    p80 = float(np.quantile(h, 1 - FORK_SHARE))
 
     def mean_of(per_token: Floats, over: Floats | None = None) -> Value:
         top = np.bincount(group, per_token, n).astype(np.float64)

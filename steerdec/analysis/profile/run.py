@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,12 +12,13 @@ import numpy as np
 
 import steerdec
 from steerdec.analysis import pages
-from steerdec.analysis.profile.pattern import FORK_QUANTILE, MIN_COUNT, Pattern, pattern, pooled
+from steerdec.analysis.profile.pattern import MIN_COUNT, Pattern, pattern, pooled
 from steerdec.analysis.traces import source, store
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
-from steerdec.common.journal import write_atomically
+from steerdec.common.json import write_json
+from steerdec.common.paper import FORK_SHARE
 from steerdec.pages import charts, forks
 
 PAGE: Final = "profile.html"
@@ -43,12 +43,12 @@ def profile(
         result = pattern(found, scores, lambda i: str(loaded.tokenizer.decode([i])), min_count=least)
         told = _told(resolved, loaded, found, scores, result)
         if threshold_nats is None:
-            p80 = float(np.quantile(pooled(found, scores)[0], FORK_QUANTILE))
+            p80 = float(np.quantile(pooled(found, scores)[0], 1 - FORK_SHARE))
             threshold = p80, "the 80th percentile of these tokens"
         else:
             threshold = threshold_nats, "the one given"
         told |= {"threshold_nats": threshold[0], "threshold_origin": threshold[1]}
-        write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(out / JSON, told)
         page = _page(resolved, loaded, found, scores, result, threshold)
         pages.write_page(_TEMPLATE, page | {"provenance": _provenance(told)}, out / PAGE)
     return out / PAGE, told

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerdec.analysis.traces.loading import Loaded, free_bytes
+from steerdec.analysis.traces.loading import Loaded, batch_rows
 from steerdec.analysis.traces.sampling import end_ids
 from steerdec.common.errors import AnalysisError
 
 TEMPERATURE: Final = 0.6
 TOP_P: Final = 0.95
-_MOST_ROWS: Final = 64
 _TAIL_TOKENS: Final = 8  # a stop text is looked for in the last so many tokens
 _NEAR: Final = 256  # so many of the likeliest tokens nearly always reach TOP_P; sorting a whole vocabulary is slow
 
@@ -44,7 +43,7 @@ def continuations(
     Raises:
         AnalysisError: the model's logits are NaN.
     """
-    for start in range(0, len(seeds), rows := _rows(loaded, len(prompt) + most_tokens)):
+    for start in range(0, len(seeds), rows := batch_rows(loaded, len(prompt) + most_tokens)):
         yield from _batch(loaded, prompt, begun, seeds[start : start + rows], stops, most_tokens)
 
 
@@ -106,12 +105,3 @@ def nucleus_draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     point = uniforms[:, None] * up_to.gather(-1, kept - 1)
     at = torch.searchsorted(up_to, point, right=True).clamp_max(kept - 1)
     return order.gather(-1, at)[:, 0]
-
-
-def _rows(loaded: Loaded, tokens: int) -> int:
-    """Sequences of that length at once, their keys, values and logits in a quarter of the free memory."""
-    config = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    each = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * tokens + 24 * int(config.vocab_size)
-    return max(1, min(_MOST_ROWS, free_bytes(loaded.device) // int(4 * each)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from steerdec.analysis.traces.trace import Trace
 from steerdec.common.errors import InputError
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MOST_ROWS: Final = 64  # sequences in one batch
 _FEW: Final = 3  # differences named in a message
 
 
@@ -138,10 +138,15 @@ def free_bytes(device: torch.device) -> int:
         return 1 << 31
 
 
+def batch_rows(loaded: Loaded, tokens: int) -> int:
+    """Return how many sequences of `tokens` tokens fit into a quarter of the free memory: keys, values and logits."""
+    config = loaded.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * tokens
+    logits = 6 * 4 * int(config.vocab_size)  # about six float32 copies while sampling
+    return max(1, min(MOST_ROWS, free_bytes(loaded.device) // int(4 * (cache + logits))))
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def finite_or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None

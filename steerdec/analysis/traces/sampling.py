@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-from steerdec.analysis.traces.loading import Loaded, free_bytes
+from steerdec.analysis.traces.loading import Loaded, batch_rows
 from steerdec.analysis.traces.trace import Trace, prompt_ids, stop_texts
 from steerdec.common.errors import InputError
 from steerdec.common.seeds import sample_seed
@@ -26,7 +26,6 @@ from steerdec.problems.sets import Problem, ProblemSet
 
 ARM: Final = "sampled"
 MAX_TOKENS: Final = 512
-_MOST_ROWS: Final = 64
 _TAIL_TOKENS: Final = 8  # a stop text is looked for in the last so many tokens
 
 
@@ -70,7 +69,7 @@ def sample_traces(
             f"{loaded.context_tokens} (max_position_embeddings)"
         )
     found = []
-    rows = _rows(loaded, longest + sampling.max_tokens)
+    rows = batch_rows(loaded, longest + sampling.max_tokens)
     with GradingPool(workers=1) as pool:
         for start in range(0, len(jobs), rows):
             for trace in _batch(loaded, jobs[start : start + rows], prompts, sampling, pool):
@@ -78,16 +77,6 @@ def sample_traces(
                 if on_trace is not None:
                     on_trace(trace)
     return found
-
-
-def _rows(loaded: Loaded, tokens: int) -> int:
-    """Sequences of that length at once, their keys, values and logits in a quarter of the free memory."""
-    config = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize * tokens
-    each = cache + 6 * 4 * int(config.vocab_size)
-    return max(1, min(_MOST_ROWS, free_bytes(loaded.device) // int(4 * each)))
 
 
 @torch.inference_mode()
