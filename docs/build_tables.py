@@ -20,10 +20,10 @@ from unittest import mock
 import typer
 from pydantic import BaseModel
 
-from steerdec.benchmarks.design import power
+from steerdec.benchmarks.design import arm_sets, power
 from steerdec.benchmarks.operations import sizing
 from steerdec.cli import main as cli
-from steerdec.records import arms
+from steerdec.records.arms import Arm
 from steerdec.server import metrics
 from steerdec.steering import params
 
@@ -167,17 +167,18 @@ def _default(option: Any) -> str:
 
 
 def _arms(name: str) -> str:
-    def asked(arm: arms.Arm) -> str:
+    def asked(arm: Arm) -> str:
         return "" if arm.steering is None else f"`{json.dumps(arm.steering)}`"
 
-    rows = [[f"`{arm.name}`", arm.role, arm.about, asked(arm)] for arm in arms.load_arm_set(name).arms]
+    rows = [[f"`{arm.name}`", arm.role, arm.about, asked(arm)] for arm in arm_sets.load_arm_set(name).arms]
     return _markdown(["arm", "role", "what it does", "steering"], rows)
 
 
 def _claims(name: str) -> str:
     sign = {"higher": ">", "lower": "<", "greater": ">", "less": "<"}
     rows = [
-        [f"`{c.id}`", c.statement, f"{c.arm} {sign[c.direction]} {c.baseline}"] for c in arms.load_arm_set(name).claims
+        [f"`{c.id}`", c.statement, f"{c.arm} {sign[c.direction]} {c.baseline}"]
+        for c in arm_sets.load_arm_set(name).claims
     ]
     return _markdown(["id", "statement", "claim"], rows)
 

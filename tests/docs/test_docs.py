@@ -117,6 +117,13 @@ def test_relative_links_resolve(page: Path, target: str) -> None:
         assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    rooms = "steerdec|server|benchmarks|tests|docs|deploy|requirements"
+    for name in re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text("utf-8")):
+        assert (ROOT / name).exists(), name
+
+
 # Steering objects --------------------------------------------------------------------------------
 
 

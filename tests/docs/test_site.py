@@ -32,6 +32,12 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(pages(CONFIG["nav"])) == sorted(written)
 
 
+def test_the_readme_links_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    linked = set(re.findall(r"\]\((?:docs/)?([\w-]+\.md)", readme))
+    assert linked >= {path.name for path in (ROOT / "docs").glob("*.md")} | {"CONTRIBUTING.md", "CHANGELOG.md"}
+
+
 def test_every_module_has_a_place_in_the_reference() -> None:
     text = "\n".join(SITE["_reference"](room) for _, room in SITE["rooms"]())
     shown = set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
