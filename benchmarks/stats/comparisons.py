@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import scipy.special
 import scipy.stats
-from numpy.typing import ArrayLike
 
 from .estimators import ALPHA, ROUNDING, Counts, Estimate, Floats, mean_over_problems, student, unknown
 
@@ -20,7 +19,6 @@ THESE_PROBLEMS, PROBLEMS_LIKE_THESE = SCOPES
 
 POWER = 0.8
 MAX_SAMPLE_VARIANCE = 0.25  # of one right-or-wrong sample
-SIGN_FLIPS = 9999
 
 
 def problem_differences(arm: Counts, against: Counts) -> Floats:
@@ -89,18 +87,3 @@ def minimum_detectable_effect(se: float, df: float) -> float:
         return np.nan
     critical = scipy.stats.t.ppf(1 - ALPHA / 2, df)
     return float(se * scipy.special.nctdtrinc(df, 1 - POWER, critical))
-
-
-def sign_flip_p(differences: ArrayLike, rng: np.random.Generator) -> float:
-    """Two-sided p of the sign-flip test of a mean of 0, a check on the t-test that assumes symmetry and no shape.
-
-    Exact where 2^n <= 9999, else (1 + #) / (1 + 9999) over random flips.
-    """
-    kept = np.asarray(differences, dtype=np.float64)
-    kept = kept[~np.isnan(kept)]
-    if len(kept) < 2:
-        return np.nan
-    test = scipy.stats.permutation_test(
-        (kept,), np.mean, permutation_type="samples", vectorized=True, n_resamples=SIGN_FLIPS, batch=1000, rng=rng
-    )
-    return float(test.pvalue)

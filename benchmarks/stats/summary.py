@@ -6,23 +6,22 @@ trends, mediators and, under `methods`, how each number was made. A number that 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from steerdec.common.journal import JournalError
 from steerdec.common.multiplicity import holm
+from steerdec.records import summary as records
+from steerdec.records.summary import ClaimSummary, Comparison, Summary
 
 from . import comparisons, verdicts
 from .comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
 from .estimators import Counts, Estimate
 from .expectations import Design, DesignError, read_design
-from .summary_rows import METHODS, arm_row, contrast_row, estimate_fields, mediator_row, strata_rows, trend_row
+from .summary_rows import METHODS, arm_row, contrast_row, difference_of, mediator_row, strata_rows, trend_row
 from .tally import SampleError, Tally, read_samples
 
 
@@ -32,14 +31,14 @@ class SummaryError(ValueError):
 
 def write_summary(directory: str | Path) -> Path:
     """Summarise a run folder into its `summary.json`, replaced as a whole. Raises SummaryError."""
-    target = Path(directory) / "summary.json"
-    part = target.with_suffix(".json.part")
-    part.write_text(json.dumps(summarise(directory), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return part.replace(target)
+    try:
+        return records.write_summary(summarise(directory), Path(directory))
+    except JournalError as e:
+        raise SummaryError(str(e)) from None
 
 
-def summarise(directory: str | Path) -> dict[str, Any]:
-    """The summary of a run folder, finished or not, as it goes into JSON.
+def summarise(directory: str | Path) -> Summary:
+    """The summary of a run folder, finished or not.
 
     Raises:
         SummaryError: run.json or samples.jsonl is missing or not what it should be; one line that says where.
@@ -61,67 +60,58 @@ def summarise(directory: str | Path) -> dict[str, Any]:
         raise SummaryError(f"{path}: {e}") from None
     except (OSError, ValueError, TypeError) as e:
         raise SummaryError(f"{path / 'run.json'} is no run: {e}") from None
-    summary: dict[str, Any] = _plain(_summary(design, tally, k, str(run.get("seed"))))
-    return summary
+    return _summary(design, tally, k)
 
 
-def _summary(design: Design, tally: Tally, k: int, seed: str) -> dict[str, Any]:
+def _summary(design: Design, tally: Tally, k: int) -> Summary:
     counts = {name: tally.counts(name) for name in design.arms}
-    rows = _comparisons(design, counts, seed)
+    rows = _comparisons(design, counts)
     instrument = _instrument(design, tally, counts)
-    return {
-        "arms": {name: arm_row(tally, name, counts[name], k * len(tally.problems)) for name in design.arms},
-        "comparisons": rows,
-        "claims": _claims(design, counts, rows, instrument),
-        "instrument": instrument.verdict,
-        "instrument_reason": instrument.reason,
-        "delta": design.delta,
-        "contrasts": [contrast_row(contrast, counts) for contrast in design.contrasts],
-        "trends": [trend_row(design, family, counts) for family in design.families],
-        "strata": [row for pair in design.pairs for row in strata_rows(tally, *pair)],
-        "mediators": [mediator_row(tally, counts, *pair) for pair in design.pairs],
-        "repeated_lines": tally.repeated,
-        "methods": METHODS,
-    }
+    return Summary(
+        arms={name: arm_row(tally, name, counts[name], k * len(tally.problems)) for name in design.arms},
+        comparisons=tuple(rows),
+        claims=tuple(_claims(design, counts, rows, instrument)),
+        instrument=instrument.verdict,
+        instrument_reason=instrument.reason,
+        delta=design.delta,
+        contrasts=tuple(contrast_row(contrast, counts) for contrast in design.contrasts),
+        trends=tuple(trend_row(design, family, counts) for family in design.families),
+        strata=tuple(row for pair in design.pairs for row in strata_rows(tally, *pair)),
+        mediators=tuple(mediator_row(tally, counts, *pair) for pair in design.pairs),
+        repeated_lines=tally.repeated,
+        methods=METHODS,
+    )
 
 
-def _comparisons(design: Design, counts: Mapping[str, Counts], seed: str) -> list[dict[str, Any]]:
+def _comparisons(design: Design, counts: Mapping[str, Counts]) -> list[Comparison]:
     claimed = list(dict.fromkeys((claim.arm, claim.against) for claim in design.claims))
     estimates = {(pair, scope): _difference(counts, pair, scope) for pair in design.pairs for scope in SCOPES}
-    adjusted: dict[Any, float] = {}
+    adjusted: dict[tuple[tuple[str, str], comparisons.Scope], float] = {}
     for scope in SCOPES:
         p_holm = holm([estimates[pair, scope].p for pair in claimed])
         adjusted |= {(pair, scope): p for pair, p in zip(claimed, p_holm, strict=True)}
-    rows = []
-    for (pair, scope), estimate in estimates.items():
-        row = {
-            "arm": pair[0],
-            "baseline": pair[1],
-            "scope": scope,
-            **estimate_fields(estimate),
-            "p_holm": adjusted.get((pair, scope), np.nan),
-            "p_equivalence": comparisons.equivalence_p(estimate, design.delta),
-            "mde": comparisons.minimum_detectable_effect(estimate.se, estimate.df),
-        }
-        if scope == PROBLEMS_LIKE_THESE:
-            differences = comparisons.problem_differences(counts[pair[0]], counts[pair[1]])
-            row["p_sign_flip"] = comparisons.sign_flip_p(differences, _rng(seed, *pair))
-        rows.append(row)
-    return rows
+    return [
+        Comparison(
+            arm=pair[0],
+            baseline=pair[1],
+            scope=scope,
+            **vars(difference_of(estimate)),
+            p_holm=adjusted.get((pair, scope)),
+            p_equivalence=comparisons.equivalence_p(estimate, design.delta),
+            mde=comparisons.minimum_detectable_effect(estimate.se, estimate.df),
+        )
+        for (pair, scope), estimate in estimates.items()
+    ]
 
 
 def _difference(counts: Mapping[str, Counts], pair: tuple[str, str], scope: comparisons.Scope) -> Estimate:
     return comparisons.difference(counts[pair[0]], counts[pair[1]], scope)
 
 
-def _rng(*names: str) -> np.random.Generator:
-    return np.random.default_rng(list(hashlib.sha256(json.dumps(names).encode()).digest()))
-
-
 def _claims(
-    design: Design, counts: Mapping[str, Counts], rows: list[dict[str, Any]], instrument: verdicts.Instrument
-) -> list[dict[str, Any]]:
-    p_holm = {(row["arm"], row["baseline"], row["scope"]): row["p_holm"] for row in rows}
+    design: Design, counts: Mapping[str, Counts], rows: list[Comparison], instrument: verdicts.Instrument
+) -> list[ClaimSummary]:
+    p_holm = {(row.arm, row.baseline, row.scope): np.nan if row.p_holm is None else row.p_holm for row in rows}
     rulings: dict[str, dict[str, verdicts.Ruling]] = {scope: {} for scope in SCOPES}
     for scope in SCOPES:
         for claim in design.claims:
@@ -137,11 +127,11 @@ def _claims(
         if instrument.verdict == "invalid":
             rulings[scope] = {name: verdicts.voided(ruling) for name, ruling in rulings[scope].items()}
     return [
-        {
+        ClaimSummary(
             **vars(ruling),
-            "scope": PROBLEMS_LIKE_THESE,
-            "verdict_these_problems": rulings[THESE_PROBLEMS][name].verdict,
-        }
+            scope=PROBLEMS_LIKE_THESE,
+            verdict_these_problems=rulings[THESE_PROBLEMS][name].verdict,
+        )
         for name, ruling in rulings[PROBLEMS_LIKE_THESE].items()
     ]
 
@@ -168,16 +158,3 @@ def _judge_identity(design: Design, tally: Tally, counts: Mapping[str, Counts], 
     control = design.controls[name]
     accuracy = _difference(counts, (name, control), THESE_PROBLEMS)
     return verdicts.judge_instrument(tally.differing(name, control), floor, accuracy)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: a NaN, or an interval with one, becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple) and any(isinstance(item, float) and math.isnan(item) for item in value):
-        return None
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value

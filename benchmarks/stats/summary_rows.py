@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from steerdec.records.summary import ArmSummary, Difference, Mediators, Stratum, Trend
+from steerdec.records.summary import Contrast as ContrastSummary
 
 from . import comparisons, secondary
 from . import estimators as stats
@@ -22,7 +24,6 @@ METHODS = {
     PROBLEMS_LIKE_THESE: "paired Student t over per-problem differences; decides the claims",
     "p_holm": "Holm over the claimed pairs, two-sided, within a scope",
     "p_equivalence": "two one-sided t-tests against plus and minus delta, not corrected",
-    "p_sign_flip": "sign-flip permutation test of the per-problem differences, a check on p",
     "mde": "smallest true difference seen with 80% power at two-sided 5%, before Holm",
     "trends": "per-problem least-squares slope over temperature, Student over problems; the baseline is dose 0",
     "contrasts": "paired Student t over per-problem differences of two differences; not corrected, decides no claim",
@@ -32,32 +33,32 @@ METHODS = {
 }
 
 
-def arm_row(tally: Tally, name: str, counts: Counts, planned: int) -> dict[str, Any]:
+def arm_row(tally: Tally, name: str, counts: Counts, planned: int) -> ArmSummary:
     own = tally.of(name)
     answered, told = own & ~tally.failed, own & (tally.forks != MISSING) & (tally.tokens != MISSING)
     k = int(tally.by_problem(own).max(initial=0))
     passed = {at: stats.pass_at_k(counts, at) for at in _powers_of_two_and(k)}
     average = stats.avg_at_k(counts)
-    return {
-        "n_problems": average.n_problems,
-        "k": k,
-        "avg_at_k": average.value,
-        "avg_at_k_ci95": average.ci95,
-        "avg_at_k_note": average.note,
-        "pass_at_k": _mean(passed[k]) if k else None,
-        "pass_at_k_problems": int(np.sum(~np.isnan(passed[k]))) if k else 0,
-        "pass_at": {str(at): _mean(values) for at, values in passed.items()},
-        "maj_at_k": _mean(_majorities(tally, own & tally.graded)),
-        "truncation_rate": _mean(tally.truncated[answered].astype(np.float64)),
-        "mean_tokens": _mean(tally.tokens[answered & (tally.tokens != MISSING)].astype(np.float64)),
-        "fork_rate": _ratio(tally.forks[told].sum(), tally.tokens[told].sum()),
-        "mean_entropy_nats": _mean_over_tokens(tally, own, tally.entropy_nats),
-        "mean_sampled_entropy_nats": _mean_over_tokens(tally, own, tally.sampled_entropy_nats),
-        "samples": int(own.sum()),
-        "missing": planned - int(own.sum()),
-        "ungraded": int(np.sum(own & ~tally.graded)),
-        "failed_requests": int(np.sum(own & tally.failed)),
-    }
+    return ArmSummary(
+        n_problems=average.n_problems,
+        k=k,
+        avg_at_k=average.value,
+        avg_at_k_ci95=average.ci95,
+        avg_at_k_note=average.note,
+        pass_at_k=_mean(passed[k]) if k else None,
+        pass_at_k_problems=int(np.sum(~np.isnan(passed[k]))) if k else 0,
+        pass_at={str(at): _mean(values) for at, values in passed.items()},
+        maj_at_k=_mean(_majorities(tally, own & tally.graded)),
+        truncation_rate=_mean(tally.truncated[answered].astype(np.float64)),
+        mean_tokens=_mean(tally.tokens[answered & (tally.tokens != MISSING)].astype(np.float64)),
+        fork_rate=_ratio(tally.forks[told].sum(), tally.tokens[told].sum()),
+        mean_entropy_nats=_mean_over_tokens(tally, own, tally.entropy_nats),
+        mean_sampled_entropy_nats=_mean_over_tokens(tally, own, tally.sampled_entropy_nats),
+        samples=int(own.sum()),
+        missing=planned - int(own.sum()),
+        ungraded=int(np.sum(own & ~tally.graded)),
+        failed_requests=int(np.sum(own & tally.failed)),
+    )
 
 
 def _mean_over_tokens(tally: Tally, own: Bools, nats: Floats) -> float:
@@ -81,40 +82,40 @@ def _majorities(tally: Tally, rows: Bools) -> Floats:
     return np.array(found)
 
 
-def trend_row(design: Design, family: Family, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def trend_row(design: Design, family: Family, counts: Mapping[str, Counts]) -> Trend:
     arms = (design.baseline, *family.arms)
     slope = secondary.dose_trend((0.0, *family.doses), [counts[name] for name in arms])
-    return {"family": family.name, "arms": arms, "doses": (0.0, *family.doses), **estimate_fields(slope)}
+    return Trend(family=family.name, arms=arms, doses=(0.0, *family.doses), **vars(difference_of(slope)))
 
 
-def contrast_row(contrast: Contrast, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def contrast_row(contrast: Contrast, counts: Mapping[str, Counts]) -> ContrastSummary:
     """(arm - its control) - (placebo - its control): what the positions of one replay are worth over the other's."""
     own = comparisons.problem_differences(counts[contrast.arm], counts[contrast.control])
     elsewhere = comparisons.problem_differences(counts[contrast.placebo], counts[contrast.placebo_control])
     estimate = stats.mean_over_problems(own - elsewhere)
     mde = comparisons.minimum_detectable_effect(estimate.se, estimate.df)
-    return {**contrast._asdict(), "scope": PROBLEMS_LIKE_THESE, **estimate_fields(estimate), "mde": mde}
+    return ContrastSummary(**contrast._asdict(), scope=PROBLEMS_LIKE_THESE, **vars(difference_of(estimate)), mde=mde)
 
 
-def strata_rows(tally: Tally, arm: str, against: str) -> list[dict[str, Any]]:
+def strata_rows(tally: Tally, arm: str, against: str) -> list[Stratum]:
     even = tally.sample % 2 == 0
     sorting = tally.counts(against, even)
     strata = secondary.difficulty_strata(sorting, tally.counts(arm, ~even), tally.counts(against, ~even))
-    return [{"arm": arm, "baseline": against, "stratum": label, **estimate_fields(found)} for label, found in strata]
+    return [Stratum(arm=arm, baseline=against, stratum=label, **vars(difference_of(found))) for label, found in strata]
 
 
-def mediator_row(tally: Tally, counts: Mapping[str, Counts], arm: str, against: str) -> dict[str, Any]:
+def mediator_row(tally: Tally, counts: Mapping[str, Counts], arm: str, against: str) -> Mediators:
     parts = secondary.truncation_parts(counts[arm], _finished(tally, arm), counts[against], _finished(tally, against))
     ratio = np.log(_mean_tokens(tally, arm) / _mean_tokens(tally, against))
     differences = comparisons.problem_differences(counts[arm], counts[against])
-    return {
-        "arm": arm,
-        "baseline": against,
-        "by_finishing": estimate_fields(parts.by_finishing),
-        "by_answers": estimate_fields(parts.by_answers),
-        "log_length_ratio": estimate_fields(stats.mean_over_problems(ratio)),
-        "at_equal_length": estimate_fields(secondary.difference_at_equal_length(differences, ratio)),
-    }
+    return Mediators(
+        arm=arm,
+        baseline=against,
+        by_finishing=difference_of(parts.by_finishing),
+        by_answers=difference_of(parts.by_answers),
+        log_length_ratio=difference_of(stats.mean_over_problems(ratio)),
+        at_equal_length=difference_of(secondary.difference_at_equal_length(differences, ratio)),
+    )
 
 
 def _finished(tally: Tally, arm: str) -> stats.Ints:
@@ -129,16 +130,16 @@ def _mean_tokens(tally: Tally, arm: str) -> Floats:
     return np.divide(total, tally.by_problem(rows), out=lengths, where=total > 0)
 
 
-def estimate_fields(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "diff": estimate.value,
-        "se": estimate.se,
-        "ci95": estimate.ci95,
-        "p": estimate.p,
-        "n_problems": estimate.n_problems,
-        "dropped_problems": estimate.dropped,
-        "note": estimate.note,
-    }
+def difference_of(estimate: Estimate) -> Difference:
+    return Difference(
+        diff=estimate.value,
+        se=estimate.se,
+        ci95=estimate.ci95,
+        p=estimate.p,
+        n_problems=estimate.n_problems,
+        dropped_problems=estimate.dropped,
+        note=estimate.note,
+    )
 
 
 def _mean(values: Floats) -> float:

@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from steerdec.common.journal import write_atomically
 
@@ -59,3 +60,8 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
         JournalError: the file cannot be written.
     """
     write_atomically(path, json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# Fields of a pydantic model that take NaN, and hold None for it.
+Number = Annotated[float | None, BeforeValidator(plain)]
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(plain)]

@@ -132,7 +132,7 @@ class Planned:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             finished = session.run(self.request, target, self.folder / "run", Retry())
         assert finished.failed == 0
-        return Study(self.effects, summarise(self.folder / "run"))
+        return Study(self.effects, summarise(self.folder / "run").model_dump(mode="json"))
 
 
 def plan(truth: Truth, folder: Path, seed: int) -> Planned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -18,8 +18,6 @@ from steerdec.benchmarks.stats.comparisons import (
     difference,
     equivalence_p,
     minimum_detectable_effect,
-    problem_differences,
-    sign_flip_p,
 )
 from steerdec.benchmarks.stats.estimators import Counts, mean_over_problems, student
 from steerdec.common.multiplicity import holm
@@ -252,35 +250,3 @@ def test_minimum_detectable_effect_of_many_samples_is_2_8_standard_errors():
 @pytest.mark.parametrize("se", [0.0, np.nan])
 def test_minimum_detectable_effect_without_a_standard_error_is_unknown(se):
     assert np.isnan(minimum_detectable_effect(se, 10))
-
-
-def test_sign_flip_is_exact_on_few_problems():
-    # |sum| of 4 flips of (1, 2, 3, 4) reaches 10 in 2 of 16 cases and 8 in 4.
-    rng = np.random.default_rng(0)
-    assert sign_flip_p([1, 2, 3, 4], rng) == 2 / 16
-    assert sign_flip_p([-1, 2, 3, 4, np.nan], rng) == 4 / 16
-    assert sign_flip_p([0.1] * 6, rng) == pytest.approx(mean_over_problems([0.1] * 6).p)
-
-
-def test_sign_flip_agrees_with_the_t_test_on_many_problems():
-    rng = np.random.default_rng(7)
-    for shift in (0.0, 0.2, 0.3):
-        values = rng.normal(shift, 1.0, 80)
-        assert sign_flip_p(values, rng) == pytest.approx(mean_over_problems(values).p, abs=0.02)
-
-
-def test_sign_flip_depends_on_its_generator_alone():
-    values = np.random.default_rng(8).normal(0.2, 1, 40)
-    assert sign_flip_p(values, np.random.default_rng(1)) == sign_flip_p(values, np.random.default_rng(1))
-
-
-@pytest.mark.parametrize("values", [[], [0.3], [np.nan, 0.3]])
-def test_sign_flip_needs_two_problems(values):
-    assert np.isnan(sign_flip_p(values, np.random.default_rng(0)))
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 6), st.integers(1, 6))
-def test_differences_pair_by_problem_whatever_the_k(k_arm, k_against):
-    arm, against = counts([k_arm, 0, 0], k_arm), counts([0, 0, k_against], k_against)
-    assert problem_differences(arm, against).tolist() == [1.0, 0.0, -1.0]

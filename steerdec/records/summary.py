@@ -1,0 +1,242 @@
+"""`summary.json`: what a run says. One model, one reader, one writer.
+
+Accuracies and their differences are fractions (0 to 1). A number that cannot be computed is None, null in the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from steerdec.common.journal import write_atomically
+from steerdec.common.json import Interval, Number
+
+NAME = "summary.json"
+
+Population = Literal["these problems", "problems like these"]
+Verdict = Literal["holds", "reversed", "no effect", "undecided", "not applied", "fails"]
+InstrumentVerdict = Literal["valid", "invalid", "unchecked", "not shown"]
+Metric = Literal["avg@k", "pass@k", "maj@k", "tokens", "truncation", "tokens per correct"]
+Application = Literal["applied", "not applied", "not measured"]
+
+
+class SummaryFileError(ValueError):
+    """A summary.json that cannot be read; the message is one line."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ArmSummary(_Data):
+    """One arm. `entropy_shift_nats`, `applied`: what steering changed in the distributions the tokens came from."""
+
+    n_problems: int
+    k: int
+    avg_at_k: Number
+    avg_at_k_ci95: Interval
+    avg_at_k_note: str
+    pass_at_k: Number
+    pass_at_k_problems: int
+    pass_at: dict[str, Number]
+    maj_at_k: Number
+    truncation_rate: Number
+    mean_tokens: Number
+    fork_rate: Number
+    mean_entropy_nats: Number
+    mean_sampled_entropy_nats: Number
+    samples: int
+    missing: int
+    ungraded: int
+    failed_requests: int
+    tokens_per_correct: Number = None
+    mean_kl_nats: Number = None  # of the steered from the plain distribution, per token
+    entropy_shift_nats: Number = None
+    entropy_shift_ci95: Interval = None
+    texts_changed: Number = None  # share of the texts that differ from the control's at the same seed
+    applied: Application | None = None  # None: an arm that steers nothing
+    applied_reason: str = ""
+
+
+class Difference(_Data):
+    """A difference in the unit of its metric (a fraction for scores), with a 95% interval and a two-sided p."""
+
+    diff: Number
+    se: Number
+    ci95: Interval
+    p: Number
+    n_problems: int
+    dropped_problems: int
+    note: str
+
+
+class Comparison(_Data):
+    """`arm` minus `baseline` in one population.
+
+    `bounds`: the difference with every ungraded sample taken as wrong in one arm and right in the other, lowest and
+    highest; `bounds_ci95` their outer interval. Both None where everything is graded.
+    """
+
+    arm: str
+    baseline: str
+    scope: Population
+    diff: Number
+    se: Number
+    ci95: Interval
+    p: Number
+    n_problems: int
+    dropped_problems: int
+    note: str
+    p_holm: Number
+    p_equivalence: Number
+    mde: Number
+    metric: Metric = "avg@k"
+    p_holm_equivalence: Number = None
+    pairs: int | None = None  # (problem, sample) that both arms have graded
+    paired_by_seed: bool | None = None
+    ungraded_pairs: int | None = None
+    bounds: Interval = None
+    bounds_ci95: Interval = None
+
+
+class ClaimSummary(_Data):
+    """A claim with its verdict, and the numbers it was made from (at the look that decided, if there are looks).
+
+    `diff` and `ci95` are `arm` minus `baseline`; `direction` is the side the claim is on. The combined claims (place or
+    dose) have no comparison of their own.
+    """
+
+    id: str
+    statement: str
+    verdict: Verdict
+    reason: str
+    reversed: bool = False
+    scope: Population
+    verdict_these_problems: Verdict
+    metric: Metric = "avg@k"
+    arm: str | None = None
+    baseline: str | None = None
+    direction: Literal["greater", "less"] | None = None
+    diff: Number = None
+    ci95: Interval = None
+    p_adjusted: Number = None  # over claims, directions and looks
+    samples: int | None = None  # per problem and arm, what the verdict was made from
+    decided_at: Number = None  # share of the planned samples
+
+
+class Contrast(_Data):
+    """(arm - its control) - (placebo - its control)."""
+
+    arm: str
+    control: str
+    placebo: str
+    placebo_control: str
+    scope: Population
+    diff: Number
+    se: Number
+    ci95: Interval
+    p: Number
+    n_problems: int
+    dropped_problems: int
+    note: str
+    mde: Number
+
+
+class Trend(Difference):
+    """The slope of accuracy over the dose of one family of arms."""
+
+    family: str
+    arms: tuple[str, ...]
+    doses: tuple[float, ...]
+
+
+class Stratum(Difference):
+    """The difference among the problems of one difficulty."""
+
+    arm: str
+    baseline: str
+    stratum: str
+
+
+class Mediators(_Data):
+    """A difference in parts by truncation, and at equal length."""
+
+    arm: str
+    baseline: str
+    by_finishing: Difference
+    by_answers: Difference
+    log_length_ratio: Difference
+    at_equal_length: Difference
+
+
+class Heterogeneity(_Data):
+    """How much a difference varies between problems beyond sampling noise.
+
+    `effects`: per problem, shrunken towards the mean by the share of the spread that is noise.
+    """
+
+    arm: str
+    baseline: str
+    effect_sd: Number
+    effect_sd_ci95: Interval
+    p: Number  # of no variation at all
+    effects: dict[str, Number]
+
+
+class Look(_Data):
+    """One planned look: what it saw and decided. `dropped`: arms nothing undecided needs any more."""
+
+    samples: int
+    fraction: float
+    made: bool
+    decided: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class Summary(_Data):
+    arms: dict[str, ArmSummary]
+    comparisons: tuple[Comparison, ...]  # avg@k
+    claims: tuple[ClaimSummary, ...]
+    instrument: InstrumentVerdict
+    instrument_reason: str = ""
+    delta: Number = None
+    contrasts: tuple[Contrast, ...] = ()
+    trends: tuple[Trend, ...] = ()
+    strata: tuple[Stratum, ...] = ()
+    mediators: tuple[Mediators, ...] = ()
+    repeated_lines: int = 0
+    methods: dict[str, str] = {}
+    interim: bool = False  # samples are missing and the verdicts are not final
+    interim_reason: str = ""
+    warnings: tuple[str, ...] = ()  # sentences to be read before the verdicts
+    instrument_bias: Number = None  # the smallest bias of A/A that the run could not miss
+    other_metrics: tuple[Comparison, ...] = ()  # pass@k, maj@k, tokens, truncation, tokens per correct
+    heterogeneity: tuple[Heterogeneity, ...] = ()
+    looks: tuple[Look, ...] = ()
+
+
+def write_summary(summary: Summary, folder: Path) -> Path:
+    """Replace the summary.json of a run folder as a whole; returns its path."""
+    target = folder / NAME
+    value = summary.model_dump(mode="json")
+    write_atomically(target, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    return target
+
+
+def read_summary(path: Path) -> Summary:
+    """Return what a summary.json holds.
+
+    Raises:
+        SummaryFileError: the file is missing, is not JSON, or lacks something; one line.
+    """
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise SummaryFileError(f"{path} cannot be read ({e.strerror})") from None
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise SummaryFileError(f"{path} is not a summary: {place}: {first['msg']}") from None
