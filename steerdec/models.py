@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from steerdec.common.errors import SteerdecError
 
-class ModelError(RuntimeError):
-    """A model cannot be had; the message is one plain line."""
+
+class ModelError(SteerdecError):
+    """A model cannot be found, downloaded or read."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from steerdec.common import bootstrap
+from steerdec.common.errors import SteerdecError
 from steerdec.common.paper import FORK_SHARE
 from steerdec.common.progress import RunProgress
 from steerdec.common.seeds import sample_seed
@@ -19,11 +20,12 @@ from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm
 from steerdec.records.calibration import Calibration, CalibrationProblems, problem_hash
 
-from ..design.plan import Item
-from ..run.answers import Answer, parse_answer
-from ..run.dispatch import Retry, dispatch
+from ..design.plan import PlannedSample
+from ..run.answers import Answer, Failure, parse_answer
+from ..run.dispatch import Outcome, dispatch
+from ..run.endpoint_health import Retry
 from ..run.endpoints import Endpoint
-from ..run.sample_requests import max_answer_bytes, sample_request
+from ..run.sample_requests import Prompting, max_answer_bytes, requested_steering, sample_request
 
 PERCENTILES = range(50, 100)
 BOOTSTRAP_DRAWS = 1000
@@ -39,8 +41,8 @@ def measuring_arm(temperature: float) -> Arm:
     return Arm(name="calibration", role="identity", temperature=temperature, steering=steering)
 
 
-class TooFewTokensError(Exception):
-    """There is nothing to take quantiles of; the message is one line."""
+class TooFewTokensError(SteerdecError):
+    """There are too few tokens to take quantiles of."""
 
 
 @dataclass
@@ -57,9 +59,7 @@ async def calibrate(
     problem_set: ProblemSet,
     endpoints: Sequence[Endpoint],
     *,
-    model: str,
-    prompt: str,
-    thinking: bool | None,
+    prompting: Prompting,
     temperature: float,
     tokens: int,
     max_tokens: int,
@@ -77,7 +77,8 @@ async def calibrate(
     got, arm = _Collected(), measuring_arm(temperature)
     place = {problem.id: i for i, problem in enumerate(problem_set.problems)}
 
-    def items() -> Iterator[Item]:
+    def planned() -> Iterator[PlannedSample]:
+        number = count()
         for sample in count():
             for problem in problem_set.problems:
                 if got.tokens >= tokens:
@@ -86,30 +87,30 @@ async def calibrate(
                     raise TooFewTokensError(f"{len(got.errors)} samples failed, the last: {got.errors[-1]}")
                 if len(got.problems) > 1000 and not got.tokens:
                     raise TooFewTokensError(f"{len(got.problems)} answers without a token")
-                yield Item(0, problem, arm, sample, sample_seed(seed, problem.id, sample))
+                yield PlannedSample(
+                    number=next(number),
+                    problem=problem,
+                    arm=arm,
+                    sample=sample,
+                    seed=sample_seed(seed, problem.id, sample),
+                )
 
-    async def send(endpoint: Endpoint, item: Item) -> Answer:
-        path, body = sample_request(
-            item, model=model, prompt=prompt, thinking=thinking, max_tokens=max_tokens, traced=True
-        )
-        body.pop("logprobs", None)  # entropies are enough, the tokens' texts are not needed
-        body.pop("top_logprobs", None)
-        raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, traced=True))
-        return parse_answer(raw, max_tokens=max_tokens, steering=arm.steering)
+    async def send(endpoint: Endpoint, one: PlannedSample) -> Answer:
+        return await measured_answer(endpoint, one, prompting, max_tokens)
 
     with RunProgress(tokens, 0, unit="tokens") as progress:
 
-        async def keep(item: Item, endpoint: Endpoint, outcome: Answer | str) -> None:
-            if isinstance(outcome, str):
-                got.errors.append(outcome)
+        async def keep(one: PlannedSample, endpoint: Endpoint, outcome: Outcome) -> None:
+            if isinstance(outcome, Failure):
+                got.errors.append(outcome.reason)
                 return
             finite = [h for h in outcome.entropy_nats or [] if h is not None]
             got.entropies_nats.append(np.asarray(finite, dtype=np.float32))
-            got.problems.append(place[item.problem.id])
+            got.problems.append(place[one.problem.id])
             got.tokens += len(finite)
             progress.advance(len(finite), len(finite))
 
-        await dispatch(items(), endpoints, send, keep, retry)
+        await dispatch(planned(), endpoints, send, keep, retry)
 
     if not got.tokens:
         raise TooFewTokensError("no token was generated")
@@ -117,7 +118,7 @@ async def calibrate(
     owners = np.repeat(got.problems, [len(h) for h in got.entropies_nats])
     p80 = float(np.quantile(entropies, 1 - FORK_SHARE))
     return Calibration(
-        model=model,
+        model=prompting.model,
         tokens=got.tokens,
         quantiles_nats={f"p{q}": round(float(np.quantile(entropies, q / 100)), 6) for q in PERCENTILES},
         p80_ci95=quantile_ci95(entropies, owners, 1 - FORK_SHARE, np.random.default_rng(seed)),
@@ -130,9 +131,16 @@ async def calibrate(
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         temperature=temperature,
-        prompt=prompt,
+        prompt=prompting.template,
         samples=len(got.problems),
     )
+
+
+async def measured_answer(endpoint: Endpoint, planned: PlannedSample, prompting: Prompting, max_tokens: int) -> Answer:
+    """Request one sample with per-token telemetry. Raises EndpointError, MalformedAnswerError."""
+    path, body = sample_request(planned, prompting, max_tokens=max_tokens, per_token=True)
+    raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, per_token=True))
+    return parse_answer(raw, max_tokens=max_tokens, steering=requested_steering(planned.arm, per_token=True))
 
 
 def quantile_ci95(

@@ -17,14 +17,15 @@ from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm, ArmError, ArmSet
 from steerdec.records.calibration import Matched, Matching
 
-from ..design.plan import Item
+from ..design.plan import PlannedSample
 from ..design.resolving import resolve
-from ..run.answers import Answer, parse_answer
-from ..run.dispatch import Retry, dispatch
+from ..run.answers import Answer, Failure
+from ..run.dispatch import Outcome, dispatch
+from ..run.endpoint_health import Retry
 from ..run.endpoints import Endpoint
-from ..run.sample_requests import max_answer_bytes, sample_request
+from ..run.sample_requests import Prompting
 from . import matching
-from .calibrate import TooFewTokensError
+from .calibrate import TooFewTokensError, measured_answer
 from .matching import Contribution, Means
 
 TOLERANCE_NATS = 1e-3  # between the dose asked for and the one measured
@@ -37,9 +38,7 @@ async def match_arms(
     problem_set: ProblemSet,
     endpoints: Sequence[Endpoint],
     *,
-    model: str,
-    prompt: str,
-    thinking: bool | None,
+    prompting: Prompting,
     samples: int,
     max_tokens: int,
     seed: int,
@@ -82,34 +81,34 @@ async def match_arms(
         sums = np.zeros((3, len(problem_set.problems)))
         place = {problem.id: i for i, problem in enumerate(problem_set.problems)}
         errors: list[str] = []
-        items = (
-            Item(0, problem, arm, sample, sample_seed(seed, problem.id, sample, "matching"))
+        planned = (
+            PlannedSample(
+                number=sample * len(problem_set.problems) + i,
+                problem=problem,
+                arm=arm,
+                sample=sample,
+                seed=sample_seed(seed, problem.id, sample, "matching"),
+            )
             for sample in range(samples)
-            for problem in problem_set.problems
+            for i, problem in enumerate(problem_set.problems)
         )
 
-        async def send(endpoint: Endpoint, item: Item) -> Answer:
-            path, body = sample_request(
-                item, model=model, prompt=prompt, thinking=thinking, max_tokens=max_tokens, traced=True
-            )
-            body.pop("logprobs", None)  # the tokens' texts are not needed
-            body.pop("top_logprobs", None)
-            raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, traced=True))
-            return parse_answer(raw, max_tokens=max_tokens, steering=arm.steering)
+        async def send(endpoint: Endpoint, one: PlannedSample) -> Answer:
+            return await measured_answer(endpoint, one, prompting, max_tokens)
 
-        async def keep(item: Item, endpoint: Endpoint, outcome: Answer | str) -> None:
+        async def keep(one: PlannedSample, endpoint: Endpoint, outcome: Outcome) -> None:
             tokens = 0
-            if isinstance(outcome, str):
-                errors.append(outcome)
+            if isinstance(outcome, Failure):
+                errors.append(outcome.reason)
             else:
                 # float: None, an entropy nobody recorded, becomes NaN and is left out
                 probed = np.array(outcome.probe_entropy_nats or [], dtype=np.float64)
                 fork, heard = np.array(outcome.fork or [], dtype=bool), ~np.isnan(probed)
                 tokens = int(heard.sum())
-                sums[:, place[item.problem.id]] += probed[heard & fork].sum(), probed[heard & ~fork].sum(), tokens
+                sums[:, place[one.problem.id]] += probed[heard & fork].sum(), probed[heard & ~fork].sum(), tokens
             progress.advance(1, tokens)
 
-        await dispatch(items, endpoints, send, keep, retry)
+        await dispatch(planned, endpoints, send, keep, retry)
         if not sums[2].sum() or len(errors) > MAX_FAILED_SHARE * samples * len(problem_set.problems):
             raise TooFewTokensError(f"{len(errors)} samples failed, the last: {(errors or ['no token came'])[-1]}")
         return Contribution(*sums)

@@ -1,24 +1,24 @@
-"""From what a user asked for to a stored calibration."""
+"""From a request to a stored calibration."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
-from steerdec.common.journal import write_atomically
+from steerdec.common.files import write_atomically
+from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import ProblemSet, load_problems
 from steerdec.records.arms import ArmError
 from steerdec.records.calibration import Calibration
 
 from ..design.arm_sets import load_arm_set
-from ..design.plan import Item
-from ..run.dispatch import Retry
+from ..run.endpoint_health import Retry
 from ..run.preflight import survey
-from ..run.sample_requests import sample_request
+from ..run.sample_requests import Prompting
 from ..run.session import DEFAULT_TEMPERATURE, check_length
 from ..run.targets import Target
 from . import matching
-from .calibrate import calibrate, measuring_arm
+from .calibrate import calibrate
 from .match_arms import match_arms
 
 MATCH_TOKENS = 10_000  # a look, of which matching takes about 15
@@ -54,20 +54,17 @@ def run(
     if arm_set is not None and not list(matching.to_solve(arm_set)):
         raise ArmError(f'--arms: "{arms}" has no temperature to solve')
     for problem in problem_set.problems:  # the template exists and takes them all
-        sample_request(
-            Item(0, problem, measuring_arm(base), 0, 0), model="", prompt=template, thinking=thinking, max_tokens=1
-        )
+        request_body(template, problem, thinking=thinking)
 
     async def measure(urls: tuple[str, ...]) -> Calibration:
         async with target.opened(urls) as endpoints:
             server = await survey(endpoints)
             check_length(server, max_tokens)
+            prompting = Prompting(server.model, template, thinking)
             found = await calibrate(
                 problem_set,
                 endpoints,
-                model=server.model,
-                prompt=template,
-                thinking=thinking,
+                prompting=prompting,
                 temperature=base,
                 tokens=tokens,
                 max_tokens=max_tokens,
@@ -81,9 +78,7 @@ def run(
                 arm_set,
                 problem_set,
                 endpoints,
-                model=server.model,
-                prompt=template,
-                thinking=thinking,
+                prompting=prompting,
                 samples=_samples_each(found, problem_set, tokens),
                 max_tokens=max_tokens,
                 seed=seed,

@@ -1,4 +1,4 @@
-"""Which samples a run consists of, in which order, each with which seed, and after which prefix if any."""
+"""Which samples a run consists of, in which order, and each one's seed and prefix."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from steerdec.records.arms import Arm
 from .masks import Places, Prefix
 
 
-class Item(NamedTuple):
-    """One sample to make; `number` numbers the items of a plan in their order."""
+class PlannedSample(NamedTuple):
+    """One sample to make; `number` counts the samples of a plan in order."""
 
     number: int
     problem: Problem
@@ -25,28 +25,28 @@ class Item(NamedTuple):
 
 
 def drawn_prefix(places: Places, run_seed: int, problem_id: str, sample: int) -> Prefix:
-    """A recorded response to the problem, and in it one of the `places`; each drawn evenly, by a hash.
+    """Draw a recorded response to the problem and one of its `places`, each uniformly, by a hash.
 
-    The hash knows nothing of the mask: over the same responses two masks give positions of the same response, at
-    the same rank among what each of them has there. So what they do differs by less chance.
+    The hash does not depend on the mask: over the same responses two masks give positions of the same response, at
+    the same rank among those that each of them has there. So they differ less by chance.
     """
-    found = places.of(problem_id)
-    trace, positions = found[_even(len(found), "trace", run_seed, problem_id, sample)]
-    return Prefix(trace, int(positions[_even(len(positions), "position", run_seed, problem_id, sample)]))
+    responses = places.of(problem_id)
+    trace, positions = responses[_uniform(len(responses), "trace", run_seed, problem_id, sample)]
+    return Prefix(trace, int(positions[_uniform(len(positions), "position", run_seed, problem_id, sample)]))
 
 
-def _even(n: int, *identifiers: object) -> int:
-    """One of 0 .. n - 1, each as likely."""
+def _uniform(n: int, *identifiers: object) -> int:
+    """Return one of 0 .. n - 1, each equally likely."""
     return hashed_bits(*identifiers) * n >> 53
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """Every (sample, problem, arm), the arm varying fastest.
 
-    All arms of one (problem, sample) stand together, so that whatever drifts while a run lasts
-    (load, a second endpoint, a restarted server) hits all arms alike and cancels in the paired
-    differences. Samples vary slowest, so that a run cut short holds k' < k samples of every problem.
+    All arms of one (problem, sample) are adjacent, so that whatever drifts during a run
+    (load, a second endpoint, a restarted server) affects all arms alike and cancels in the paired
+    differences. Samples vary slowest, so that a run cut short has k' < k samples of every problem.
     Within a group the arms are rotated by a hash, so that none is always sent first.
     """
 
@@ -69,13 +69,13 @@ class Plan:
         return self.samples * len(self.problems) * len(self.arms)
 
     def index(self, problem_id: str, arm: str, sample: int) -> int:
-        """Where the sample stands. Raises KeyError where it is not part of this plan."""
+        """Return the number of a sample. Raises KeyError where it is not part of this plan."""
         if not 0 <= sample < self.samples:
             raise KeyError(sample)
         return sample * len(self._places) + self._places[problem_id, arm]
 
-    def items(self, done: Sequence[int] | bytearray | None = None) -> Iterator[Item]:
-        """The items in order, made one at a time, without those whose `done[index]` is true."""
+    def items(self, done: Sequence[int] | bytearray | None = None) -> Iterator[PlannedSample]:
+        """Yield the samples in order, without those whose `done[number]` is true."""
         arms = len(self.arms)
         for sample in range(self.samples):
             for p, problem in enumerate(self.problems):
@@ -86,10 +86,10 @@ class Plan:
                     if done is not None and done[index]:
                         continue
                     arm = self.arms[place]
-                    yield self._item(index, problem, arm, sample)
+                    yield self._planned(index, problem, arm, sample)
 
-    def _item(self, index: int, problem: Problem, arm: Arm, sample: int) -> Item:
+    def _planned(self, number: int, problem: Problem, arm: Arm, sample: int) -> PlannedSample:
         seed, prefix = sample_seed(self.seed, problem.id, sample, arm.seed_group), None
         if arm.replay is not None:
             prefix = drawn_prefix(self.replays[arm.replay], self.seed, problem.id, sample)
-        return Item(index, problem, arm, sample, seed, prefix)
+        return PlannedSample(number=number, problem=problem, arm=arm, sample=sample, seed=seed, prefix=prefix)

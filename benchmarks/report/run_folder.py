@@ -7,21 +7,21 @@ samples that kept their per-token lists, so `samples.jsonl` is read line by line
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steerdec.common import journal
+from steerdec.common.errors import InvalidInputError
+from steerdec.common.files import FileError
 from steerdec.pages.forks import TokenTrace
+from steerdec.records.samples import Sample, read_samples
 
 RUN_KEYS = ("steerdec", "created", "model", "problems", "arms", "samples", "seed", "temperature", "threshold_nats")
 SUMMARY_KEYS = ("arms", "comparisons", "claims", "instrument")
-GRADES = ("correct", "incorrect", "ungraded")
 
 
-class ReportError(ValueError):
+class ReportError(InvalidInputError):
     """A run folder that cannot be reported; the message is one plain line."""
 
 
@@ -60,14 +60,13 @@ def read_run(directory: str | Path) -> RunFolder:
     traces: dict[tuple[str, str, int], TokenTrace] = {}
     dropped = 0
     for sample in _samples(path / "samples.jsonl"):
-        at = (sample["problem_id"], sample["arm"], sample["sample"])
-        grades[at] = sample["grade"]
-        if sample.get("entropy_nats"):
+        grades[sample.key] = sample.grade
+        if sample.entropy_nats:
             trace = _trace(sample)
             if trace is None:
                 dropped += 1
             else:
-                traces[at] = trace
+                traces[sample.key] = trace
     place = _order(run)  # the file's own order is that of arrival, which another run of the same would not have
     grades = dict(sorted(grades.items(), key=lambda item: place(*item[0])))
     shown = [traces[at] for at in sorted(traces, key=lambda at: place(*at))]
@@ -81,18 +80,12 @@ def _order(run: Mapping[str, Any]) -> Callable[[str, str, int], tuple[int, int, 
     return lambda problem, arm, sample: (problems.get(problem, len(problems)), sample, arms.get(arm, len(arms)))
 
 
-def _samples(path: Path) -> Iterator[Mapping[str, Any]]:
+def _samples(path: Path) -> Iterator[Sample]:
     if not path.exists():
         raise ReportError(f"{path} is missing; a report needs run.json, samples.jsonl and summary.json")
     try:
-        for sample in journal.read_samples(path):
-            if sample.get("grade") not in GRADES:
-                raise ReportError(
-                    f"{path}: problem {sample['problem_id']}, arm {sample['arm']}, sample {sample['sample']}: "
-                    f"grade {sample.get('grade')!r} is none of {', '.join(GRADES)}"
-                )
-            yield sample
-    except journal.JournalError as error:
+        yield from read_samples(path)
+    except FileError as error:
         raise ReportError(str(error)) from None
 
 
@@ -118,24 +111,19 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _trace(line: Mapping[str, Any]) -> TokenTrace | None:
-    entropy, fork, token_text = line["entropy_nats"], line.get("fork"), line.get("token_text")
-    if not isinstance(fork, list) or len(fork) != len(entropy):
+def _trace(sample: Sample) -> TokenTrace | None:
+    entropy, fork, token_text = sample.entropy_nats or [], sample.fork, sample.token_text
+    if fork is None or len(fork) != len(entropy):
         return None
     if token_text is not None and len(token_text) != len(entropy):
         return None
     return TokenTrace(
-        problem_id=line["problem_id"],
-        arm=line["arm"],
-        sample=line["sample"],
-        entropy_nats=tuple(_finite(entropy)),
-        fork=tuple(bool(flag) for flag in fork),
-        token_text=None if token_text is None else tuple(str(text) for text in token_text),
-        answer=line.get("answer"),
-        grade=line["grade"],
+        problem_id=sample.problem_id,
+        arm=sample.arm,
+        sample=sample.sample,
+        entropy_nats=tuple(entropy),
+        fork=tuple(fork),
+        token_text=None if token_text is None else tuple(token_text),
+        answer=sample.answer,
+        grade=sample.grade,
     )
-
-
-def _finite(values: Sequence[Any]) -> Iterator[float | None]:
-    for value in values:
-        yield float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

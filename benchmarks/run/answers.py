@@ -1,26 +1,35 @@
-"""What an endpoint has to answer, checked field by field: nothing from the network is trusted."""
+"""Parse and check what an endpoint answers, field by field: nothing from the network is trusted."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from steerdec.common.errors import SteerdecError
 
 Count = Annotated[int, Field(ge=0)]
 Nats = Annotated[FiniteFloat, Field(ge=0.0)]
 
 
-class MalformedAnswerError(ValueError):
-    """The answer is not what was asked for; the message is one line."""
+class MalformedAnswerError(SteerdecError, ValueError):
+    """The answer is not what was requested."""
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a request has no answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """One generated text. `forks` and `mean_entropy_nats` are None where nothing was steered.
 
-    The lists have one entry a generated token and are None unless they were asked for.
+    The lists have one entry per generated token and are None unless they were requested.
     """
 
     text: str
@@ -32,9 +41,9 @@ class Answer:
     fork: list[bool] | None = None
     temperature: list[float | None] | None = None
     token_text: list[str] | None = None
-    mean_probe_entropy_nats: float | None = None  # at the probe temperature, where one was asked for
+    mean_probe_entropy_nats: float | None = None  # at the probe temperature, where one was requested
     probe_entropy_nats: list[float | None] | None = None
-    token_ids: list[int] | None = None  # without the token that ended the text, where `return_token_ids` was asked for
+    token_ids: list[int] | None = None  # without the token that ended the text, where `return_token_ids` was requested
 
 
 class _Telemetry(BaseModel):
@@ -75,11 +84,11 @@ class _Response(BaseModel):
 
 
 def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | None) -> Answer:
-    """The answer in `body` to a request with this `steering`.
+    """Return the answer in `body` to a request with this `steering`.
 
     Raises:
-        MalformedAnswerError: it is no completion of at most `max_tokens`, was not finished, or its
-            telemetry does not say that the steering asked for took place.
+        MalformedAnswerError: it is not a completion of at most `max_tokens`, was not finished, or its telemetry
+            does not show the requested steering.
     """
     try:
         response = _Response.model_validate_json(body)
@@ -91,10 +100,15 @@ def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | Non
     if choice.finish_reason not in ("stop", "length"):
         raise MalformedAnswerError(f'finish_reason is {choice.finish_reason!r}, not "stop" or "length"')
     if tokens > max_tokens:
-        raise MalformedAnswerError(f"{tokens} tokens were generated where at most {max_tokens} were asked for")
+        raise MalformedAnswerError(f"{tokens} tokens were generated; the request allowed {max_tokens}")
     if choice.token_ids is not None and len(choice.token_ids) != tokens:
         raise MalformedAnswerError(f"token_ids has {len(choice.token_ids)} entries for {tokens} tokens")
-    answer = Answer(_text(choice), choice.finish_reason, tokens, token_ids=_ids_of_text(choice))
+    answer = Answer(
+        text=_text(choice),
+        finish_reason=choice.finish_reason,
+        completion_tokens=tokens,
+        token_ids=_ids_of_text(choice),
+    )
     if steering is None:
         if choice.steering is not None:
             raise MalformedAnswerError("a plain request was steered: the server has a default policy")
@@ -103,7 +117,7 @@ def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | Non
 
 
 def _text(choice: _Choice) -> str:
-    """The whole text, the reasoning put back in front where a parser on the server cut it off."""
+    """Return the whole text, with the reasoning put back in front where a parser on the server split it off."""
     if choice.message is None:
         if choice.text is None:
             raise MalformedAnswerError("choices.0 has neither text nor message")
@@ -116,33 +130,30 @@ def _text(choice: _Choice) -> str:
 
 
 def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -> Answer:
-    told = choice.steering
-    if told is None:
+    telemetry = choice.steering
+    if telemetry is None:
         raise MalformedAnswerError("choices.0 has no steering object: the request was not steered")
-    asked, used = steering.get("threshold_nats"), told.threshold_nats
-    if asked is not None and used is not None and not math.isclose(asked, used, rel_tol=1e-5, abs_tol=1e-7):
-        raise MalformedAnswerError(f"threshold_nats is {used:g}, asked was {asked:g}")  # close: it may hold float32
-    if told.forks > told.tokens:
-        raise MalformedAnswerError(f"{told.forks} forks among {told.tokens} tokens")
+    requested, used = steering.get("threshold_nats"), telemetry.threshold_nats
+    if requested is not None and used is not None and not math.isclose(requested, used, rel_tol=1e-5, abs_tol=1e-7):
+        raise MalformedAnswerError(f"threshold_nats is {used:g}, not the {requested:g} requested")  # may be float32
+    if telemetry.forks > telemetry.tokens:
+        raise MalformedAnswerError(f"{telemetry.forks} forks among {telemetry.tokens} tokens")
     if steering.get("telemetry") == "tokens":
         probe = () if steering.get("probe_temperature") is None else ("probe_entropy_nats",)
         for name in ("entropy_nats", "fork", "temperature", *probe):
-            entries = getattr(told, name)
-            if entries is None or len(entries) != told.tokens:
-                raise MalformedAnswerError(f"steering.{name} has not one entry for each of {told.tokens} tokens")
-    return Answer(
-        answer.text,
-        answer.finish_reason,
-        answer.completion_tokens,
-        told.forks,
-        told.mean_entropy_nats,
-        told.entropy_nats,
-        told.fork,
-        told.temperature,
-        _token_text(choice.logprobs, told.tokens),
-        told.mean_probe_entropy_nats,
-        told.probe_entropy_nats,
-        answer.token_ids,
+            entries = getattr(telemetry, name)
+            if entries is None or len(entries) != telemetry.tokens:
+                raise MalformedAnswerError(f"steering.{name} does not have {telemetry.tokens} entries, one per token")
+    return replace(
+        answer,
+        forks=telemetry.forks,
+        mean_entropy_nats=telemetry.mean_entropy_nats,
+        entropy_nats=telemetry.entropy_nats,
+        fork=telemetry.fork,
+        temperature=telemetry.temperature,
+        token_text=_token_text(choice.logprobs, telemetry.tokens),
+        mean_probe_entropy_nats=telemetry.mean_probe_entropy_nats,
+        probe_entropy_nats=telemetry.probe_entropy_nats,
     )
 
 
@@ -152,7 +163,7 @@ def _ids_of_text(choice: _Choice) -> list[int] | None:
 
 
 def _token_text(logprobs: dict[str, Any] | None, tokens: int) -> list[str] | None:
-    """The tokens' texts from the log-probabilities of either API, None where they do not fit."""
+    """Return the tokens' texts from the log-probabilities of either API, None where their number is wrong."""
     if logprobs is None:
         return None
     texts = logprobs.get("tokens")

@@ -1,10 +1,10 @@
-"""One endpoint over HTTP: requests in, bounded and checked answers out, and what it says of itself.
+"""One endpoint over HTTP: requests in, answers of bounded size out, and what it reports about itself.
 
 EndpointError
-├── BusyError      429 or 503: come back later
+├── BusyError          429 or 503: come back later
 ├── UnreachableError   no connection
-├── BrokenError    5xx, cut off, timed out: the request itself may be the cause
-└── RefusedError   any other 4xx: the same request will be refused again
+├── BrokenError        5xx, cut off, timed out: the request itself may be the cause
+└── RefusedError       any other 4xx: the same request will be refused again
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+
+from steerdec.common.errors import SteerdecError
 
 CONTROL_BYTES = 1 << 20  # for answers about the server, and for errors
 LONGEST_RETRY_AFTER_S = 300.0
@@ -39,25 +41,29 @@ _KEEPALIVE = [
 ]
 
 
-class EndpointError(Exception):
-    """The endpoint did not answer as hoped; the message is one line."""
+class EndpointError(SteerdecError):
+    """The endpoint did not answer the request."""
 
 
 class BusyError(EndpointError):
+    """It has too much to do; `retry_after_s` is when it wants to be asked again, 0 if it does not say."""
+
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
 class UnreachableError(EndpointError):
-    pass
+    """No connection was made."""
 
 
 class BrokenError(EndpointError):
-    pass
+    """It failed, broke off or timed out; the request itself may be the cause."""
 
 
 class RefusedError(EndpointError):
+    """It will refuse the same request again."""
+
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status

@@ -1,4 +1,4 @@
-"""A server of our own on this machine, started for a run and gone after it."""
+"""Start a server on this machine for the length of a run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from steerdec.common.errors import SteerdecError
+
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
 LOG_LINES = 5
@@ -23,7 +25,7 @@ _FRAME = re.compile(r"(\(\w+ pid=\d+\) )?(ERROR [\d: -]+\[[^]]*\])?(\s{2,}|\s?Tr
 READY = ("/health", "/v1/steering")
 
 
-class ServerError(Exception):
+class ServerError(SteerdecError):
     """The server did not start; the message holds the last lines of its log."""
 
 

@@ -1,4 +1,4 @@
-"""Before the first sample: is every endpoint what it should be, and does it do what the arms ask?"""
+"""Check before the first sample that every endpoint is what it should be and does what the arms request."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from steerdec.common.errors import SteerdecError
 from steerdec.records.arms import Arm
 from steerdec.records.run import ENGINE_KEYS
 
-from ..design.plan import Item, Plan
+from ..design.plan import PlannedSample, SamplingPlan
 from .answers import Answer, MalformedAnswerError, parse_answer
 from .endpoints import Endpoint, EndpointError, RefusedError
-from .sample_requests import asked_steering, max_answer_bytes, sample_request
+from .sample_requests import Prompting, max_answer_bytes, requested_steering, sample_request
 
-# Of GET /v1/steering: endpoints must not differ in these, and a run does not go on where they changed.
 PROBE_TOKENS = 8
 PROBE_TIMEOUT_S = 300.0  # the first request of a server may compile kernels
 
 
-class PreflightError(Exception):
-    """An endpoint cannot serve this run; the message is one line."""
+class PreflightError(SteerdecError):
+    """An endpoint cannot serve this run."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What an endpoint says of itself."""
+    """What an endpoint reports about itself."""
 
     model: str
     max_model_len: int | None
@@ -38,7 +38,7 @@ class Server:
 
 
 async def survey(endpoints: Sequence[Endpoint]) -> Server:
-    """What the endpoints say of themselves; they have to serve one model on one engine.
+    """Return what the endpoints report about themselves; they have to serve one model on one engine.
 
     Raises:
         PreflightError: one does not answer, does not steer, or differs from the first.
@@ -86,10 +86,8 @@ async def _ask(endpoint: Endpoint) -> Server:
     return Server(model, longest if type(longest) is int else None, info, steering)
 
 
-async def probe_arms(
-    endpoints: Sequence[Endpoint], plan: Plan, *, model: str, prompt: str, thinking: bool | None
-) -> None:
-    """Generate a few tokens of the first sample of every arm on every endpoint; was each steered as asked?
+async def probe_arms(endpoints: Sequence[Endpoint], plan: SamplingPlan, prompting: Prompting) -> None:
+    """Generate a few tokens of the first sample of every arm on every endpoint, and check how each was steered.
 
     Raises:
         PreflightError: a request fails, or an answer does not show the temperatures of its arm.
@@ -98,26 +96,24 @@ async def probe_arms(
     async def probe_all(endpoint: Endpoint) -> list[str | None]:
         slots = asyncio.Semaphore(endpoint.connections)
 
-        async def probe(item: Item) -> str | None:
+        async def probe(planned: PlannedSample) -> str | None:
             async with slots:
-                return await _probe(endpoint, item, model, prompt, thinking)
+                return await _probe(endpoint, planned, prompting)
 
-        return await asyncio.gather(*(probe(item) for item in islice(plan.items(), len(plan.arms))))
+        return await asyncio.gather(*(probe(planned) for planned in islice(plan.items(), len(plan.arms))))
 
     for complaints in await asyncio.gather(*(probe_all(endpoint) for endpoint in endpoints)):
         for complaint in filter(None, complaints):
             raise PreflightError(complaint)
 
 
-async def _probe(endpoint: Endpoint, item: Item, model: str, prompt: str, thinking: bool | None) -> str | None:
-    arm, traced = item.arm, item.arm.steering is not None
-    path, body = sample_request(
-        item, model=model, prompt=prompt, thinking=thinking, max_tokens=PROBE_TOKENS, traced=traced
-    )
+async def _probe(endpoint: Endpoint, planned: PlannedSample, prompting: Prompting) -> str | None:
+    arm, steered = planned.arm, planned.arm.steering is not None
+    path, body = sample_request(planned, prompting, max_tokens=PROBE_TOKENS, per_token=steered, token_text=steered)
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(PROBE_TOKENS, traced))
-        answer = parse_answer(raw, max_tokens=PROBE_TOKENS, steering=asked_steering(arm, traced))
+            raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(PROBE_TOKENS, per_token=steered))
+        answer = parse_answer(raw, max_tokens=PROBE_TOKENS, steering=requested_steering(arm, per_token=steered))
     except TimeoutError:
         return f'{endpoint.url}, arm "{arm.name}": no answer within {PROBE_TIMEOUT_S:g} s'
     except EndpointError as e:

@@ -1,23 +1,24 @@
-"""Grade the samples of a finished or stopped run again, without generating anything."""
+"""Grade the samples of a finished or stopped run again, without sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from steerdec.common import journal
-from steerdec.common.journal import FolderLock, JournalError, Sample
+from steerdec.common.files import FileError, FolderLock
 from steerdec.grading.grade import Grade
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.sets import Problem
 from steerdec.records.run import NAME as RUN_JSON
+from steerdec.records.samples import NAME as SAMPLES
+from steerdec.records.samples import Sample, read_samples, rewrite_samples
 
 from .session import repeated_request
 
-BATCH = 256  # samples graded at once; no more texts than these are held
+BATCH = 256  # samples graded at once; no more texts than these are in memory
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,18 @@ class Regraded:
 
 
 def grade_again(folder: Path) -> Regraded:
-    """Replace `samples.jsonl` by one that holds the grades of today; failed samples stay as they are.
+    """Replace `samples.jsonl` by one with today's grades; failed samples stay as they are.
 
     Raises:
         SettingsError, ProblemError: the run or its problems cannot be loaded, or the problems changed.
-        JournalError: the samples cannot be read or rewritten; they are as they were.
+        FileError: the samples cannot be read or rewritten; they are unchanged.
     """
     request, _ = repeated_request(folder / RUN_JSON)
     problems = {problem.id: problem for problem in request.problem_set.problems}
-    path = folder / journal.NAME
+    path = folder / SAMPLES
     with FolderLock(folder):
         if not path.exists():
-            raise JournalError(f"{path} is missing: nothing was sampled yet")
+            raise FileError(f"{path} is missing: nothing was sampled yet")
         grades = _grades(path, problems)
         samples = changed = 0
 
@@ -48,26 +49,25 @@ def grade_again(folder: Path) -> Regraded:
             grade = next(grades)
             if grade is None:
                 return sample
-            new = sample | {"answer": grade.answer, "grade": grade.grade, "grade_path": grade.path}
-            changed += new["grade"] != sample["grade"]
-            return sample if new == sample else new
+            changed += grade.grade != sample.grade
+            return replace(sample, answer=grade.answer, grade=grade.grade, grade_path=grade.path)
 
-        journal.rewrite(path, regraded)
+        rewrite_samples(path, regraded)
     return Regraded(samples, changed)
 
 
 def _grades(path: Path, problems: dict[str, Problem]) -> Iterator[Grade | None]:
-    """The grade of each sample in the file's order; None for one that failed and so has no text."""
-    samples = journal.read_samples(path)
+    """Yield the grade of each sample in the file's order; None for one that failed and so has no text."""
+    samples = read_samples(path)
     with GradingPool() as pool, ThreadPoolExecutor() as threads:
 
         def grade(sample: Sample) -> Grade | None:
-            problem = problems.get(sample["problem_id"])
+            problem = problems.get(sample.problem_id)
             if problem is None:
-                raise JournalError(f"{path} holds a sample of problem {sample['problem_id']}, which is not of this run")
-            if sample.get("error") is not None or not isinstance(sample.get("text"), str):
+                raise FileError(f"{path} holds a sample that is not of this run: {sample.where}")
+            if sample.error is not None or sample.text is None:
                 return None
-            return pool.grade(sample["text"], problem, sample.get("finish_reason"))
+            return pool.grade(sample.text, problem, sample.finish_reason)
 
         while batch := list(islice(samples, BATCH)):
             yield from threads.map(grade, batch)

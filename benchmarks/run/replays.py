@@ -1,4 +1,4 @@
-"""Replays: responses that go on from a recorded prefix. What they need is held against the run before any work.
+"""Replays: responses that continue a recorded prefix. What they need is checked before any work.
 
 Once a response diverges, a position of the recorded one means nothing in it. So each sample intervenes at one position:
 the tokens before it are part of the prompt, the token at it is sampled anew, and everything after it.
@@ -12,31 +12,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steerdec.common.errors import InvalidInputError
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import Problem, ProblemSet
 from steerdec.records.arms import ArmSet
 
-from ..design.masks import Mask, Places, Prefix, read_mask
+from ..design.masks import Places, Prefix, ReplayMask, read_mask
 from .answers import MalformedAnswerError
 from .endpoints import Endpoint, RefusedError
+from .sample_requests import Prompting
 
 BYTES_A_TOKEN = 2048  # more than a token's text, or its number, takes
 
 
-class ReplayError(ValueError):
-    """A mask that does not fit what is to be run; one line."""
+class ReplayError(InvalidInputError):
+    """A mask does not fit what is to be run."""
 
 
 def read_replays(
     arm_set: ArmSet, problem_set: ProblemSet, *, prompt: str, max_tokens: int
 ) -> tuple[ArmSet, dict[str, Places]]:
-    """The set with what its masks are written into it, and the positions of each replay.
+    """Return the set with a description of its masks, and the positions of each replay.
 
     Raises:
         MaskError: a mask cannot be read.
-        ReplayError: it is another one than before, of other problems or another prompt, or points nowhere.
+        ReplayError: it has changed, is of other problems or another prompt, or selects no position.
     """
-    masks: dict[str, Mask] = {}
+    masks: dict[str, ReplayMask] = {}
     places, replays = {}, {}
     for name, replay in arm_set.replays.items():
         if replay.mask not in masks:
@@ -48,8 +50,8 @@ def read_replays(
             )
         places[name] = Places(mask, replay.positions)
         _check(places[name], problem_set, prompt, max_tokens)
-        told = {"mask": mask.name, "sha256": mask.sha256, "about": mask.kept()}
-        replays[name] = replay.model_copy(update=told)
+        recorded = {"mask": mask.name, "sha256": mask.sha256, "about": mask.kept()}
+        replays[name] = replay.model_copy(update=recorded)
     return arm_set.model_copy(update={"replays": replays}), places
 
 
@@ -57,7 +59,7 @@ def _check(places: Places, problem_set: ProblemSet, prompt: str, max_tokens: int
     mask = places.mask
     if mask.about.get("prompt") not in (None, prompt):
         raise ReplayError(
-            f"mask {mask.name} is of responses to prompt {mask.about['prompt']}, the run has {prompt}; say --prompt"
+            f"mask {mask.name} is of responses to prompt {mask.about['prompt']}, the run has {prompt}; set --prompt"
         )
     missing = [problem.id for problem in problem_set.problems if problem.id not in mask.traces]
     if missing:
@@ -65,15 +67,15 @@ def _check(places: Places, problem_set: ProblemSet, prompt: str, max_tokens: int
         raise ReplayError(
             f"mask {mask.name} has no response to problem {missing[0]}{more}; it is of {mask.kept()['problems']}"
         )
-    what = {"fork": "that is a fork", "other": "that is no fork", "any": ""}[places.which]
+    what = {"fork": "that is a fork", "other": "that is not a fork", "any": ""}[places.which]
     for problem in problem_set.problems:
-        found = places.of(problem.id)
-        if not found:
+        responses = places.of(problem.id)
+        if not responses:
             raise ReplayError(f"mask {mask.name} has no token {what} in any response to problem {problem.id}")
-        last = max(int(positions[-1]) for _, positions in found)
+        last = max(int(positions[-1]) for _, positions in responses)
         if last >= max_tokens:
             raise ReplayError(
-                f"--max-tokens: {max_tokens} ends before position {last}, which mask {mask.name} points at in a "
+                f"--max-tokens: {max_tokens} ends before position {last}, which mask {mask.name} selects in a "
                 f"response to problem {problem.id}; give more than {last}"
             )
 
@@ -90,7 +92,7 @@ def check_server(
     for mask in _masks(replays):
         if mask.kept()["model"] not in served:
             raise ReplayError(f"mask {mask.name} is of {mask.kept()['model']}, served is {' or '.join(sorted(served))}")
-        longest = max(len(trace.prompt_ids) for found in mask.traces.values() for trace in found)
+        longest = max(len(trace.prompt_ids) for traces in mask.traces.values() for trace in traces)
         if max_model_len is not None and longest + max_tokens > max_model_len:
             raise ReplayError(
                 f"--max-tokens: {max_tokens} after a prompt of {longest} tokens (mask {mask.name}) do not fit the "
@@ -98,37 +100,31 @@ def check_server(
             )
 
 
-def _masks(replays: Mapping[str, Places]) -> list[Mask]:
-    """Each once."""
+def _masks(replays: Mapping[str, Places]) -> list[ReplayMask]:
+    """Return each mask once."""
     return list({places.mask.sha256: places.mask for places in replays.values()}.values())
 
 
 async def check_prompts(
-    endpoint: Endpoint,
-    replays: Mapping[str, Places],
-    problems: Sequence[Problem],
-    *,
-    model: str,
-    prompt: str,
-    thinking: bool | None,
+    endpoint: Endpoint, replays: Mapping[str, Places], problems: Sequence[Problem], prompting: Prompting
 ) -> None:
-    """Compare the masks' prompts with those the server makes: the same problems, template and tokenizer, or not.
+    """Check that the masks' prompts are those that the server makes of the problems, template and tokenizer.
 
     Raises:
-        ReplayError: one differs, or the server refuses to say.
-        EndpointError, MalformedAnswerError: the server does not tell its tokens.
+        ReplayError: one differs, or the server has no /tokenize.
+        EndpointError, MalformedAnswerError: the server does not answer.
     """
     masks = _masks(replays)
     slots = asyncio.Semaphore(endpoint.connections)
 
     async def differs(problem: Problem) -> str | None:
-        _, body = request_body(prompt, problem, thinking=thinking)
-        asked = {key: value for key, value in body.items() if key != "stop"}
+        _, body = request_body(prompting.template, problem, thinking=prompting.thinking)
+        to_tokenize = {key: value for key, value in body.items() if key != "stop"} | {"model": prompting.model}
         try:
             async with slots:
-                ids = await _told(endpoint, "/tokenize", {"model": model} | asked, "tokens", 1 << 24)
+                ids = await _post(endpoint, "/tokenize", to_tokenize, "tokens", 1 << 24)
         except RefusedError as e:
-            return f"{e} (asked was /tokenize, which replays need)"
+            return f"{e} (at /tokenize, which replays need)"
         for mask in masks:
             if any(list(trace.prompt_ids) != ids for trace in mask.traces[problem.id]):
                 return (
@@ -145,23 +141,26 @@ async def check_prompts(
 async def whole_text(
     endpoint: Endpoint, prefix: Prefix, new_ids: Sequence[int], *, model: str, stops: list[str]
 ) -> str:
-    """The response from its beginning, of which the `new_ids` were generated; it ends before a stop text.
+    """Return the response from its beginning, of which the `new_ids` were generated; it ends before a stop text.
 
-    Made from token ids: a prefix may end in the middle of a character. Raises EndpointError, MalformedAnswerError.
+    It is decoded from token ids: a prefix may end in the middle of a character.
+
+    Raises:
+        EndpointError, MalformedAnswerError: the server does not answer with a text.
     """
     ids = [*prefix.response_ids, *new_ids]
     if not ids:
         return ""
     body = {"model": model, "tokens": ids}
-    text = await _told(endpoint, "/detokenize", body, "prompt", (1 << 20) + BYTES_A_TOKEN * len(ids))
+    text = await _post(endpoint, "/detokenize", body, "prompt", (1 << 20) + BYTES_A_TOKEN * len(ids))
     if not isinstance(text, str):
-        raise MalformedAnswerError("/detokenize: prompt is no text")
+        raise MalformedAnswerError("/detokenize: prompt is not a text")
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
-async def _told(endpoint: Endpoint, path: str, body: dict[str, Any], field: str, max_bytes: int) -> Any:
+async def _post(endpoint: Endpoint, path: str, body: dict[str, Any], field: str, max_bytes: int) -> Any:
     raw = await endpoint.post(path, body, max_bytes=max_bytes)
     try:
         return json.loads(raw)[field]
     except (ValueError, RecursionError, TypeError, KeyError):
-        raise MalformedAnswerError(f"{path} did not answer with {field}") from None
+        raise MalformedAnswerError(f"{path} did not answer with the field {field}") from None

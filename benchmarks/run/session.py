@@ -1,42 +1,43 @@
-"""From what a user asked for to a finished run: problems, arms, a server, a folder, samples."""
+"""From a request to a finished run: problems, arms, a server, a folder, samples."""
 
 from __future__ import annotations
 
 import asyncio
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from steerdec import __version__
-from steerdec.common.journal import FolderLock, JournalError
+from steerdec.common.files import FileError, FolderLock
 from steerdec.grading.pool import GradingPool
 from steerdec.problems import embedded, hub
+from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import ProblemSet, load_problems
-from steerdec.records.arms import Arm, ArmSet
+from steerdec.records.arms import ArmSet
 from steerdec.records.calibration import CalibrationError, Threshold, default_threshold, parse_threshold
-from steerdec.records.run import Launch, ProblemsUsed, Settings, SettingsError, read_settings
+from steerdec.records.run import LaunchedServer, ProblemsUsed, Settings, SettingsError, read_settings
 
 from ..design.arm_sets import load_arm_set, with_engine_floor, with_mask_paths
 from ..design.masks import Places
-from ..design.plan import Item, Plan
+from ..design.plan import SamplingPlan
 from ..design.resolving import resolve
-from .dispatch import Retry
+from .endpoint_health import Retry
 from .preflight import Server, probe_arms, survey
 from .replays import check_prompts, check_server, read_replays
-from .sample_requests import SAMPLING, sample_request
+from .sample_requests import SAMPLING, Prompting
 from .sampler import done_samples, make_samples, open_folder
 from .targets import Target
 
 DEFAULT_TEMPERATURE = 1.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be run, read and checked as far as that goes without a server."""
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What to run, checked as far as possible without a server."""
 
     problem_set: ProblemSet
     source: str
@@ -48,13 +49,15 @@ class Request:
     seed: int
     temperature: float
     max_tokens: int
-    threshold: Threshold | None  # None: as the server or the arm set has it
+    threshold: Threshold | None  # None: the server's or the arm set's
     force: bool = False
     replays: Mapping[str, Places] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Finished:
+    """How many samples the run has, and how many of them failed."""
+
     samples: int
     failed: int
 
@@ -72,17 +75,17 @@ def read_request(
     max_tokens: int,
     threshold: str | None,
     force: bool,
-) -> Request:
+) -> RunRequest:
     """Load and check everything that was named.
 
     Raises:
-        ProblemError, ArmError, CalibrationError, PromptError, MaskError, ReplayError: one line.
+        ProblemError, ArmError, CalibrationError, PromptError, MaskError, ReplayError: something cannot be used.
     """
     problem_set = load_problems(problems, limit=limit)
     prompt = prompt or problem_set.prompt
     arm_set, replays = read_replays(load_arm_set(arms), problem_set, prompt=prompt, max_tokens=max_tokens)
-    request = Request(
-        problem_set,
+    request = RunRequest(
+        problem_set=problem_set,
         source=_source(problems),
         limit=limit,
         prompt=prompt,
@@ -106,16 +109,16 @@ def read_request(
 
 
 def _source(name: str) -> str:
-    """What loads the same problems from any working directory."""
+    """Return a name that loads the same problems from any working directory."""
     built_in = name in hub.SETS or name in embedded.SETS or name.startswith("gym:")
     return name if built_in else str(Path(name).resolve())
 
 
-def repeated_request(run_json: Path) -> tuple[Request, Settings]:
-    """What the run in `run_json` was, from that file and its masks, which have to lie beside it.
+def repeated_request(run_json: Path) -> tuple[RunRequest, Settings]:
+    """Return the request that repeats the run in `run_json`, whose masks have to be beside it.
 
     Raises:
-        SettingsError, ProblemError, MaskError, ReplayError: one line.
+        SettingsError, ProblemError, MaskError, ReplayError: something cannot be used.
     """
     old = read_settings(run_json)
     problem_set = load_problems(old.problems.source, limit=old.problems.limit)
@@ -126,8 +129,8 @@ def repeated_request(run_json: Path) -> tuple[Request, Settings]:
         )
     beside = with_mask_paths(old.arms, run_json.parent)
     arms, replays = read_replays(beside, problem_set, prompt=old.prompt, max_tokens=old.max_tokens)
-    request = Request(
-        problem_set,
+    request = RunRequest(
+        problem_set=problem_set,
         source=old.problems.source,
         limit=old.problems.limit,
         prompt=old.prompt,
@@ -143,13 +146,13 @@ def repeated_request(run_json: Path) -> tuple[Request, Settings]:
     return request, old
 
 
-def _resolved(request: Request, threshold: Threshold) -> ArmSet:
-    """The arms in numbers; refuses a threshold that was calibrated on the problems under test, or for other arms."""
+def _resolved(request: RunRequest, threshold: Threshold) -> ArmSet:
+    """Return the arms in numbers; refuse a threshold calibrated on the problems under test, or for other arms."""
     overlap = threshold.tested_again(request.problem_set.problems)
     if overlap and not request.force:
         raise CalibrationError(
             f"{overlap} of the {len(request.problem_set.problems)} problems were used for the calibration "
-            f"({threshold.origin}); test on others, or say --force"
+            f"({threshold.origin}); evaluate on others, or set --force"
         )
     needs = any("solve" in (arm.temperature, *(arm.steering or {}).values()) for arm in request.arms.arms)
     if needs and threshold.solved_at is not None and threshold.solved_at != request.temperature:
@@ -170,7 +173,7 @@ def _resolved(request: Request, threshold: Threshold) -> ArmSet:
 
 
 def _check_solved(arms: ArmSet, resolved: ArmSet, threshold: Threshold) -> None:
-    """Refuses temperatures that were solved for other arms: of another set, or of this one before it was changed."""
+    """Refuse temperatures that were solved for other arms: of another set, or of this one before it changed."""
     from ..calibration import matching  # scipy: not for runs that never need it
 
     again = f"({threshold.origin}); calibrate again, with --arms as here"
@@ -200,51 +203,49 @@ def _listed(at: Mapping[str, float]) -> str:
     return ", ".join(f"{temperature:g} ({part})" for part, temperature in at.items())
 
 
-def _check_prompt(request: Request) -> None:
-    """The template exists and takes these problems."""
-    arm = Arm(name="B", role="baseline", temperature=1.0)
+def _check_prompt(request: RunRequest) -> None:
+    """Raise PromptError where the template does not exist or does not take these problems."""
     for problem in request.problem_set.problems:
-        item = Item(0, problem, arm, 0, 0)
-        sample_request(item, model="", prompt=request.prompt, thinking=request.thinking, max_tokens=1)
+        request_body(request.prompt, problem, thinking=request.thinking)
 
 
-def run(request: Request, target: Target, folder: Path, retry: Retry) -> Finished:
+def run(request: RunRequest, target: Target, folder: Path, retry: Retry) -> Finished:
     """Make, or finish, the run in `folder`.
 
     Raises:
-        PreflightError, ServerError, JournalError, NoEndpointLeftError, NoGoodAnswerError: it cannot go on.
-        SettingsError, ArmError, CalibrationError: it was asked for wrongly.
+        PreflightError, ServerError, FileError, NoEndpointLeftError, NoGoodAnswerError: it cannot continue.
+        SettingsError, ArmError, CalibrationError: the request is wrong.
     """
     if target.model is not None and request.threshold is None:  # that server will bring no calibration
         _resolved(request, default_threshold({}, request.arms))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise JournalError(f"--out {folder} cannot be made ({e.strerror})") from None
+        raise FileError(f"--out: {folder} cannot be created ({e.strerror})") from None
     with FolderLock(folder), target.urls(folder / "server.log") as urls, GradingPool() as pool:
         return asyncio.run(_run(request, target, urls, folder, pool, retry))
 
 
 async def _run(
-    request: Request, target: Target, urls: tuple[str, ...], folder: Path, pool: GradingPool, retry: Retry
+    request: RunRequest, target: Target, urls: tuple[str, ...], folder: Path, pool: GradingPool, retry: Retry
 ) -> Finished:
     async with target.opened(urls) as endpoints:
         server = await survey(endpoints)
         settings = open_folder(folder, _settings(request, target, urls, server))
         problems = request.problem_set.problems
-        plan = Plan(problems, settings.arms.arms, settings.samples, settings.seed, request.replays)
+        plan = SamplingPlan(problems, settings.arms.arms, settings.samples, settings.seed, request.replays)
         done = done_samples(folder, plan)
         if all(done):
             return Finished(len(plan), 0)
-        how: dict[str, Any] = {"model": settings.model, "prompt": settings.prompt, "thinking": settings.thinking}
-        await check_prompts(endpoints[0], request.replays, problems, **how)
-        await probe_arms(endpoints, plan, **how)
+        prompting = Prompting(settings.model, settings.prompt, settings.thinking)
+        await check_prompts(endpoints[0], request.replays, problems, prompting)
+        await probe_arms(endpoints, plan, prompting)
         failed = await make_samples(folder, settings, plan, done, endpoints, pool, retry)
         return Finished(len(plan), failed)
 
 
 def check_length(server: Server, max_tokens: int) -> None:
-    """Raises SettingsError where the model's context cannot hold that many tokens."""
+    """Raise SettingsError where the model's context cannot hold that many tokens."""
     if server.max_model_len is not None and max_tokens >= server.max_model_len:
         raise SettingsError(
             f"--max-tokens: {max_tokens} does not fit the server's context of {server.max_model_len} tokens, "
@@ -252,7 +253,7 @@ def check_length(server: Server, max_tokens: int) -> None:
         )
 
 
-def _settings(request: Request, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
+def _settings(request: RunRequest, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
     check_length(server, request.max_tokens)
     names = (server.model, str(server.model_info.get("root") or server.model))
     check_server(request.replays, names, server.max_model_len, request.max_tokens)
@@ -266,7 +267,7 @@ def _settings(request: Request, target: Target, urls: tuple[str, ...], server: S
         versions=_versions(),
         model=server.model,
         model_info=server.model_info,
-        launch=None if target.model is None else Launch(model=target.model, dtype=target.dtype),
+        launch=None if target.model is None else LaunchedServer(model=target.model, dtype=target.dtype),
         endpoints=urls,
         server=server.steering,
         problems=ProblemsUsed(
@@ -291,10 +292,8 @@ def _settings(request: Request, target: Target, urls: tuple[str, ...], server: S
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("httpx", "numpy", "scipy", "math-verify", "reasoning-gym"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

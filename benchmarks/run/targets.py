@@ -1,4 +1,4 @@
-"""Where samples come from: endpoints that run, or a server started for the purpose."""
+"""Where samples come from: running endpoints, or a server started for the run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .endpoints import Endpoint, Timeouts
 from .local_server import local_server
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where samples come from: endpoints, or a server to be started for `model`."""
+    """Where samples come from: endpoints, or a server to start for `model`."""
 
     endpoints: tuple[str, ...]
     model: str | None
     dtype: str | None
-    concurrency: int  # requests at once, each endpoint
+    concurrency: int  # simultaneous requests per endpoint
     timeout_s: float
     api_key: str | None
 
     @contextmanager
     def urls(self, log: Path) -> Iterator[tuple[str, ...]]:
-        """The endpoints' URLs; while the block lasts, a server of our own is among the living. Raises ServerError."""
+        """Yield the endpoints' URLs; a server of our own runs while the block lasts. Raises ServerError."""
         if self.model is None:
             yield self.endpoints
         else:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from steerdec.common.journal import JournalError
+from steerdec.common.errors import InvalidInputError
+from steerdec.common.files import FileError
 from steerdec.common.multiplicity import holm
 from steerdec.records import summary as records
 from steerdec.records.summary import ClaimSummary, Comparison, Summary
@@ -25,7 +26,7 @@ from .summary_rows import METHODS, arm_row, contrast_row, difference_of, mediato
 from .tally import SampleError, Tally, read_samples
 
 
-class SummaryError(ValueError):
+class SummaryError(InvalidInputError):
     """A run folder that cannot be summarised; one plain line."""
 
 
@@ -33,7 +34,7 @@ def write_summary(directory: str | Path) -> Path:
     """Summarise a run folder into its `summary.json`, replaced as a whole. Raises SummaryError."""
     try:
         return records.write_summary(summarise(directory), Path(directory))
-    except JournalError as e:
+    except FileError as e:
         raise SummaryError(str(e)) from None
 
 
@@ -50,7 +51,7 @@ def summarise(directory: str | Path) -> Summary:
         problems, k = [str(name) for name in run["problems"]["ids"]], int(run["samples"])
         (path / "samples.jsonl").stat()  # to the journal, no file is a run without samples
         tally = read_samples(path / "samples.jsonl", problems, design.arms)
-    except JournalError as e:
+    except FileError as e:
         raise SummaryError(str(e)) from None
     except FileNotFoundError as e:
         raise SummaryError(f"{e.filename} is missing; a summary needs run.json and samples.jsonl") from None

@@ -12,12 +12,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steerdec.common import journal
+from steerdec.common.errors import InvalidInputError
+from steerdec.records.samples import Sample
+from steerdec.records.samples import read_samples as read_lines
 
 from .estimators import Counts, Floats, Ints
 
@@ -30,7 +31,7 @@ _INTEGERS = (
 )
 
 
-class SampleError(ValueError):
+class SampleError(InvalidInputError):
     """A line of samples.jsonl that is no sample of this run; one line that names it."""
 
 
@@ -101,34 +102,29 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
     """Read the samples of a run. Of several lines for one sample the last counts: a second request replaced the first.
 
     Raises:
-        SampleError: a line lacks something, or is of an arm or problem the run does not have.
-        JournalError: the file, or a line before the last, cannot be read.
+        SampleError: a line is of an arm or problem the run does not have.
+        JournalError: the file cannot be read, or a line is not a sample.
     """
     columns = {name: array("q") for name in _INTEGERS}
     entropy, sampled = array("d"), array("d")
     at_problem, at_arm = ({name: i for i, name in enumerate(known)} for known in (problems, arms))
     answers: dict[str, int] = {}
-    for number, line in enumerate(journal.read_samples(path), start=1):
+    for number, sample in enumerate(read_lines(path), start=1):
         place = f"{path.name} line {number}"
-        try:
-            columns["problem"].append(_index(at_problem, "problem_id", line["problem_id"]))
-            columns["arm"].append(_index(at_arm, "arm", line["arm"]))
-            columns["grade"].append(_index(GRADE_INDEX, "grade", line["grade"]))
-            columns["sample"].append(int(line["sample"]))
-            columns["seed"].append(int(line.get("seed") or 0) & (2**63 - 1))
-            entropy.append(_nats(line.get("mean_entropy_nats")))
-            sampled.append(_nats(line.get("mean_sampled_entropy_nats")))
-            columns["tokens"].append(_count(line.get("completion_tokens")))
-            columns["forks"].append(_count(line.get("forks")))
-        except KeyError as e:
-            raise SampleError(f"{place} is no sample: it has no {e}") from None
-        except (TypeError, ValueError, OverflowError) as e:
-            raise SampleError(f"{place} is no sample of this run: {e}") from None
-        answer = line.get("answer")
-        columns["answer"].append(MISSING if answer is None else answers.setdefault(str(answer), len(answers)))
-        columns["text"].append(_fingerprint(line))
-        columns["failed"].append(line.get("error") is not None)
-        columns["truncated"].append(line.get("finish_reason") == "length")
+        columns["problem"].append(_index(at_problem, place, "problem_id", sample.problem_id))
+        columns["arm"].append(_index(at_arm, place, "arm", sample.arm))
+        columns["grade"].append(GRADE_INDEX[sample.grade])
+        columns["sample"].append(sample.sample)
+        columns["seed"].append(sample.seed & (2**63 - 1))
+        entropy.append(_nats(sample.mean_entropy_nats))
+        sampled.append(_nats(sample.mean_sampled_entropy_nats))
+        columns["tokens"].append(_count(sample.completion_tokens))
+        columns["forks"].append(_count(sample.forks))
+        answer = sample.answer
+        columns["answer"].append(MISSING if answer is None else answers.setdefault(answer, len(answers)))
+        columns["text"].append(_fingerprint(sample))
+        columns["failed"].append(sample.error is not None)
+        columns["truncated"].append(sample.finish_reason == "length")
     every: dict[str, Ints] = {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
     last = _last_of_each(every["arm"], every["problem"], every["sample"])
     kept = {name: column[last] for name, column in every.items()}
@@ -145,29 +141,29 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
     )
 
 
-def _index(known: dict[str, int], field: str, name: object) -> int:
-    index = known.get(str(name))
+def _index(known: dict[str, int], place: str, field: str, name: str) -> int:
+    index = known.get(name)
     if index is None:
         allowed = ", ".join(known)
-        raise ValueError(
-            f'{field} "{str(name)[:60]}" is not known; allowed: {allowed[:60]}{"..." * (len(allowed) > 60)}'
+        raise SampleError(
+            f'{place}: {field} "{name[:60]}" is not of this run; allowed: {allowed[:60]}{"..." * (len(allowed) > 60)}'
         )
     return index
 
 
-def _fingerprint(line: dict[str, Any]) -> int:
+def _fingerprint(sample: Sample) -> int:
     """Of what was generated. Two token sequences can spell one text; the number of tokens catches most of those."""
-    text = f"{line.get('completion_tokens')} {line.get('finish_reason')} {line.get('text')}"
+    text = f"{sample.completion_tokens} {sample.finish_reason} {sample.text}"
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def _nats(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _nats(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
-def _count(value: Any) -> int:
-    return MISSING if value is None else int(value)
+def _count(value: int | None) -> int:
+    return MISSING if value is None else value
 
 
 def _last_of_each(arm: Ints, problem: Ints, sample: Ints) -> Ints:

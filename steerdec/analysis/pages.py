@@ -8,7 +8,7 @@ from typing import Any, Final
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.trace import Trace
-from steerdec.common.journal import write_atomically
+from steerdec.common.files import write_atomically
 from steerdec.pages import html
 from steerdec.pages.forks import ShownToken, ShownTrace
 

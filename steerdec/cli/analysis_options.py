@@ -1,16 +1,13 @@
-"""Options that several analysis commands share, and how their failures are shown."""
+"""Options that several analysis commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from steerdec.cli import options
-from steerdec.cli.options import fail, number, whole
+from steerdec.cli.options import number
 
 # Filled in by `source` and `sampling`, which import torch.
 SAMPLES = 4
@@ -43,24 +40,22 @@ ArmName = Annotated[
 
 Limit = Annotated[
     int | None,
-    typer.Option(
-        parser=whole(1, 10_000_000), metavar="N", help="Use N problems, or N responses of RUN.", show_default=False
-    ),
+    typer.Option(min=1, max=10_000_000, metavar="N", help="Use N problems, or N responses of RUN.", show_default=False),
 ]
 
 
 Samples = Annotated[
     int | None,
-    typer.Option(parser=whole(1, 100_000), metavar="K", help=f"Responses to each problem. Default: {SAMPLES}."),
+    typer.Option(min=1, max=100_000, metavar="K", help=f"Responses to each problem. Default: {SAMPLES}."),
 ]
 
 
-Seed = Annotated[int | None, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed. Default: 0.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**53, metavar="S", help="Seed. Default: 0.")]
 
 
 MaxTokens = Annotated[
     int | None,
-    typer.Option(parser=whole(1, 1_000_000), metavar="M", help=f"Longest response. Default: {MAX_TOKENS}."),
+    typer.Option(min=1, max=1_000_000, metavar="M", help=f"Longest response. Default: {MAX_TOKENS}."),
 ]
 
 
@@ -84,21 +79,6 @@ Dtype = Annotated[
 Device = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="Of torch. Default: cuda where there is one, else cpu.")
 ]
-
-
-@contextmanager
-def told_plainly(interrupted: str = "") -> Iterator[None]:
-    """As the benchmark's, with the analyses' own failures: one line, and an exit status."""
-    from steerdec.common.errors import AnalysisError, InputError
-    from steerdec.models import ModelError
-
-    with options.told_plainly(interrupted):
-        try:
-            yield
-        except InputError as e:
-            fail(e, 2)
-        except (AnalysisError, ModelError) as e:
-            fail(f"{e}; {interrupted}" if interrupted else e, 1)
 
 
 def source(run: Path | None, **named: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from steerdec.cli import options
-from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, fail, number, told_plainly, whole
+from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, exit_on_known_errors, fail, number
 
 SAMPLES = 16
 
@@ -19,7 +19,7 @@ bench_app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; gone on with if there is one already.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; resumed if it exists.")]
 
 
 @bench_app.command()
@@ -34,17 +34,15 @@ def run(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(
-            parser=whole(1, 100_000), metavar="K", help=f"Samples of each problem in each arm. Default: {SAMPLES}."
-        ),
+        typer.Option(min=1, max=100_000, metavar="K", help=f"Samples of each problem in each arm. Default: {SAMPLES}."),
     ] = None,
     limit: options.Limit = None,
     seed: Annotated[
-        int | None, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed of the whole run. Default: 0.")
+        int | None, typer.Option(min=0, max=2**53, metavar="S", help="Seed of the whole run. Default: 0.")
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(parser=whole(1, 1_000_000), metavar="M", help=f"Longest answer. Default: {MAX_TOKENS}."),
+        typer.Option(min=1, max=1_000_000, metavar="M", help=f"Longest answer. Default: {MAX_TOKENS}."),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -60,9 +58,7 @@ def run(
     ] = None,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Test on the problems of the calibration all the same.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Allow evaluating on the calibration problems.")] = False,
     repeat: Annotated[
         Path | None,
         typer.Option(
@@ -90,10 +86,10 @@ def run(
     steerdec bench run --repeat runs/first/run.json --out runs/again
     """
     from steerdec.benchmarks.run import session
-    from steerdec.benchmarks.run.dispatch import Retry
+    from steerdec.benchmarks.run.endpoint_health import Retry
     from steerdec.benchmarks.run.targets import Target
 
-    asked: dict[str, Any] = {
+    what_to_run: dict[str, Any] = {
         "problems": problems,
         "arms": arms,
         "samples": samples,
@@ -105,9 +101,9 @@ def run(
         "prompt": prompt,
         "thinking": thinking,
     }
-    with told_plainly(f"the samples so far are in {out}, the same command goes on from there"):
+    with exit_on_known_errors(lambda: _how_to_continue(out)):
         if repeat is not None:
-            given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+            given = [f"--{name.replace('_', '-')}" for name, value in what_to_run.items() if value is not None]
             if given:
                 raise UsageError(f"{', '.join(given)}: --repeat takes this from {repeat}")
             request, old = session.repeated_request(repeat)
@@ -131,12 +127,26 @@ def run(
                 force=force,
             )
         urls = options.one_source(endpoint, model, dtype)
-        target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
+        target = Target(
+            endpoints=urls,
+            model=model,
+            dtype=dtype,
+            concurrency=concurrency,
+            timeout_s=timeout,
+            api_key=options.api_key(),
+        )
         finished = session.run(request, target, options.out_folder(out), Retry(seed=request.seed))
     if finished.failed:
         fail(f"{finished.failed} of {finished.samples} samples failed (`error` in {out}/samples.jsonl); "
              "the same command makes them again", 1)  # fmt: skip
     print(f"{finished.samples} samples in {out}; next: steerdec bench report {out}")
+
+
+def _how_to_continue(out: Path) -> str:
+    samples = out / "samples.jsonl"
+    if not samples.exists():
+        return ""
+    return f"the samples so far are in {out}; the same command continues from there"
 
 
 @bench_app.command()
@@ -147,7 +157,7 @@ def grade(folder: Folder) -> None:
     """
     from steerdec.benchmarks.run import regrade
 
-    with told_plainly("nothing was changed"):
+    with exit_on_known_errors("nothing was changed"):
         outcome = regrade.grade_again(folder)
     print(f"{outcome.samples} samples graded, {outcome.changed} grades changed; next: steerdec bench report {folder}")
 
@@ -165,7 +175,7 @@ def report(folder: Folder) -> None:
     from steerdec.benchmarks.report import write as reports
     from steerdec.benchmarks.stats import summary
 
-    with told_plainly():
+    with exit_on_known_errors():
         written = summary.write_summary(folder)
         page = reports.write_report(folder)
         reports.print_table(json.loads(written.read_text("utf-8")), Console())
@@ -181,15 +191,15 @@ def compare(
     """Write one page that sets two runs (two models) side by side; both need their report first."""
     from steerdec.benchmarks.report import write as reports
 
-    with told_plainly():
+    with exit_on_known_errors():
         path = reports.write_comparison(first, second, out)
     print(path)
 
 
 @bench_app.command()
 def plan(
-    problems: Annotated[int, typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Number of problems.")] = 60,
-    samples: Annotated[int, typer.Option(parser=whole(1, 100_000), metavar="K", help="Samples of each problem.")] = 32,
+    problems: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of problems.")] = 60,
+    samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="K", help="Samples of each problem.")] = 32,
     arms: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a file.")] = "causal",
     accuracy: Annotated[
         float, typer.Option(parser=number(0, 1), metavar="P", help="Expected score of the baseline.")
@@ -211,7 +221,7 @@ def plan(
 
     from steerdec.benchmarks.design import arm_sets, power
 
-    with told_plainly():
+    with exit_on_known_errors():
         count = len(arm_sets.load_arm_set(arms).arms)
         spread = power.usual_sd(accuracy)  # a baseline near 0 or 1 leaves the problems less room to differ
         expected = power.plan(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from steerdec.cli import options
-from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, number, told_plainly, whole
+from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, exit_on_known_errors, number
 from steerdec.steering.params import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 
@@ -19,13 +19,11 @@ def calibrate(
     endpoint: options.Endpoints = None,
     model: options.Model = None,
     tokens: Annotated[
-        int, typer.Option(parser=whole(1, 100_000_000), metavar="N", help="Tokens to measure, at least.")
+        int, typer.Option(min=1, max=100_000_000, metavar="N", help="Tokens to measure, at least.")
     ] = 100_000,
     limit: options.Limit = None,
-    seed: Annotated[int, typer.Option(parser=whole(0, 2**53), metavar="S", help="Seed.")] = 0,
-    max_tokens: Annotated[
-        int, typer.Option(parser=whole(1, 1_000_000), metavar="M", help="Longest answer.")
-    ] = MAX_TOKENS,
+    seed: Annotated[int, typer.Option(min=0, max=2**53, metavar="S", help="Seed.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="M", help="Longest answer.")] = MAX_TOKENS,
     arms: Annotated[
         str | None,
         typer.Option(
@@ -65,14 +63,21 @@ def calibrate(
     from steerdec.benchmarks.calibration import session as calibrate_session
     from steerdec.benchmarks.run.targets import Target
 
-    with told_plainly():
+    with exit_on_known_errors():
         if problems is None:
             raise UsageError("--problems is missing: the name of a problem set or a JSONL file")
         options.out_folder(out.absolute().parent)
         if out.is_dir():
             raise UsageError(f"--out: {out} is a folder, not a file")
         urls = options.one_source(endpoint, model, dtype)
-        target = Target(urls, model, dtype, concurrency, timeout, options.api_key())
+        target = Target(
+            endpoints=urls,
+            model=model,
+            dtype=dtype,
+            concurrency=concurrency,
+            timeout_s=timeout,
+            api_key=options.api_key(),
+        )
         found = calibrate_session.run(
             problems,
             target,

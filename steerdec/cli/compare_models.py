@@ -9,7 +9,7 @@ import typer
 
 from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli.options import whole
+from steerdec.cli.options import exit_on_known_errors
 
 SAMPLES = 16  # filled in by `compare`, which imports torch
 
@@ -31,9 +31,7 @@ def compare_models(
     limit: options.Limit = None,
     samples: Annotated[
         int | None,
-        typer.Option(
-            parser=whole(1, 100_000), metavar="K", help=f"Responses of TUNED to each problem. Default: {SAMPLES}."
-        ),
+        typer.Option(min=1, max=100_000, metavar="K", help=f"Responses of TUNED to each problem. Default: {SAMPLES}."),
     ] = None,
     seed: cli.Seed = None,
     max_tokens: cli.MaxTokens = None,
@@ -61,7 +59,7 @@ def compare_models(
 
     steerdec compare-models Qwen/Qwen3-8B-Base checkpoints/step-800 --out compared/weights
     """
-    with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+    with exit_on_known_errors(f"what is done is in {out}; the same command continues from there"):
         from steerdec.analysis.compare.run import compare_models as make
         from steerdec.analysis.compare.run import resolve
         from steerdec.analysis.traces.source import Source

@@ -9,7 +9,7 @@ import typer
 
 from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli.options import whole
+from steerdec.cli.options import exit_on_known_errors
 
 # Filled in by `lenses`, which imports torch.
 SAMPLES = 8
@@ -32,7 +32,8 @@ def lenses(
     samples: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 100_000),
+            min=1,
+            max=100_000,
             metavar="K",
             help=f"Responses to each problem, 4 at least; the first that reasons is looked at. Default: {SAMPLES}.",
         ),
@@ -41,7 +42,8 @@ def lenses(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 1_000_000),
+            min=1,
+            max=1_000_000,
             metavar="M",
             help=f"Longest response; the work grows with its square. Default: {MAX_TOKENS}.",
         ),
@@ -52,7 +54,8 @@ def lenses(
     gap_sentences: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 1000),
+            min=1,
+            max=1000,
             metavar="N",
             help=f"Receiver heads look back over so many sentences at least. Default: {GAP_SENTENCES}.",
         ),
@@ -60,7 +63,8 @@ def lenses(
     greedy_tokens: Annotated[
         int | None,
         typer.Option(
-            parser=whole(0, 1000),
+            min=0,
+            max=1000,
             metavar="N",
             help=f"Also delete greedily in chains up to N tokens; the work grows as N cubed. Default: {GREEDY_TOKENS}.",
         ),
@@ -68,7 +72,8 @@ def lenses(
     resamples: Annotated[
         int | None,
         typer.Option(
-            parser=whole(0, 10_000),
+            min=0,
+            max=10_000,
             metavar="N",
             help="Also go on N times from before and after every sentence, and compare how often the answer is right. "
             f"Default: {RESAMPLES}.",
@@ -98,7 +103,7 @@ def lenses(
     steerdec lenses --model Qwen/Qwen3-8B --problems math500 --limit 100 --max-tokens 1024 --resamples 100
     --out lenses/qwen3
     """
-    with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+    with exit_on_known_errors(f"what is done is in {out}; the same command continues from there"):
         from steerdec.analysis.lenses import run as looking
         from steerdec.analysis.lenses.report import lenses as make
         from steerdec.analysis.lenses.trace import LensSettings

@@ -9,8 +9,10 @@ import typer
 
 from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli.options import number
+from steerdec.cli.options import exit_on_known_errors, number
 from steerdec.common.paper import FORK_SHARE
+
+SHARE = 0.2
 
 
 def mask(
@@ -70,7 +72,7 @@ def mask(
 
     steerdec mask --model SmolLM2-135M-Instruct --problems embedded --tokens digit --out masks/digits
     """
-    with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+    with exit_on_known_errors(f"what is done is in {out}; the same command continues from there"):
         from steerdec.analysis.traces.token_classes import CLASSES
         from steerdec.common.errors import InputError
         from steerdec.records.calibration import parse_threshold

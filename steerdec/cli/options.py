@@ -1,4 +1,4 @@
-"""Options that several benchmark commands share, and how their failures are told."""
+"""Options that several commands share, and how a failure becomes one line and an exit status."""
 
 from __future__ import annotations
 
@@ -13,29 +13,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from steerdec.common.errors import InvalidInputError, SteerdecError
+
 API_KEY_VARIABLE = "STEERDEC_API_KEY"
 MAX_TOKENS = 2048
 CONCURRENCY = 64
 TIMEOUT_S = 3600.0
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser for whole numbers of that range."""
-
-    def parse(text: str | int) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise typer.BadParameter(f'"{text}" is not a whole number from {low} to {high}')
-        return value
-
-    return parse
-
-
 def number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
-    """A parser for numbers of that range."""
+    """Return a parser of numbers in that range. Unlike typer's own `min` and `max`, it refuses nan."""
 
     def parse(text: str | float) -> float:
         try:
@@ -82,7 +69,7 @@ Dtype = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(parser=whole(1, 1_000_000), metavar="N", help="Use N problems, drawn by a hash.", show_default=False),
+    typer.Option(min=1, max=1_000_000, metavar="N", help="Use N problems, drawn by a hash.", show_default=False),
 ]
 Prompt = Annotated[
     str | None,
@@ -98,9 +85,7 @@ Thinking = Annotated[
         "--thinking/--no-thinking", help="Switch the model's thinking mode. Default: as its chat template does."
     ),
 ]
-Concurrency = Annotated[
-    int, typer.Option(parser=whole(1, 10_000), metavar="N", help="Requests at once, to each endpoint.")
-]
+Concurrency = Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Requests at once, to each endpoint.")]
 Timeout = Annotated[
     float,
     typer.Option(
@@ -109,12 +94,16 @@ Timeout = Annotated[
 ]
 
 
-class UsageError(ValueError):
-    """Something was asked for wrongly; the message is one line."""
+class UsageError(InvalidInputError):
+    """An option is missing or cannot be used."""
 
 
 def one_source(endpoints: list[str] | None, model: str | None, dtype: str | None) -> tuple[str, ...]:
-    """The endpoints' URLs, checked; none if a model is to be served. Raises UsageError."""
+    """Check where samples are to come from; return the endpoints' URLs, none if a model is to be served.
+
+    Raises:
+        UsageError: neither or both are given, or one cannot be used.
+    """
     from steerdec.benchmarks.run.endpoints import endpoint_url
     from steerdec.models import ModelError, fetch
 
@@ -143,7 +132,7 @@ def api_key() -> str | None:
 
 
 def out_folder(out: Path) -> Path:
-    """`out` if it is, or can become, a folder to write in. Raises UsageError."""
+    """Return `out` if it is, or can become, a folder to write in. Raises UsageError."""
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not parent.is_dir():
         raise UsageError(f"--out: {parent} is a file, not a folder")
@@ -153,35 +142,30 @@ def out_folder(out: Path) -> Path:
 
 
 def fail(message: object, status: int) -> NoReturn:
-    """One plain line on stderr; status 2 for wrong usage, 1 for a failure."""
+    """Print one plain line on stderr and exit: status 2 for wrong usage, 1 for a failure."""
     print(f"steerdec: {' '.join(str(message).split())}", file=sys.stderr)
     raise typer.Exit(status)
 
 
 @contextmanager
-def told_plainly(interrupted: str = "") -> Iterator[None]:
-    """Turn what may go wrong into one line and an exit status; `interrupted` says how to go on after Ctrl-C.
+def exit_on_known_errors(hint: str | Callable[[], str] = "") -> Iterator[None]:
+    """Turn a known error into one plain line and its exit status; `hint` says how to continue a stopped command.
 
-    SIGTERM is taken like Ctrl-C meanwhile, so that a server started for the run is stopped.
+    SIGTERM is handled like Ctrl-C meanwhile, so that a server started for the command is stopped.
     """
-    from steerdec.benchmarks.calibration.calibrate import TooFewTokensError
-    from steerdec.benchmarks.run.dispatch import NoEndpointLeftError, NoGoodAnswerError
-    from steerdec.benchmarks.run.endpoints import EndpointError
-    from steerdec.benchmarks.run.local_server import ServerError
-    from steerdec.benchmarks.run.preflight import PreflightError
-    from steerdec.common.journal import JournalError
-    from steerdec.grading.pool import GradingError
+
+    def with_hint(message: object) -> str:
+        how = hint() if callable(hint) else hint
+        return f"{message}; {how}" if how else str(message)
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except ValueError as e:  # ArmError, ProblemError, CalibrationError, SettingsError, UsageError, ...
-        fail(e, 2)
-    except (NoEndpointLeftError, NoGoodAnswerError, GradingError, JournalError, OSError) as e:
-        fail(f"{e}; {interrupted}" if interrupted else e, 1)
-    except (PreflightError, ServerError, EndpointError, TooFewTokensError) as e:
-        fail(e, 1)
+    except SteerdecError as e:
+        fail(with_hint(e) if e.resumable else e, e.exit_status)
+    except OSError as e:
+        fail(with_hint(e), 1)
     except KeyboardInterrupt:
-        fail(f"stopped; {interrupted}" if interrupted else "stopped", 130)
+        fail(with_hint("stopped"), 130)
     finally:
         signal.signal(signal.SIGTERM, before)

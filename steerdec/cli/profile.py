@@ -9,7 +9,7 @@ import typer
 
 from steerdec.cli import analysis_options as shared
 from steerdec.cli import options
-from steerdec.cli.options import number, whole
+from steerdec.cli.options import exit_on_known_errors, number
 
 
 def profile(
@@ -33,7 +33,7 @@ def profile(
     ] = None,
     min_count: Annotated[
         int | None,
-        typer.Option(parser=whole(0, 10**9), metavar="N", help="List tokens with more occurrences. Default: 100."),
+        typer.Option(min=0, max=10**9, metavar="N", help="List tokens with more occurrences. Default: 100."),
     ] = None,
     dtype: shared.Dtype = None,
     device: shared.Device = None,
@@ -49,7 +49,7 @@ def profile(
 
     steerdec profile --model SmolLM2-135M-Instruct --problems embedded --samples 16 --out profiles/smollm2
     """
-    with shared.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+    with exit_on_known_errors(f"what is done is in {out}; the same command continues from there"):
         source = shared.source(
             run,
             model=model,

@@ -10,14 +10,14 @@ import typer
 
 from steerdec.cli import analysis_options as cli
 from steerdec.cli import options
-from steerdec.cli.options import number, whole
+from steerdec.cli.options import exit_on_known_errors, number
 from steerdec.common.paper import FORK_SHARE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _option(text: str, metavar: str = "N", low: int = 1) -> Any:
-    return typer.Option(parser=whole(low, 2**53), metavar=metavar, help=text)
+    return typer.Option(min=low, max=2**53, metavar=metavar, help=text)
 
 
 @app.command()
@@ -49,7 +49,7 @@ def train(
         str, typer.Option(metavar="forks|all", help="Divide the loss by the forks, or by all tokens, as TRL does.")
     ] = "forks",
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; the weights stay in float32.")] = False,
-    seed: Annotated[int, typer.Option(parser=whole(0, 2**31 - 1), metavar="S", help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="S", help="Seed.")] = 0,
     save_every: Annotated[int, _option("Steps from one checkpoint to the next.")] = 50,
     device: cli.Device = None,
 ) -> None:
@@ -57,7 +57,7 @@ def train(
 
     Writes DIR/model and DIR/training.json. Stopped, it finishes its step and saves, and the same command goes on.
     """
-    with cli.told_plainly(f"what is done is in {out}, the same command goes on from there"):
+    with exit_on_known_errors(f"what is done is in {out}; the same command continues from there"):
         from steerdec.analysis.train import equation6
         from steerdec.analysis.train.recipe import Recipe
         from steerdec.analysis.train.run import MODEL, train

@@ -1,15 +1,39 @@
-"""What an analysis says when it cannot be done.
+"""Every failure that a user can be told about in one line, and the exit status that it means.
 
-AnalysisError        it failed on its way (exit status 1)
-    InputError       it was asked for wrongly, known before any work was done (exit status 2)
+SteerdecError              something failed on the way (exit status 1)
+├── InvalidInputError      an option, a file or a field cannot be used (exit status 2)
+└── AnalysisError          an analysis failed on the way (exit status 1)
+    └── InputError         an analysis was given something it cannot use (exit status 2)
+
+Each room derives its own errors from these, so the command line catches one class.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
 
-class AnalysisError(Exception):
-    """The message is one plain line."""
+
+class SteerdecError(Exception):
+    """A failure whose message is one plain line: what is wrong, where, and what is allowed."""
+
+    exit_status: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False  # work done before it is kept, and the same command continues from there
+
+
+class InvalidInputError(SteerdecError, ValueError):
+    """Something given cannot be used; known before any work is done."""
+
+    exit_status = 2
+
+
+class AnalysisError(SteerdecError):
+    """An analysis cannot be finished."""
+
+    resumable = True
 
 
 class InputError(AnalysisError):
     """A file, a model or an option that cannot be used; the line names it, its place, and what is allowed."""
+
+    exit_status = 2
+    resumable = False

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator
 
-from steerdec.common.journal import write_atomically
+from steerdec.common.files import write_atomically
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     """Write `value`, made `plain`, to `path`: the whole file or, on failure, none of it.
 
     Raises:
-        JournalError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     write_atomically(path, json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 

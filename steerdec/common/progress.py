@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a plain line every ten seconds elsewhere (both on stderr)."""
+"""Show how far a run is: a bar on a terminal, a plain line every ten seconds elsewhere (both on stderr)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,43 @@ import sys
 from collections import Counter
 from time import monotonic
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_S = 10.0
-MOST_SCORES = 8
+MAX_SCORES = 8
+FEWEST_TO_ESTIMATE = 10
 
 
 class RunProgress:
-    """Counts the samples of a run and shows them; `done` of `total` were there before."""
+    """Count the samples of a run and show progress, speed, and the time left.
 
-    def __init__(self, total: int, done: int, unit: str = "samples") -> None:
+    Scores are shown only on request: whoever watches them and stops when they please raises false alarms.
+    """
+
+    def __init__(
+        self, total: int, done: int, unit: str = "samples", *, at_once: int = 1, show_scores: bool = False
+    ) -> None:
+        """Args:
+        total: how many there will be, `done` of them from before.
+        at_once: how many are made at the same time. The speed is not known before twice as many have finished, for
+            the first to finish are the shortest, so no time left is shown until then.
+        show_scores: show the running score of each arm.
+        """
         self._total = total
         self._unit = unit
         self._done = done
         self._new = 0
         self._tokens = 0
+        self._estimate_from = max(FEWEST_TO_ESTIMATE, 2 * at_once)
+        self._show_scores = show_scores
         self.failed = 0
         self._correct: Counter[str] = Counter()
         self._graded: Counter[str] = Counter()
-        self._begun_at_s = monotonic()
-        self._line_at_s = self._begun_at_s
-        self._told = done
+        self._began_at_s = monotonic()
+        self._line_at_s = self._began_at_s
+        self._shown = done
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -52,19 +65,19 @@ class RunProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._new and self._told != self._done:
+        elif self._new and self._shown != self._done:
             self._line()
 
-    def count(self, sample: dict[str, Any]) -> None:
-        """One more sample is in the journal."""
-        self.failed += sample["error"] is not None
-        if sample["grade"] != "ungraded":
-            self._graded[sample["arm"]] += 1
-            self._correct[sample["arm"]] += sample["grade"] == "correct"
-        self.advance(1, sample["completion_tokens"] or 0)
+    def count(self, arm: str, *, tokens: int, failed: bool, correct: bool | None) -> None:
+        """Count one more sample; `correct` None where it is ungraded."""
+        self.failed += failed
+        if correct is not None:
+            self._graded[arm] += 1
+            self._correct[arm] += correct
+        self.advance(1, tokens)
 
     def advance(self, steps: int, tokens: int) -> None:
-        """So many more of the total, with so many generated tokens."""
+        """Count so many more of the total, with so many generated tokens."""
         self._done += steps
         self._new += steps
         self._tokens += tokens
@@ -73,18 +86,25 @@ class RunProgress:
         elif monotonic() - self._line_at_s >= LINE_EVERY_S:
             self._line()
 
+    def grow(self, total: int) -> None:
+        """Announce that the total has changed."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def _line(self) -> None:
-        self._line_at_s, self._told = monotonic(), self._done
-        print(f"{self._done}/{self._total} {self._unit}, {self._facts()}", file=sys.stderr, flush=True)
+        self._line_at_s, self._shown = monotonic(), self._done
+        facts = self._facts()
+        print(f"{self._done}/{self._total} {self._unit}{facts and ', '}{facts}", file=sys.stderr, flush=True)
 
     def _facts(self) -> str:
-        seconds = max(monotonic() - self._begun_at_s, 1e-3)
-        left_s = max(0, self._total - self._done) * seconds / max(self._new, 1)
-        rate = [f"{self._tokens / seconds:.0f} tokens/s"] if self._tokens else []
-        facts = [*rate, f"{_duration(left_s)} left"]
+        seconds = max(monotonic() - self._began_at_s, 1e-3)
+        facts = [f"{self._tokens / seconds:.0f} tokens/s"] if self._tokens else []
+        if self._new >= self._estimate_from or self._done >= self._total:
+            facts.append(f"{_duration(max(0, self._total - self._done) * seconds / max(self._new, 1))} left")
         if self.failed:
             facts.append(f"{self.failed} failed")
-        if 0 < len(self._graded) <= MOST_SCORES:
+        if self._show_scores and 0 < len(self._graded) <= MAX_SCORES:
             facts.append(" ".join(f"{a} {100 * self._correct[a] / n:.1f}" for a, n in sorted(self._graded.items())))
         return ", ".join(facts)
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Self, cast
 
 from steerdec.common.child import python_child
+from steerdec.common.errors import SteerdecError
 from steerdec.grading.grade import Comparison, Grade, decide
 from steerdec.grading.worker import TIMEOUT_SIGNAL
 from steerdec.problems.sets import Problem
@@ -22,7 +23,7 @@ START_S = 120.0  # to start a worker and import a computer algebra system, on a 
 STUCK_FACTOR = 20.0  # wall-clock seconds a second of the time-out, before a worker that does not compute is ended too
 
 
-class GradingError(RuntimeError):
+class GradingError(SteerdecError):
     """A worker failed before it came to the answer: the installation is at fault, not the sample."""
 
 

@@ -27,13 +27,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from steerdec.common.child import python_child
+from steerdec.common.errors import InvalidInputError
 
 DEFAULT_SIZE = 50
 SPARE = 10  # entries made for each problem wanted, before a task is said to have no more
 NO_ANSWER = "(any that scores 1)"  # tasks like graph_color name no answer of their own
 
 
-class GymError(ValueError):
+class GymError(InvalidInputError):
     """A `gym:` name that cannot be used; one line."""
 
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from steerdec.common.errors import InvalidInputError
+
 Row = Mapping[str, Any]
 
 
-class HubError(ValueError):
+class HubError(InvalidInputError):
     """A set that could not be fetched, or whose rows have changed shape; one line."""
 
 

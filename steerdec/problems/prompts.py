@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from steerdec.common.errors import InvalidInputError
 from steerdec.problems.sets import Problem
 
 INSTRUCTIONS = {
@@ -42,7 +43,7 @@ EXAMPLES = (
 TEMPLATES = (*INSTRUCTIONS, "few-shot")
 
 
-class PromptError(ValueError):
+class PromptError(InvalidInputError):
     """A template that does not exist, or does not take what it is given; one line."""
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steerdec.common.errors import InvalidInputError
 from steerdec.common.numerals import read_integer, read_number
 from steerdec.problems import embedded, gym, hub
 
@@ -28,7 +29,7 @@ KINDS = ("integer", "number", "math")  # in files
 PROMPTS = {"integer": "aime", "number": "number", "math": "math", "gym": "gym"}  # template by kind; see `prompts`
 
 
-class ProblemError(ValueError):
+class ProblemError(InvalidInputError):
     """Problems that cannot be used; one line that says which, where, and what is allowed."""
 
 

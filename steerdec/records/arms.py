@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from steerdec.common.errors import InvalidInputError
 from steerdec.steering import params
 
 Role = Literal[
@@ -30,8 +31,8 @@ Positions = Literal["fork", "other", "any"]  # the tokens that a mask points at,
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
 
 
-class ArmError(ValueError):
-    """An arm set that cannot be used; the message is one line and says where."""
+class ArmError(InvalidInputError):
+    """An arm set cannot be used; the message says where in it."""
 
 
 class _Data(BaseModel):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from steerdec.common.errors import InvalidInputError
 from steerdec.common.paper import FORK_SHARE
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import ArmSet
@@ -21,8 +22,8 @@ Nats = Annotated[FiniteFloat, Field(ge=0.0)]
 Share = Annotated[FiniteFloat, Field(ge=0.0, le=1.0)]
 
 
-class CalibrationError(ValueError):
-    """A calibration that cannot be used; the message is one line."""
+class CalibrationError(InvalidInputError):
+    """A calibration cannot be used."""
 
 
 class CalibrationProblems(BaseModel):

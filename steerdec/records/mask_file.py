@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from steerdec.common.journal import JournalError, write_atomically
+from steerdec.common.errors import InvalidInputError
+from steerdec.common.files import FileError, write_atomically
 
 MASK: Final = "mask.parquet"
 REQUESTS: Final = "requests.parquet"
@@ -56,7 +57,7 @@ REQUEST_SCHEMA: Final = pa.schema(
 )
 
 
-class MaskError(ValueError):
+class MaskError(InvalidInputError):
     """A mask that cannot be used; one line that says which and why."""
 
 
@@ -89,7 +90,7 @@ def write_mask(folder: Path, requests: Iterable[MaskedRequest], about: dict[str,
     """Write the three files, a row group at a time; what mask.json then says.
 
     Raises:
-        JournalError: they cannot be written; the mask that was there before, if any, is as it was.
+        FileError: they cannot be written; the mask that was there before, if any, is as it was.
     """
     paths = {name: folder / name for name in (MASK, REQUESTS)}
     fresh = {name: path.with_name(name + ".new") for name, path in paths.items()}
@@ -108,7 +109,7 @@ def write_mask(folder: Path, requests: Iterable[MaskedRequest], about: dict[str,
         for name, path in fresh.items():
             path.replace(paths[name])
     except OSError as e:
-        raise JournalError(f"{folder} cannot be written ({e.strerror or e})") from None
+        raise FileError(f"{folder} cannot be written ({e.strerror or e})") from None
     finally:
         for path in fresh.values():
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`run.json`: everything needed to repeat a run, and the judge of whether a run may go on."""
+"""`run.json`: everything needed to repeat a run, and the check of whether a run may be resumed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from steerdec.common.journal import write_atomically
+from steerdec.common.errors import InvalidInputError
+from steerdec.common.files import write_atomically
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 
 NAME = "run.json"
-ENGINE_KEYS = ("steerdec", "vllm", "runner", "dtype")  # of GET /v1/steering: what a run may not change
+# Of GET /v1/steering: endpoints must not differ in these, and a run is not resumed where they changed.
+ENGINE_KEYS = ("steerdec", "vllm", "runner", "dtype")
 
 
-class SettingsError(ValueError):
-    """The settings of a run cannot be read, or not be gone on with; the message is one line."""
+class SettingsError(InvalidInputError):
+    """The settings of a run cannot be read, or a run cannot be resumed under them."""
 
 
 class _Data(BaseModel):
@@ -35,21 +37,24 @@ class ProblemsUsed(_Data):
     ids: tuple[str, ...]
 
 
-class Launch(_Data):
-    """The server that the run starts for itself; None in the settings where it was given endpoints."""
+class LaunchedServer(_Data):
+    """The server that a run starts for itself."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # files of version 0.1 have one field more
 
     model: str
     dtype: str | None = None
-    concurrency: int | None = None
 
 
 class Settings(_Data):
+    """The content of `run.json`."""
+
     steerdec: str
     created: str
     versions: dict[str, str]
     model: str
     model_info: dict[str, Any]
-    launch: Launch | None
+    launch: LaunchedServer | None  # None: it was given endpoints
     endpoints: tuple[str, ...]
     server: dict[str, Any]
     problems: ProblemsUsed
@@ -65,11 +70,12 @@ class Settings(_Data):
     threshold_origin: str
 
     def write(self, folder: Path) -> None:
+        """Write `run.json` into the folder. Raises FileError."""
         write_atomically(folder / NAME, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_settings(path: Path) -> Settings:
-    """The settings in a `run.json`. Raises SettingsError."""
+    """Read a `run.json`. Raises SettingsError."""
     try:
         value = json.loads(path.read_bytes())
         if isinstance(value, dict):
@@ -82,17 +88,17 @@ def read_settings(path: Path) -> Settings:
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise SettingsError(f"{path} holds no run: {place}: {first['msg']}") from None
+        raise SettingsError(f"{path} does not describe a run: {place}: {first['msg']}") from None
     except (ValueError, RecursionError) as e:
         raise SettingsError(f"{path} is not JSON ({e})") from None
 
 
-# Where a run stands and who serves it may change; how its samples come about may not.
+# Where a run is and who serves it may change; how its samples are made may not.
 _FREE = {"created", "versions", "model_info", "launch", "endpoints", "threshold_origin", "problems.source"}
 
 
 def changes(old: Settings, new: Settings) -> list[str]:
-    """What speaks against going on with `old` under `new`, as "field: old -> new", most telling first."""
+    """Return why a run under `old` cannot be resumed under `new`, as "field: old -> new", most important first."""
     return list(_changes("", _compared(old), _compared(new)))
 
 

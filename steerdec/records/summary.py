@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from steerdec.common.journal import write_atomically
+from steerdec.common.errors import InvalidInputError
+from steerdec.common.files import write_atomically
 from steerdec.common.json import Interval, Number
 
 NAME = "summary.json"
@@ -23,7 +24,7 @@ Metric = Literal["avg@k", "pass@k", "maj@k", "tokens", "truncation", "tokens per
 Application = Literal["applied", "not applied", "not measured"]
 
 
-class SummaryFileError(ValueError):
+class SummaryFileError(InvalidInputError):
     """A summary.json that cannot be read; the message is one line."""
 
 

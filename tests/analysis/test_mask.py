@@ -26,7 +26,7 @@ from steerdec.analysis.traces.trace import Trace
 from steerdec.benchmarks.design.masks import read_mask
 from steerdec.cli.mask import mask as mask_command
 from steerdec.common.errors import InputError
-from steerdec.common.journal import JournalError
+from steerdec.common.files import FileError
 from steerdec.records import mask_file
 from steerdec.records.calibration import Threshold
 from steerdec.records.mask_file import Mask, MaskedRequest, MaskError, load_mask, write_mask
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_mask_that_was_there(tmp_path: Path) -> None:
         yield a_request(1)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(JournalError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         write_mask(tmp_path, failing(), {})
     assert same(load_mask(tmp_path).requests[0], a_request())
     assert not list(tmp_path.glob("*.new"))

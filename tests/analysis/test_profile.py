@@ -15,7 +15,7 @@ from steerdec.analysis.traces.loading import load_tokenizer
 from steerdec.analysis.traces.source import Source, resolve
 from steerdec.analysis.traces.trace import read_run
 from steerdec.benchmarks.run import session
-from steerdec.benchmarks.run.dispatch import Retry
+from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.targets import Target
 from steerdec.problems.sets import load_problems
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
@@ -91,7 +91,7 @@ def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_noth
     )  # fmt: skip
     answers = {p.problem: p.answer for p in load_problems("embedded", limit=2).problems}
     with ScriptedEndpoint(Script(answers)) as server:
-        target = Target((server.url,), None, None, concurrency=4, timeout_s=60.0, api_key=None)
+        target = Target(endpoints=(server.url,), model=None, dtype=None, concurrency=4, timeout_s=60.0, api_key=None)
         session.run(asked, target, tmp_path / "run", Retry())
     told = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     (plain, same, *others), told["arms"]["replays"] = told["arms"]["arms"], {"peaks": {"mask": "peaks"}}

@@ -1,4 +1,4 @@
-"""samples.jsonl: what was said to be written is there, whatever happened next."""
+"""A journal: what was said to be written is there, whatever happened next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerdec.common.journal import FolderLock, Journal, JournalError, encode, read_samples, repair, rewrite
+from steerdec.common.files import FileError, FolderLock, write_atomically
+from steerdec.common.journal import Journal, JournalError, encode, read_records, repair, rewrite
 
 
 def sample(i: int, **more: object) -> dict[str, object]:
@@ -34,21 +35,27 @@ def write(path: Path, *samples: dict[str, object]) -> None:
 
 
 def kept(path: Path) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
-    repair(path, found.append)
-    return found
+    records: list[dict[str, object]] = []
+
+    def keep(record: dict[str, object]) -> bool:
+        if record["error"] is None:
+            records.append(record)
+        return record["error"] is None
+
+    repair(path, keep)
+    return records
 
 
 def test_what_is_written_is_read(path: Path) -> None:
     samples = [sample(i, text=t) for i, t in enumerate(["", "two\nlines\r\n", "\u2028 \x00 ü ∑", '"}'])]
     write(path, *samples)
-    assert list(read_samples(path)) == samples
+    assert list(read_records(path)) == samples
     assert path.read_bytes().count(b"\n") == len(samples)
 
 
 def test_a_lone_surrogate_does_not_break_the_file(path: Path) -> None:
     write(path, sample(0, text="a\ud800b"))
-    assert next(read_samples(path))["text"] == "a?b"
+    assert next(read_records(path))["text"] == "a?b"
 
 
 @given(cut=st.integers(1, 200), texts=st.lists(st.text(max_size=20), min_size=1, max_size=5))
@@ -92,11 +99,43 @@ def test_failed_samples_are_dropped_so_that_they_are_made_again(path: Path) -> N
     with path.open("ab") as file:
         file.write(b'{"torn')
     assert [s["sample"] for s in kept(path)] == [0, 2]
-    assert [s["sample"] for s in read_samples(path)] == [0, 2]
+    assert [s["sample"] for s in read_records(path)] == [0, 2]
+
+
+def test_what_is_not_dropped_is_read_once(path: Path) -> None:
+    """`keep` counts what it is called with, so a second call per record would find every one of them a repeat."""
+    write(path, *(sample(i, error="no" if i % 2 else None) for i in range(6)))
+    seen: list[object] = []
+
+    def keep(record: dict[str, object]) -> bool:
+        seen.append(record["sample"])
+        return record["error"] is None
+
+    repair(path, keep)
+    assert seen == list(range(6))
+    assert [s["sample"] for s in read_records(path)] == [0, 2, 4]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_atomically(path, "old")
+    with pytest.raises(FileError, match="cannot be written"):
+        write_atomically(tmp_path / "no" / "run.json", "new")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))
+        with pytest.raises(FileError, match="cannot be written"):
+            write_atomically(path, "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
-    with FolderLock(tmp_path), pytest.raises(JournalError, match="in use"), FolderLock(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(FileError, match="in use"), FolderLock(tmp_path):
         pass
     with FolderLock(tmp_path):
         pass
@@ -128,7 +167,7 @@ def test_a_full_disk_loses_nothing_that_was_written(path: Path) -> None:
     assert "cannot be written" in done.stderr
     reported = [int(line) for line in done.stdout.split()]
     assert reported
-    assert [s["sample"] for s in read_samples(path)] == reported
+    assert [s["sample"] for s in read_records(path)] == reported
     assert path.read_bytes().endswith(b"\n")
 
 
@@ -148,7 +187,7 @@ def test_a_rewrite_that_finds_the_disk_full_leaves_the_file_as_it_was(path: Path
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))
-        with pytest.raises(JournalError, match="as it was"):
+        with pytest.raises(JournalError, match="it is unchanged"):
             rewrite(path, lambda s: s | {"grade": "correct"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)

@@ -63,7 +63,7 @@ def disk_full(folder: Path) -> str:
         assert status == FAILED
         assert "cannot be written" in errors[-1], errors
         assert "No space left" in errors[-1], errors
-        assert "same command goes on" in errors[-1], errors
+        assert "same command continues" in errors[-1], errors
         before = finished_samples(run)
         assert 0 < len(before) < len(PROBLEMS) * 16 * ARMS
         subprocess.run(["mount", "-o", f"remount,size={ENOUGH_KIB}k", disk], check=True)

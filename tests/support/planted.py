@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steerdec.benchmarks.run import session
-from steerdec.benchmarks.run.dispatch import Retry
+from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.endpoints import Endpoint
 from steerdec.benchmarks.run.targets import Target
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS
@@ -123,12 +123,20 @@ class Planned:
     truth: Truth
     folder: Path
     script: Script
-    request: session.Request
+    request: session.RunRequest
     effects: Mapping[str, float]
 
     def run(self, target: Target | None = None) -> Study:
         """Over HTTP at `target`, else directly."""
-        target = target or _DirectTarget(("http://scripted",), None, None, 16, 60.0, None, self.script)
+        target = target or _DirectTarget(
+            endpoints=("http://scripted",),
+            model=None,
+            dtype=None,
+            concurrency=16,
+            timeout_s=60.0,
+            api_key=None,
+            script=self.script,
+        )
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             finished = session.run(self.request, target, self.folder / "run", Retry())
         assert finished.failed == 0

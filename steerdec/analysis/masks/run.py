@@ -182,12 +182,12 @@ def _problems(resolved: source.Resolved) -> dict[str, Any]:
 def _read_lenses(folder: Path, lens: str) -> tuple[dict[str, Any], list[Scored], int]:
     """(about, chains that have the lens, how many have not). A chain is the beginning of a sample's response."""
     settings = _lens_settings(folder)
-    traces = {t.key: t for t in map(store.trace_of, journal.read_samples(folder / _TRACES))}
+    traces = {t.key: t for t in map(store.trace_of, journal.read_records(folder / _TRACES))}
     of_sample = {(problem, sample): trace for (problem, _, sample), trace in traces.items()}
     entries: list[Scored] = []
     names: set[str] = set()
     left_out = 0
-    for record in journal.read_samples(folder / _LENSES):
+    for record in journal.read_records(folder / _LENSES):
         scores = record.get("scores", {})
         names |= scores.keys()
         if lens not in scores:

@@ -19,6 +19,7 @@ from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import journal
 from steerdec.common.errors import InputError
+from steerdec.common.files import FolderLock, write_atomically
 
 SETTINGS: Final = "analysis.json"
 Key = tuple[str, str, int]  # problem_id, arm, sample
@@ -38,13 +39,13 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Store]:
         raise InputError(f"--out: {folder} cannot be a folder ({e.strerror})") from None
     path = folder / SETTINGS
     wanted = json.loads(json.dumps(settings))
-    with journal.FolderLock(folder):
+    with FolderLock(folder):
         if path.exists():
             _check_same(path, wanted)
         elif rest := [p.name for p in folder.iterdir() if p.name != ".lock"]:
             raise InputError(f"--out: {folder} holds {min(rest)} but no {SETTINGS}; choose another folder")
         else:
-            journal.write_atomically(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+            write_atomically(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
         yield Store(folder)
 
 
@@ -71,7 +72,12 @@ class Store:
         """What `NAME.jsonl` holds, by key, after its torn end has been cut off. Raises JournalError."""
         found: dict[Key, dict[str, Any]] = {}
         path = self.folder / f"{name}.jsonl"
-        journal.repair(path, lambda line: found.update({(line["problem_id"], line["arm"], line["sample"]): line}))
+
+        def keep(line: journal.Record) -> bool:
+            found[line["problem_id"], line["arm"], line["sample"]] = line
+            return True
+
+        journal.repair(path, keep)
         return found
 
     @contextmanager

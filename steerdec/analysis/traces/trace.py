@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from steerdec.common import journal
 from steerdec.common.errors import InputError
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import Problem, ProblemSet, load_problems
 from steerdec.records.run import NAME as RUN_JSON
 from steerdec.records.run import Settings, read_settings
+from steerdec.records.samples import NAME as SAMPLES
+from steerdec.records.samples import Sample, read_samples
 
 Origin = Literal["sampled", "verified", "counted", "differ"]
 
@@ -104,11 +105,11 @@ def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int
     problems = {p.id: p for p in _problems(folder, settings).problems}
     prompts = {i: prompt_ids(tokenizer, settings.prompt, p, settings.thinking) for i, p in problems.items()}
     found = []
-    for sample in journal.read_samples(folder / journal.NAME):
-        if sample["arm"] == arm and sample.get("error") is None and sample.get("text"):
-            if sample["problem_id"] not in problems:
-                raise InputError(f"{folder / journal.NAME}: problem {sample['problem_id']} is not of this run")
-            trace = _trace(sample, problems[sample["problem_id"]], prompts[sample["problem_id"]], tokenizer)
+    for sample in read_samples(folder / SAMPLES):
+        if sample.arm == arm and sample.error is None and sample.text:
+            if sample.problem_id not in problems:
+                raise InputError(f"{folder / SAMPLES}: problem {sample.problem_id} is not of this run")
+            trace = _trace(sample, sample.text, problems[sample.problem_id], prompts[sample.problem_id], tokenizer)
             if trace.response_ids:
                 found.append(trace)
         if limit is not None and len(found) >= limit:
@@ -137,36 +138,36 @@ def _undisturbed(settings: Settings) -> str:
     return settings.arms.arms[0].name
 
 
-def _trace(sample: dict[str, Any], problem: Problem, prompt: tuple[int, ...], tokenizer: Any) -> Trace:
-    ids, origin = _response_ids(sample, tokenizer)
-    reported = sample.get("entropy_nats") if origin == "verified" else None
+def _trace(sample: Sample, text: str, problem: Problem, prompt: tuple[int, ...], tokenizer: Any) -> Trace:
+    ids, origin = _response_ids(sample, text, tokenizer)
+    reported = sample.entropy_nats if origin == "verified" else None
     return Trace(
         problem_id=problem.id,
-        arm=sample["arm"],
-        sample=sample["sample"],
+        arm=sample.arm,
+        sample=sample.sample,
         prompt_ids=prompt,
         response_ids=ids,
         gold=problem.answer,
         kind=problem.kind,
-        answer=sample.get("answer"),
-        grade=sample.get("grade") or "ungraded",
-        finish_reason=sample.get("finish_reason"),
-        text=sample["text"],
+        answer=sample.answer,
+        grade=sample.grade,
+        finish_reason=sample.finish_reason,
+        text=text,
         ids_are=origin,
         reported_entropy_nats=None if reported is None else tuple(reported),
     )
 
 
-def _response_ids(sample: dict[str, Any], tokenizer: Any) -> tuple[tuple[int, ...], Origin]:
+def _response_ids(sample: Sample, text: str, tokenizer: Any) -> tuple[tuple[int, ...], Origin]:
     """The response's ids, and how sure it is that they are the ones that were sampled."""
-    pieces = sample.get("token_text")
-    if isinstance(pieces, list) and pieces:
+    pieces = sample.token_text
+    if pieces:
         ids = _from_pieces(pieces, tokenizer)
         if ids is not None:
             return ids, "verified"
-    ids = tuple(tokenizer(sample["text"], add_special_tokens=False).input_ids)
-    ends = (0, 1) if sample.get("finish_reason") == "stop" else (0,)
-    fits = (sample.get("completion_tokens") or 0) - len(ids) in ends
+    ids = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    ends = (0, 1) if sample.finish_reason == "stop" else (0,)
+    fits = (sample.completion_tokens or 0) - len(ids) in ends
     return ids, "counted" if fits and not pieces else "differ"
 
 

@@ -22,7 +22,7 @@ import steerdec
 from steerdec.analysis.traces import loading, store
 from steerdec.analysis.train.recipe import Recipe, Reward, data, end_ids, grpo_config
 from steerdec.common.errors import AnalysisError, InputError
-from steerdec.common.journal import write_atomically
+from steerdec.common.files import write_atomically
 from steerdec.common.progress import RunProgress
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.sets import ProblemSet

@@ -36,7 +36,7 @@ def write_problems(path: Path, texts: list[str]) -> Path:
 
 
 def target(url: str) -> Target:
-    return Target((url,), None, None, concurrency=4, timeout_s=60.0, api_key=None)
+    return Target(endpoints=(url,), model=None, dtype=None, concurrency=4, timeout_s=60.0, api_key=None)
 
 
 @pytest.fixture(scope="module")

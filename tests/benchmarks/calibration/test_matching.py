@@ -168,7 +168,7 @@ def solve_set(folder: Path, arms: str, entropy_at: Callable[[bool, float], float
     with ScriptedEndpoint(script) as server:
         calibrate_session.run(
             str(folder / "problems.jsonl"),
-            Target((server.url,), None, None, concurrency=4, timeout_s=60.0, api_key=None),
+            Target(endpoints=(server.url,), model=None, dtype=None, concurrency=4, timeout_s=60.0, api_key=None),
             folder / "c.json",
             arms=arms,
             temperature=BASE,
@@ -336,7 +336,7 @@ def test_a_calibration_that_does_not_say_what_it_solved_for_is_refused_where_tha
     ask(tmp_path, "quick", tmp_path / "old.json")
 
 
-def ask(folder: Path, arms: str, calibration: Path) -> session.Request:
+def ask(folder: Path, arms: str, calibration: Path) -> session.RunRequest:
     problems = folder / "other.jsonl"
     problems.write_text(json.dumps({"id": "x", "problem": list(PROBLEMS)[5], "answer": "48"}) + "\n")
     words: dict[str, Any] = {"limit": None, "prompt": None, "thinking": None, "samples": 1, "seed": 0}

@@ -7,7 +7,7 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerdec.benchmarks.design.plan import Plan
+from steerdec.benchmarks.design.plan import SamplingPlan
 from steerdec.common.seeds import sample_seed
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import Arm
@@ -21,8 +21,8 @@ ARMS = [
 ]
 
 
-def plan(problems: int = 5, samples: int = 4, seed: int = 0) -> Plan:
-    return Plan([Problem(f"p{i}", f"text {i}", "1") for i in range(problems)], ARMS, samples, seed)
+def plan(problems: int = 5, samples: int = 4, seed: int = 0) -> SamplingPlan:
+    return SamplingPlan([Problem(f"p{i}", f"text {i}", "1") for i in range(problems)], ARMS, samples, seed)
 
 
 def test_every_sample_is_planned_once_and_found_by_its_key() -> None:

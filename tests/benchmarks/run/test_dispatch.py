@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from steerdec.benchmarks.run.answers import Answer, parse_answer
-from steerdec.benchmarks.run.dispatch import NoEndpointLeftError, NoGoodAnswerError, Retry, dispatch
+from steerdec.benchmarks.run.answers import Answer, Failure, parse_answer
+from steerdec.benchmarks.run.dispatch import NoEndpointLeftError, NoGoodAnswerError, Outcome, dispatch
+from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.endpoints import Endpoint, RefusedError, Timeouts, endpoint_url
 from tests.support.scripted_endpoint import Body, Fault, Script, ScriptedEndpoint
 
@@ -34,16 +35,16 @@ def send_all(
     retry: Retry = QUICK,
     timeout_s: float = 5.0,
     got: list[Any] | None = None,
-) -> list[tuple[int, str, Answer | str]]:
+) -> list[tuple[int, str, Outcome]]:
     """(number, endpoint, outcome) of requests 0 ... count - 1, as they came."""
-    outcomes: list[tuple[int, str, Answer | str]] = [] if got is None else got
+    outcomes: list[tuple[int, str, Outcome]] = [] if got is None else got
 
     async def send(endpoint: Endpoint, i: int) -> Answer:
         body = {"prompt": PROBLEM, "seed": i, "max_tokens": 8, "temperature": 1.0}
         raw = await endpoint.post("/v1/completions", body, max_bytes=10_000)
         return parse_answer(raw, max_tokens=8, steering=None)
 
-    async def done(i: int, endpoint: Endpoint, outcome: Answer | str) -> None:
+    async def done(i: int, endpoint: Endpoint, outcome: Outcome) -> None:
         outcomes.append((i, endpoint.url, outcome))
 
     async def main() -> None:
@@ -58,8 +59,8 @@ def send_all(
     return outcomes
 
 
-def failed(outcomes: list[tuple[int, str, Answer | str]]) -> dict[int, str]:
-    return {i: outcome for i, _, outcome in outcomes if isinstance(outcome, str)}
+def failed(outcomes: list[tuple[int, str, Outcome]]) -> dict[int, str]:
+    return {i: outcome.reason for i, _, outcome in outcomes if isinstance(outcome, Failure)}
 
 
 @pytest.fixture
@@ -279,9 +280,9 @@ def test_an_exception_while_keeping_stops_everything(serve: Serve) -> None:
         endpoint = Endpoint(server.url, connections=8, timeouts=Timeouts())
 
         async def send(e: Endpoint, i: int) -> Answer:
-            return Answer("", "stop", 0)
+            return Answer(text="", finish_reason="stop", completion_tokens=0)
 
-        async def done(i: int, e: Endpoint, outcome: Answer | str) -> None:
+        async def done(i: int, e: Endpoint, outcome: Outcome) -> None:
             raise OSError("disk full")
 
         await dispatch(iter(range(100)), [endpoint], send, done, QUICK)

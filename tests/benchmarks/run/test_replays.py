@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.masks import Places, read_mask
-from steerdec.benchmarks.design.plan import Plan, drawn_prefix
+from steerdec.benchmarks.design.plan import SamplingPlan, drawn_prefix
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.report.write import write_report
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.answers import MalformedAnswerError, parse_answer
-from steerdec.benchmarks.run.dispatch import Retry
+from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.replays import ReplayError
 from steerdec.benchmarks.run.targets import Target
 from steerdec.benchmarks.stats.expectations import Contrast, Design, read_design
@@ -121,14 +121,14 @@ def arms(tmp_path: Path) -> Path:
     return folder / "arms.yaml"
 
 
-def request(problems: Path, arms: Path, **changes: Any) -> session.Request:
+def request(problems: Path, arms: Path, **changes: Any) -> session.RunRequest:
     asked: dict[str, Any] = {"limit": None, "prompt": None, "thinking": None, "samples": 3, "seed": 1}
     asked |= {"temperature": None, "max_tokens": 64, "threshold": None, "force": False} | changes
     return session.read_request(str(problems), str(arms), **asked)
 
 
 def target(url: str) -> Target:
-    return Target((url,), model=None, dtype=None, concurrency=8, timeout_s=60.0, api_key=None)
+    return Target(endpoints=(url,), model=None, dtype=None, concurrency=8, timeout_s=60.0, api_key=None)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -239,7 +239,7 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(end: dict[str, Any], kept: 
 
 def test_a_plan_without_replays_has_no_prefixes_and_the_seeds_it_always_had() -> None:
     quick = load_arm_set("quick")
-    items = list(Plan([Problem("p", "x", "1")], quick.arms, 2, 3).items())
+    items = list(SamplingPlan([Problem("p", "x", "1")], quick.arms, 2, 3).items())
     assert all(item.prefix is None for item in items)
     assert len({item.seed for item in items if item.sample == 0}) == 1
 
@@ -376,7 +376,7 @@ def test_a_run_is_repeated_from_its_run_json_with_the_masks_beside_it(
 @pytest.mark.parametrize(
     ("mask", "changes", "told"),
     [
-        ({"prompt": "math"}, {}, "mask peaks is of responses to prompt math, the run has aime; say --prompt"),
+        ({"prompt": "math"}, {}, "mask peaks is of responses to prompt math, the run has aime; set --prompt"),
         ({"made": []}, {}, "mask peaks has no response to problem p0 and 5 more; it is of mine"),
         (
             {"made": [r for r in requests() if r.problem_id != "p4"]},
@@ -464,7 +464,7 @@ def test_a_server_that_does_not_tell_its_tokens_is_named_with_the_reason(
 ) -> None:
     with ScriptedEndpoint(Script(PROBLEMS)) as server:
         server.script.hides_tokens = True
-        with pytest.raises(ReplayError, match=r"answered 404: .*\(asked was /tokenize, which replays need\)$"):
+        with pytest.raises(ReplayError, match=r"answered 404: .*\(at /tokenize, which replays need\)$"):
             session.run(request(problems, arms), target(server.url), tmp_path / "run", QUICK)
 
 

@@ -15,13 +15,13 @@ from transformers import AutoTokenizer
 
 from steerdec.analysis.traces.trace import Trace, read_run
 from steerdec.benchmarks.design.masks import MaskedTrace, Prefix
-from steerdec.benchmarks.design.plan import Item
+from steerdec.benchmarks.design.plan import PlannedSample
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.answers import parse_answer
-from steerdec.benchmarks.run.dispatch import Retry
+from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.endpoints import Endpoint, Timeouts
 from steerdec.benchmarks.run.replays import whole_text
-from steerdec.benchmarks.run.sample_requests import asked_steering, sample_request
+from steerdec.benchmarks.run.sample_requests import Prompting, requested_steering, sample_request
 from steerdec.benchmarks.run.targets import Target
 from steerdec.problems.sets import load_problems
 from steerdec.records.arms import Arm
@@ -58,7 +58,7 @@ def run(url: str, folder: Path, arms: dict[str, Any], **changes: Any) -> list[di
     path.write_text(yaml.safe_dump(arms))
     asked: dict[str, Any] = {"limit": 3, "prompt": None, "thinking": None, "samples": 3, "seed": 1}
     asked |= {"temperature": 0.6, "max_tokens": 32, "threshold": "0.6", "force": False} | changes
-    target = Target((url,), model=None, dtype=None, concurrency=16, timeout_s=120.0, api_key=None)
+    target = Target(endpoints=(url,), model=None, dtype=None, concurrency=16, timeout_s=120.0, api_key=None)
     assert session.run(session.read_request("embedded", str(path), **asked), target, folder, Retry()).failed == 0
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
@@ -123,10 +123,10 @@ def test_exactly_the_first_token_of_the_continuation_is_steered(server_url: str,
     tokenizer = AutoTokenizer.from_pretrained(str(weights))
     problem = load_problems("embedded", limit=1).problems[0]
     prefix = Prefix(recorded(tokenizer, "Question: why?\nAnswer:", " Because it has many parts"), 3)
-    item = Item(0, problem, ARM, 0, 5, prefix)
-    path, body = sample_request(item, model=MODEL, prompt="number", thinking=None, max_tokens=12, traced=True)
+    item = PlannedSample(0, problem, ARM, 0, 5, prefix)
+    path, body = sample_request(item, Prompting(MODEL, "number"), max_tokens=12, per_token=True, token_text=True)
     raw = httpx.post(server_url + path, json=body, timeout=PATIENCE_S).raise_for_status().content
-    answer = parse_answer(raw, max_tokens=12, steering=asked_steering(ARM, True))
+    answer = parse_answer(raw, max_tokens=12, steering=requested_steering(ARM, per_token=True))
     assert answer.temperature is not None
     assert answer.temperature == pytest.approx([1.5] + [0.6] * (answer.completion_tokens - 1))
     assert answer.fork == [True] + [False] * (answer.completion_tokens - 1)
@@ -150,10 +150,10 @@ def test_a_prefix_may_end_in_the_middle_of_a_character(server_url: str, weights:
     for position in (0, cut, len(trace.response_ids)):
         rest = [int(token) for token in trace.response_ids[position:]]
         assert asyncio.run(text_of(rest, position, [])) == response
-    item = Item(0, load_problems("embedded", limit=1).problems[0], ARM, 0, 5, Prefix(trace, cut))
-    path, body = sample_request(item, model=MODEL, prompt="number", thinking=None, max_tokens=4)
+    item = PlannedSample(0, load_problems("embedded", limit=1).problems[0], ARM, 0, 5, Prefix(trace, cut))
+    path, body = sample_request(item, Prompting(MODEL, "number"), max_tokens=4)
     raw = httpx.post(server_url + path, json=body, timeout=PATIENCE_S).raise_for_status().content
-    new_ids = parse_answer(raw, max_tokens=4, steering=asked_steering(ARM, False)).token_ids
+    new_ids = parse_answer(raw, max_tokens=4, steering=requested_steering(ARM, per_token=False)).token_ids
     assert new_ids
     text = asyncio.run(text_of(new_ids, cut, []))
     assert text.startswith(" The abacus ")

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, Response
 from typer.testing import CliRunner
 
 from steerdec.benchmarks.run import regrade, session
-from steerdec.benchmarks.run.dispatch import NoEndpointLeftError, Retry
+from steerdec.benchmarks.run.dispatch import NoEndpointLeftError
+from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.preflight import PreflightError
 from steerdec.benchmarks.run.targets import Target
 from steerdec.cli.bench import bench_app
@@ -40,10 +41,10 @@ def problems(tmp_path: Path) -> Path:
 
 def target(*urls: str, **changes: Any) -> Target:
     settings = {"model": None, "dtype": None, "concurrency": 8, "timeout_s": 5.0, "api_key": None} | changes
-    return Target(urls, **settings)
+    return Target(endpoints=urls, **settings)
 
 
-def request(problems: Path, **changes: Any) -> session.Request:
+def request(problems: Path, **changes: Any) -> session.RunRequest:
     asked: dict[str, Any] = {"limit": None, "prompt": None, "thinking": None, "samples": 3, "seed": 1}
     asked |= {"temperature": None, "max_tokens": 64, "threshold": None, "force": False}
     asked |= changes
@@ -414,7 +415,7 @@ def test_ctrl_c_stops_with_130_and_says_how_to_go_on(problems: Path, tmp_path: P
         process.send_signal(signal.SIGINT)
         status, errors = finish(process)
     assert status == 130
-    assert "same command goes on" in errors.splitlines()[-1]
+    assert "same command continues" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert len(set(keys(folder))) == len(keys(folder)) >= 10
 
@@ -466,7 +467,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(problems: Path, tmp_p
         assert status == 1
         last = errors.splitlines()[-1]
         assert "samples.jsonl cannot be written" in last
-        assert "same command goes on" in last
+        assert "same command continues" in last
         assert "Traceback" not in errors
         there = (folder / "samples.jsonl").read_bytes()
         assert there.endswith(b"\n")

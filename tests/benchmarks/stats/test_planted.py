@@ -25,7 +25,7 @@ def test_a_run_over_http_gives_the_samples_of_one_without_sockets(tmp_path: Path
     truth = Truth(6, 3, ("B", "A/A", "B-other"))
     http, direct = plan(truth, tmp_path / "http", seed=5), plan(truth, tmp_path / "direct", seed=5)
     with ScriptedEndpoint(http.script) as server:
-        http.run(Target((server.url,), None, None, 8, 30.0, None))
+        http.run(Target(endpoints=(server.url,), model=None, dtype=None, concurrency=8, timeout_s=30.0, api_key=None))
     direct.run()
     samples = [
         sorted(
