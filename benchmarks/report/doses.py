@@ -1,4 +1,4 @@
-"""Which temperatures each arm asked for, and the dose curves they make.
+"""Which temperatures each arm set, and the dose curves they make.
 
 The form is figure 3 of arXiv 2506.01939: accuracy against the temperature of one group of tokens, the other group at
 the base.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from steerdec.records.arms import Arm
+from steerdec.records.run import Settings
+from steerdec.records.summary import ArmSummary, Summary
 
 # The 15 labels printed in the paper's figure 3 (mean of AIME'24 and AIME'25, percent) and its temperatures. The text
 # does not say which label belongs to which point.
@@ -23,19 +26,17 @@ AT_BASE = ("baseline", "identity", "replicate", "replica")  # roles that decode 
 
 @dataclass(frozen=True)
 class Dose:
-    """The temperatures one arm asked for. `select`: what makes a fork; "none" in a plain request."""
+    """The two temperatures that one arm set. `select`: what makes a fork; "none" in a plain request."""
 
-    arm: str
+    arm: Arm
     fork_temperature: float
     other_temperature: float
     select: str
-    role: str
-    replay: str = ""  # of the prefixes it goes on from
 
     @property
     def undisturbed(self) -> bool:
-        """Whether it writes whole responses at the base temperature."""
-        return self.role in AT_BASE and not self.replay
+        """Whether the arm writes whole responses at the base temperature."""
+        return self.arm.role in AT_BASE and self.arm.replay is None
 
 
 @dataclass(frozen=True)
@@ -55,65 +56,55 @@ class DoseCurves:
     base_temperature: float
 
 
-def arm_list(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The arms of the resolved arm set in run.json."""
-    return list(run["arms"]["arms"])
+def doses(settings: Settings) -> dict[str, Dose]:
+    """Return the temperatures by arm name, without the arms whose policy does not set two temperatures."""
+    found = {arm.name: _dose(arm) for arm in settings.arms.arms}
+    return {name: dose for name, dose in found.items() if dose is not None}
 
 
-def doses(run: Mapping[str, Any]) -> dict[str, Dose]:
-    """The temperatures by arm name. An arm whose policy does not set two temperatures is left out."""
-    found: dict[str, Dose] = {}
-    for arm in arm_list(run):
-        own, steering = arm.get("temperature"), arm.get("steering") or {}
-        if steering.get("policy", "split") != "split" or not isinstance(own, (int, float)):
-            continue
-        fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
-        select = str(steering.get("select", "entropy")) if steering else "none"
-        found[arm["name"]] = Dose(
-            arm["name"],
-            fork,
-            fork if select == "all" else other,
-            select,
-            str(arm.get("role") or ""),
-            str(arm.get("replay") or ""),
-        )
-    return found
+def _dose(arm: Arm) -> Dose | None:
+    own, steering = arm.temperature, arm.steering or {}
+    if steering.get("policy", "split") != "split" or isinstance(own, str):
+        return None
+    fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
+    if not isinstance(fork, int | float) or not isinstance(other, int | float):
+        return None
+    select = str(steering.get("select", "entropy")) if steering else "none"
+    return Dose(arm, float(fork), float(fork if select == "all" else other), select)
 
 
-def dose_curves(run: Mapping[str, Any], summary: Mapping[str, Any]) -> DoseCurves | None:
-    """The curves, or None where neither group of tokens was given `MIN_DOSES` temperatures, the base among them."""
-    asked, base = doses(run), run["temperature"]
-    baseline = run["arms"]["baseline"]
-    if baseline not in asked:
+def dose_curves(settings: Settings, summary: Summary) -> DoseCurves | None:
+    """Return the curves, or None where neither group of tokens has `MIN_DOSES` temperatures, the base among them."""
+    by_arm, base, baseline = doses(settings), settings.temperature, settings.arms.baseline
+    if baseline not in by_arm:
         return None
     forks: dict[float, DosePoint] = {}
     others: dict[float, DosePoint] = {}
-    # The baseline first: A/A and replica arms ask for the same temperatures and are not doses.
-    for dose in sorted(asked.values(), key=lambda dose: dose.arm != baseline):
-        arm = summary["arms"].get(dose.arm)
-        if arm is None or arm["avg_at_k"] is None or (dose.select != "entropy" and dose.arm != baseline):
+    # The baseline first: A/A and replica arms set the same temperatures and are not doses.
+    for dose in sorted(by_arm.values(), key=lambda dose: dose.arm.name != baseline):
+        arm = summary.arms.get(dose.arm.name)
+        if arm is None or arm.avg_at_k is None or (dose.select != "entropy" and dose.arm.name != baseline):
             continue
-        if dose.role == "matched" or dose.replay:  # solved for another arm's dose; not of whole responses
+        if dose.arm.role == "matched" or dose.arm.replay:  # solved for another arm's dose; not of whole responses
             continue
         if _same(dose.other_temperature, base):
-            forks.setdefault(dose.fork_temperature, _point(dose.arm, dose.fork_temperature, arm))
+            forks.setdefault(dose.fork_temperature, _point(dose.arm.name, dose.fork_temperature, arm))
         if _same(dose.fork_temperature, base):
-            others.setdefault(dose.other_temperature, _point(dose.arm, dose.other_temperature, arm))
+            others.setdefault(dose.other_temperature, _point(dose.arm.name, dose.other_temperature, arm))
     if max(len(forks), len(others)) < MIN_DOSES:
         return None
     return DoseCurves(_sorted(forks), _sorted(others), base)
 
 
-def reference_arm(run: Mapping[str, Any], with_data: Collection[str]) -> str | None:
-    """The arm to read undisturbed entropies from: the first at base temperatures that has data, else the first."""
-    undisturbed = [dose.arm for dose in doses(run).values() if dose.undisturbed and dose.arm in with_data]
-    return next(iter([*undisturbed, *with_data]), None)
+def reference_arm(settings: Settings, with_data: Collection[str]) -> str | None:
+    """Return the first arm at base temperatures that has data, to read undisturbed entropies from; else the first."""
+    undisturbed = [dose.arm.name for dose in doses(settings).values() if dose.undisturbed]
+    return next(iter([*(name for name in undisturbed if name in with_data), *with_data]), None)
 
 
-def _point(name: str, at: float, arm: Mapping[str, Any]) -> DosePoint:
-    ci95 = arm.get("avg_at_k_ci95")
-    known = ci95 is not None and None not in ci95
-    return DosePoint(name, at, arm["avg_at_k"], (ci95[0], ci95[1]) if known and ci95 else None)
+def _point(name: str, at: float, arm: ArmSummary) -> DosePoint:
+    assert arm.avg_at_k is not None, "an arm without a score is on no curve"
+    return DosePoint(name, at, arm.avg_at_k, arm.avg_at_k_ci95)
 
 
 def _sorted(points: Mapping[float, DosePoint]) -> tuple[DosePoint, ...]:

@@ -1,41 +1,52 @@
-"""Geometry of the report's own charts: the forest plot and the dose curves; data to positions, no drawing."""
+"""Geometry of the report's own charts, the forest plot and the dose curves: from data to positions, no drawing.
+
+The same forest is drawn as SVG by the page templates, as a vector file by `figures`, and in LaTeX as a table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from steerdec.pages.charts import Axis, axis
+from steerdec.pages.wording import MINUS
+from steerdec.records.summary import Comparison, Summary
 
 from .doses import PAPER_LABELS_PERCENT, DoseCurves, DosePoint
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with its interval, at percent positions."""
+    """A point with its interval, at percent positions. `series` chooses how it is drawn; see `Forest.series`."""
 
-    at: float
+    series: int
+    comparison: Comparison
+    at: float | None
     lo: float | None
     hi: float | None
-    scope_index: int
-    row: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ForestRow:
+    """One difference; a mark per series, None where a series does not have it."""
+
     label: str
-    marks: tuple[Mark, ...]
-    rows: tuple[Mapping[str, Any], ...]
+    marks: tuple[Mark | None, ...]
 
 
 @dataclass(frozen=True)
 class Forest:
+    """Differences with their intervals on one axis.
+
+    `series`: the names of what each row has one mark of, the populations of one run or the runs of a comparison.
+    """
+
     axis: Axis
     zero: float
-    band: tuple[float, float] | None
+    band: tuple[float, float] | None  # within +-delta: no difference that matters
+    delta: float | None
     rows: tuple[ForestRow, ...]
-    scopes: tuple[str, ...]
+    series: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,48 +70,63 @@ class DoseChart:
     height: int
 
 
-def scopes(*summaries: Mapping[str, Any]) -> tuple[str, ...]:
-    """The scopes of the comparisons in order of appearance."""
-    return tuple(dict.fromkeys(str(row["scope"]) for summary in summaries for row in summary["comparisons"]))
+def label(arm: str, baseline: str) -> str:
+    """Name a difference."""
+    return f"{arm} {MINUS} {baseline}"
 
 
-def pairs(summary: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The comparisons grouped by (arm, baseline), order kept."""
-    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in summary["comparisons"]:
-        grouped.setdefault((row["arm"], row["baseline"]), []).append(row)
+def populations(summary: Summary) -> tuple[str, ...]:
+    """Return the populations of the comparisons in order of appearance."""
+    return tuple(dict.fromkeys(row.scope for row in summary.comparisons))
+
+
+def by_pair(summary: Summary) -> dict[tuple[str, str], dict[str, Comparison]]:
+    """Return the comparisons as {(arm, baseline): {population: comparison}}, in order."""
+    grouped: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for row in summary.comparisons:
+        grouped.setdefault((row.arm, row.baseline), {})[row.scope] = row
     return grouped
 
 
-def difference_axis(summaries: Sequence[Mapping[str, Any]], delta: float | None) -> Axis:
-    """One scale for every difference and interval of `summaries`, zero and the equivalence band inside."""
+def forest_of_run(summary: Summary) -> Forest:
+    """Return every difference of a run, one series per population."""
+    rows = {label(*pair): tuple(found.values()) for pair, found in by_pair(summary).items()}
+    names = populations(summary)
+    placed = {
+        name: tuple(next((row for row in found if row.scope == one), None) for one in names)
+        for name, found in rows.items()
+    }
+    return forest(placed, names, summary.delta)
+
+
+def forest(rows: dict[str, tuple[Comparison | None, ...]], series: tuple[str, ...], delta: float | None) -> Forest:
+    """Place labeled comparisons, one per series, on one axis with zero and the equivalence band inside."""
     values = [0.0, delta or 0.0, -(delta or 0.0)]
-    for summary in summaries:
-        for row in summary["comparisons"]:
-            values += [v for v in (row["diff"], *(row["ci95"] or ())) if v is not None]
-    return axis(values, bins=6)
+    for found in rows.values():
+        for one in found:
+            values += [] if one is None else [v for v in (one.diff, *(one.ci95 or ())) if v is not None]
+    scale = axis(values, bins=6)
+    return Forest(
+        axis=scale,
+        zero=scale.percent(0.0),
+        band=None if delta is None else (scale.percent(-delta), scale.percent(delta)),
+        delta=delta,
+        rows=tuple(
+            ForestRow(name, tuple(None if one is None else _mark(i, one, scale) for i, one in enumerate(found)))
+            for name, found in rows.items()
+        ),
+        series=series,
+    )
 
 
-def forest(summary: Mapping[str, Any], delta: float | None, scale: Axis | None = None) -> Forest:
-    scale = scale or difference_axis([summary], delta)
-    names = scopes(summary)
-    rows = []
-    for (arm, baseline), group in pairs(summary).items():
-        marks = []
-        for row in group:
-            if row["diff"] is not None:
-                lo, hi = row["ci95"] or (None, None)
-                bounds = [None if v is None else scale.percent(v) for v in (lo, hi)]
-                marks.append(
-                    Mark(scale.percent(row["diff"]), bounds[0], bounds[1], names.index(str(row["scope"])), row)
-                )
-        rows.append(ForestRow(f"{arm} − {baseline}", tuple(marks), tuple(group)))
-    band = None if delta is None else (scale.percent(-delta), scale.percent(delta))
-    return Forest(scale, scale.percent(0.0), band, tuple(rows), names)
+def _mark(series: int, row: Comparison, scale: Axis) -> Mark:
+    lo, hi = row.ci95 or (None, None)
+    at, lo, hi = (None if value is None else scale.percent(value) for value in (row.diff, lo, hi))
+    return Mark(series, row, at, lo, hi)
 
 
 def dose_chart(curves: DoseCurves, height: int = 260) -> DoseChart:
-    """Temperatures at equal steps, as in the paper: its grid is dense at the bottom and wide at the top."""
+    """Place the curves, temperatures at equal steps as in the paper, whose grid is dense at the bottom."""
     found = sorted({point.temperature for point in (*curves.forks, *curves.others)})
     x = {t: 100 * (i + 0.5) / len(found) for i, t in enumerate(found)}
     values = [v for p in (*curves.forks, *curves.others) for v in (p.value, *(p.ci95 or ()))]
@@ -110,12 +136,11 @@ def dose_chart(curves: DoseCurves, height: int = 260) -> DoseChart:
         return round(height * (1 - scale.percent(value) / 100), 2)
 
     def marks(points: Sequence[DosePoint]) -> tuple[CurveMark, ...]:
-        return tuple(
-            CurveMark(
-                x[p.temperature], y(p.value), y(p.ci95[0]) if p.ci95 else None, y(p.ci95[1]) if p.ci95 else None, p
-            )
-            for p in points
-        )
+        placed = []
+        for p in points:
+            lo, hi = (y(p.ci95[0]), y(p.ci95[1])) if p.ci95 else (None, None)
+            placed.append(CurveMark(x=x[p.temperature], y=y(p.value), lo=lo, hi=hi, point=p))
+        return tuple(placed)
 
     paper = Axis(0.0, 80.0, (0.0, 20.0, 40.0, 60.0, 80.0))
     return DoseChart(
@@ -124,7 +149,7 @@ def dose_chart(curves: DoseCurves, height: int = 260) -> DoseChart:
         ticks=tuple((tick, y(tick)) for tick in scale.ticks),
         forks=marks(curves.forks),
         others=marks(curves.others),
-        paper=tuple((label, height * (1 - paper.percent(label) / 100)) for label in PAPER_LABELS_PERCENT),
+        paper=tuple((score, height * (1 - paper.percent(score) / 100)) for score in PAPER_LABELS_PERCENT),
         paper_ticks=tuple((tick, height * (1 - paper.percent(tick) / 100)) for tick in paper.ticks),
         height=height,
     )

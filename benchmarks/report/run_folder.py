@@ -1,28 +1,21 @@
-"""Read a run folder for the report, without holding the text of every sample.
+"""A run folder as the report needs it, without holding the text of every sample.
 
 A run of 60 problems, 64 samples and 12 arms carries gigabytes of reasoning. The report needs the grades and the few
-samples that kept their per-token lists, so `samples.jsonl` is read line by line.
+samples that kept their per-token lists.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from steerdec.common.errors import InvalidInputError
-from steerdec.common.files import FileError
 from steerdec.pages.forks import TokenTrace
-from steerdec.records.samples import Sample, read_samples
-
-RUN_KEYS = ("steerdec", "created", "model", "problems", "arms", "samples", "seed", "temperature", "threshold_nats")
-SUMMARY_KEYS = ("arms", "comparisons", "claims", "instrument")
-
-
-class ReportError(InvalidInputError):
-    """A run folder that cannot be reported; the message is one plain line."""
+from steerdec.records.folder import load_run
+from steerdec.records.run import Settings
+from steerdec.records.samples import Sample
+from steerdec.records.summary import NAME as SUMMARY_JSON
+from steerdec.records.summary import Summary, read_summary
 
 
 @dataclass
@@ -37,29 +30,34 @@ class Cell:
 @dataclass(frozen=True)
 class RunFolder:
     path: Path
-    run: dict[str, Any]
-    summary: dict[str, Any]
+    settings: Settings
+    summary: Summary
     cells: dict[tuple[str, str], Cell]  # (problem_id, arm), the problems in the run's order
     traces: list[TokenTrace]  # by problem, sample and arm, each in the run's order
     dropped_traces: int = 0  # samples whose per-token lists disagree in length
 
+    @property
+    def model(self) -> str:
+        """The last part of the model's path or hub name; the whole name is in the provenance."""
+        return self.settings.model.rstrip("/").rsplit("/", 1)[-1]
 
-def read_run(directory: str | Path) -> RunFolder:
-    """Read `run.json`, `summary.json` and `samples.jsonl`.
+    @property
+    def problem_set(self) -> str:
+        return self.settings.problems.name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def read_run(directory: str | Path, summary: Summary | None = None) -> RunFolder:
+    """Read a run folder; its `summary.json` only if no summary is given.
 
     Raises:
-        ReportError: a file is missing or is not the JSON it should be.
+        SettingsError, JournalError, SummaryFileError: a file is missing or cannot be read; one line.
     """
     path = Path(directory)
-    run, summary = _read_object(path / "run.json"), _read_object(path / "summary.json")
-    for name, value, keys in (("run.json", run, RUN_KEYS), ("summary.json", summary, SUMMARY_KEYS)):
-        for key in keys:
-            if key not in value:
-                raise ReportError(f'{path / name} has no "{key}"')
+    run = load_run(path)
     grades: dict[tuple[str, str, int], str] = {}  # of several lines for one sample the last counts
     traces: dict[tuple[str, str, int], TokenTrace] = {}
     dropped = 0
-    for sample in _samples(path / "samples.jsonl"):
+    for sample in run.samples():
         grades[sample.key] = sample.grade
         if sample.entropy_nats:
             trace = _trace(sample)
@@ -67,26 +65,23 @@ def read_run(directory: str | Path) -> RunFolder:
                 dropped += 1
             else:
                 traces[sample.key] = trace
-    place = _order(run)  # the file's own order is that of arrival, which another run of the same would not have
+    place = _order(run.settings)  # the order of the file is that of arrival, which is another one in a repeated run
     grades = dict(sorted(grades.items(), key=lambda item: place(*item[0])))
-    shown = [traces[at] for at in sorted(traces, key=lambda at: place(*at))]
-    return RunFolder(path, run, summary, _cells(grades), shown, dropped)
+    return RunFolder(
+        path=path,
+        settings=run.settings,
+        summary=summary or read_summary(path / SUMMARY_JSON),
+        cells=_cells(grades),
+        traces=[traces[key] for key in sorted(traces, key=lambda key: place(*key))],
+        dropped_traces=dropped,
+    )
 
 
-def _order(run: Mapping[str, Any]) -> Callable[[str, str, int], tuple[int, int, int]]:
-    """The sorting key of (problem_id, arm, sample); what the run does not name comes last."""
-    problems = {name: i for i, name in enumerate(run["problems"].get("ids") or ())}
-    arms = {arm["name"]: i for i, arm in enumerate(run["arms"]["arms"])}
+def _order(settings: Settings) -> Callable[[str, str, int], tuple[int, int, int]]:
+    """Return the sorting key of (problem_id, arm, sample); what the run does not name comes last."""
+    problems = {name: i for i, name in enumerate(settings.problems.ids)}
+    arms = {arm.name: i for i, arm in enumerate(settings.arms.arms)}
     return lambda problem, arm, sample: (problems.get(problem, len(problems)), sample, arms.get(arm, len(arms)))
-
-
-def _samples(path: Path) -> Iterator[Sample]:
-    if not path.exists():
-        raise ReportError(f"{path} is missing; a report needs run.json, samples.jsonl and summary.json")
-    try:
-        yield from read_samples(path)
-    except FileError as error:
-        raise ReportError(str(error)) from None
 
 
 def _cells(grades: Mapping[tuple[str, str, int], str]) -> dict[tuple[str, str], Cell]:
@@ -97,18 +92,6 @@ def _cells(grades: Mapping[tuple[str, str, int], str]) -> dict[tuple[str, str], 
         cell.graded += grade != "ungraded"
         cell.ungraded += grade == "ungraded"
     return cells
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ReportError(f"{path} is missing; a report needs run.json, samples.jsonl and summary.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ReportError(f"{path} holds a JSON {type(value).__name__}; an object is expected")
-    return value
 
 
 def _trace(sample: Sample) -> TokenTrace | None:

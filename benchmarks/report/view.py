@@ -1,28 +1,30 @@
-"""What the report shows, section by section, as plain values for the templates.
+"""What the report shows, section by section, as objects for the templates.
 
-A section that cannot be shown is a reason in words: the templates print it where the section would stand.
+A section that cannot be shown is a reason in words: the templates print it where the section would be.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steerdec.pages import charts, forks, wording
+from steerdec.pages import charts, forks, provenance, wording
+from steerdec.records.arms import Arm
+from steerdec.records.run import Settings
+from steerdec.records.summary import ArmSummary, ClaimSummary, Comparison, Contrast, Summary
 
-from . import doses, plots
+from . import doses, plots, sentences
 from .run_folder import Cell, RunFolder
 
-_HIDDEN_PROVENANCE = ("arms",)
-
-# Simulated for paired designs of this kind; stated in every report, because a reader of "undecided" has to know.
+# Simulated for paired designs of this kind; printed in every report, because a reader of "undecided" has to know.
 _SIMULATED_POWER = (
     "In simulation, 60 problems with 16, 32 and 64 samples show a difference of 4.5, 3.2 and 2.2 points with 80% power "
     "if it is the same on every problem, and of 5.8, 4.9 and 4.3 points if it varies. One or two points on 60 problems "
     "cannot be settled."
 )
+_POINTS = ("avg@k", "pass@k", "maj@k", "truncation")  # metrics that are fractions
+_CLAIMED = {"greater": "> 0", "less": "< 0", None: ""}
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,25 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """What an arm asked for and what it got."""
+class ClaimRow:
+    """One row of the first table: what is claimed, what was found, and of what."""
 
-    arm: str
-    role: str
+    claim: ClaimSummary
+    label: str  # the difference, such as "F-down − B"; "" for a claim that combines two others
+    claimed: str  # "< 0" or "> 0"
+    difference: str
+    interval: str
+    statement: str
+    conclusion: str
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What an arm set and what its tokens were drawn from."""
+
+    arm: Arm
     dose: doses.Dose | None
-    fork_rate: float | None
-    mean_entropy_nats: float | None
-    sampled_entropy_nats: float | None  # of the distributions drawn from
-    shift_nats: float | None  # of that, against the reference arm
+    summary: ArmSummary
 
 
 @dataclass(frozen=True)
@@ -54,121 +65,162 @@ class Replayed:
     lens: str
     mask: str
     positions: str  # which of the mask's: "fork", "other", "any"
-    difference: Mapping[str, Any]  # to the control, over problems like these
-    contrasts: Sequence[Mapping[str, Any]]  # less what the same steering does after the prefixes of a placebo
+    difference: Comparison  # to the control, over problems like these
+    contrasts: Sequence[Contrast]  # less what the same steering does after the prefixes of a placebo
 
 
-def model_name(run: Mapping[str, Any]) -> str:
-    """The last part of a path or hub name; the whole name stands in the provenance."""
-    return str(run["model"]).rstrip("/").rsplit("/", 1)[-1]
+def amount(value: float | None, metric: str) -> str:
+    """Write a difference in the unit of its metric: points for scores, tokens for lengths."""
+    return wording.points(value) if metric in _POINTS else wording.signed(value, 0)
 
 
-def set_name(run: Mapping[str, Any]) -> str:
-    return str(run["problems"]["name"]).rstrip("/").rsplit("/", 1)[-1]
+def amount_interval(ci95: tuple[float, float] | None, metric: str) -> str:
+    """Write the interval of a difference in the unit of its metric."""
+    return wording.points_interval(ci95) if metric in _POINTS else wording.interval(ci95, 1, 0, signs=True)
+
+
+def unit(metric: str) -> str:
+    return "points" if metric in _POINTS else "tokens"
+
+
+def claim_rows(summary: Summary, subject: str) -> list[ClaimRow]:
+    """Return the claims as rows of a table, in the order they were declared."""
+    return [_claim_row(claim, subject) for claim in summary.claims]
+
+
+def _claim_row(claim: ClaimSummary, subject: str) -> ClaimRow:
+    statement, conclusion = sentences.claim_parts(claim, subject)
+    known = claim.arm is not None and claim.baseline is not None
+    return ClaimRow(
+        claim=claim,
+        label=plots.label(str(claim.arm), str(claim.baseline)) if known else "",
+        claimed=_CLAIMED[claim.direction],
+        difference=amount(claim.diff, claim.metric) if known else "",
+        interval=amount_interval(claim.ci95, claim.metric) if known else "",
+        statement=statement,
+        conclusion=conclusion,
+    )
 
 
 def page(folder: RunFolder) -> dict[str, Any]:
-    """Everything the report's templates read."""
-    run, summary = folder.run, folder.summary
-    delta = summary.get("delta")
-    subject = f"{model_name(run)} and {set_name(run)}"
-    curves = doses.dose_curves(run, summary)
+    """Return everything the report's templates read."""
+    settings, summary = folder.settings, folder.summary
+    curves = doses.dose_curves(settings, summary)
     return {
-        "run": run,
+        "run": settings,
         "summary": summary,
-        "model": model_name(run),
-        "set_name": set_name(run),
-        "instrument": wording.instrument_sentence(summary),
-        "claims": [(claim, *wording.claim_parts(claim, subject)) for claim in summary["claims"]],
-        "delta": delta,
-        "forest": plots.forest(summary, delta),
-        "cut": wording.cut_sentence(summary),
+        "model": folder.model,
+        "set_name": folder.problem_set,
+        "instrument": sentences.instrument_sentence(summary),
+        "interim": sentences.interim_sentence(summary),
+        "cautions": sentences.cautions(summary),
+        "claims": claim_rows(summary, f"{folder.model} and {folder.problem_set}"),
+        "forest": plots.forest_of_run(summary),
+        "bounded": any(row.bounds for row in summary.comparisons),
         "accuracy_axis": _accuracy_axis(summary),
-        "replayed": _replayed(run, summary),
-        "delivered": _delivered(run, summary),
-        "reference": _telemetry_reference(run, summary),
+        "other_metrics": _other_metrics(summary),
+        "replayed": _replayed(settings, summary),
+        "delivered": _delivered(settings, summary),
+        "measured": _measured(summary),
         "dose": plots.dose_chart(curves) if curves else Missing(_no_doses()),
         "paper_labels": doses.PAPER_LABELS_PERCENT,
         "paper_temperatures": doses.PAPER_TEMPERATURES,
         "problem_ids": list(dict.fromkeys(problem for problem, _ in folder.cells)),
         "cells": folder.cells,
         "empty_cell": Cell(),
-        "missing_samples": sum(arm.get("missing") or 0 for arm in summary["arms"].values()),
-        "strata": _by_pair(summary.get("strata") or [], "stratum"),
-        "mediators": {f"{row['arm']} − {row['baseline']}": row for row in summary.get("mediators") or []},
-        "trends": summary.get("trends") or [],
+        "strata": _strata(summary),
+        "mediators": {plots.label(row.arm, row.baseline): row for row in summary.mediators},
+        "heterogeneity": [(plots.label(row.arm, row.baseline), row) for row in summary.heterogeneity],
         "simulated_power": _SIMULATED_POWER,
-        "sent_arms": doses.arm_list(run),
-        "provenance": _provenance(run),
+        "provenance": provenance.rows(settings.model_dump(mode="json", exclude={"arms"})),
         **_token_sections(folder),
     }
 
 
-def _accuracy_axis(summary: Mapping[str, Any]) -> charts.Axis:
-    arms = summary["arms"].values()
-    values = [v for arm in arms for v in (arm["avg_at_k"], *(arm.get("avg_at_k_ci95") or ())) if v is not None]
+def _accuracy_axis(summary: Summary) -> charts.Axis:
+    values = [v for arm in summary.arms.values() for v in (arm.avg_at_k, *(arm.avg_at_k_ci95 or ())) if v is not None]
     return charts.axis(values or [0.0, 1.0], bins=4)
 
 
 def _no_doses() -> str:
     return (
-        f"no group of tokens was given {doses.MIN_DOSES} or more temperatures in this run; "
-        "the arm set `figure3` holds the paper's grid"
+        f"no group of tokens has {doses.MIN_DOSES} or more temperatures in this run; "
+        "the arm set `figure3` has the paper's grid"
     )
 
 
-def _telemetry_reference(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
-    told = [name for name, arm in summary["arms"].items() if arm["mean_entropy_nats"] is not None]
-    name = doses.reference_arm(run, told)
-    asked = doses.doses(run).get(name or "")
-    return name if asked and asked.undisturbed else None
+def _other_metrics(summary: Summary) -> list[tuple[str, str, Comparison, str, str]]:
+    """Return (difference, unit, comparison, amount, interval) of the wider population, grouped by metric."""
+    rows = [row for row in summary.other_metrics if row.scope == "problems like these"]
+    rows.sort(key=lambda row: list(dict.fromkeys(r.metric for r in rows)).index(row.metric))
+    return [
+        (
+            plots.label(row.arm, row.baseline),
+            unit(row.metric),
+            row,
+            amount(row.diff, row.metric),
+            amount_interval(row.ci95, row.metric),
+        )
+        for row in rows
+    ]
 
 
-def _delivered(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Delivered]:
-    asked = doses.doses(run)
-    reference = _telemetry_reference(run, summary)
-    base = summary["arms"][reference].get("mean_sampled_entropy_nats") if reference else None
+def _delivered(settings: Settings, summary: Summary) -> list[Delivered]:
+    by_arm = doses.doses(settings)
+    return [
+        Delivered(arm, by_arm.get(arm.name), summary.arms[arm.name])
+        for arm in settings.arms.arms
+        if arm.name in summary.arms
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Which of the columns on what was delivered have a number in any row."""
+
+    shift: bool
+    kl: bool
+    texts: bool
+    applied: bool
+
+
+def _measured(summary: Summary) -> Measured:
+    arms = summary.arms.values()
+    return Measured(
+        shift=any(arm.entropy_shift_nats is not None for arm in arms),
+        kl=any(arm.mean_kl_nats is not None for arm in arms),
+        texts=any(arm.texts_changed is not None for arm in arms),
+        applied=any(arm.applied is not None for arm in arms),
+    )
+
+
+def _replayed(settings: Settings, summary: Summary) -> list[Replayed]:
+    controls = {arm.replay: arm.name for arm in settings.arms.arms if arm.role == "replay"}
+    pairs = plots.by_pair(summary)
     rows = []
-    for name, arm in summary["arms"].items():
-        dose, sampled = asked.get(name), arm.get("mean_sampled_entropy_nats")  # runs of old have none
-        # After a prefix there are other tokens than in the whole responses of the reference.
-        known = sampled is not None and base is not None and not (dose and dose.replay)
-        shift = sampled - base if known else None
-        role = dose.role if dose else ""
-        rows.append(Delivered(name, role, dose, arm["fork_rate"], arm["mean_entropy_nats"], sampled, shift))
-    return rows
-
-
-def _replayed(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Replayed]:
-    replays = run["arms"].get("replays") or {}
-    controls = {arm["replay"]: arm["name"] for arm in doses.arm_list(run) if arm["role"] == "replay"}
-    last = {(row["arm"], row["baseline"]): row for row in summary["comparisons"]}  # the wider scope stands last
-    rows = []
-    for arm in doses.arm_list(run):
-        replay, control = replays.get(arm.get("replay")), controls.get(arm.get("replay"))
-        if replay is None or control is None or arm["role"] == "replay":
+    for arm in settings.arms.arms:
+        if arm.replay is None or arm.role == "replay":
             continue
-        about = replay.get("about") or {}
-        contrasts = [row for row in summary.get("contrasts") or [] if row["arm"] == arm["name"]]
+        replay, control = settings.arms.replays[arm.replay], controls[arm.replay]
         rows.append(
             Replayed(
-                arm["name"],
-                control,
-                str(about.get("lens")),
-                replay["mask"],
-                replay["positions"],
-                last[arm["name"], control],
-                contrasts,
+                arm=arm.name,
+                control=control,
+                lens=str((replay.about or {}).get("lens")),
+                mask=replay.mask,
+                positions=replay.positions,
+                difference=pairs[arm.name, control]["problems like these"],
+                contrasts=[row for row in summary.contrasts if row.arm == arm.name],
             )
         )
     return rows
 
 
 def _token_sections(folder: RunFolder) -> dict[str, Any]:
-    """Histogram, fork tokens and the pair of traces, or why each is missing."""
-    threshold = folder.run["threshold_nats"]
+    """Return histogram, fork tokens and the pair of traces, or why each is missing."""
+    threshold = folder.settings.threshold_nats
     with_data = list(dict.fromkeys(trace.arm for trace in folder.traces))
-    reference = doses.reference_arm(folder.run, with_data)
+    reference = doses.reference_arm(folder.settings, with_data)
     if reference is None:
         lost = f" ({folder.dropped_traces} had lists of unequal length)" if folder.dropped_traces else ""
         missing = Missing(f"no sample of this run kept its per-token lists{lost}")
@@ -190,29 +242,9 @@ def _token_sections(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _by_pair(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Rows of the summary as {`arm − baseline`: {row[key]: row}}."""
-    table: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        table.setdefault(f"{row['arm']} − {row['baseline']}", {})[str(row[key])] = row
+def _strata(summary: Summary) -> Mapping[str, Mapping[str, Any]]:
+    """Return {difference: {stratum: row}}."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in summary.strata:
+        table.setdefault(plots.label(row.arm, row.baseline), {})[row.stratum] = row
     return table
-
-
-def _provenance(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """`run.json` as dotted names and plain values; long lists by their length. The arms have a table of their own."""
-    rows: list[tuple[str, Any]] = []
-
-    def walk(name: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                walk(f"{name}.{key}" if name else str(key), inner)
-        elif isinstance(value, list) and len(value) > 8:
-            rows.append((name, f"{len(value)} entries"))
-        elif isinstance(value, list):
-            rows.append((name, ", ".join(str(item) for item in value) or wording.MISSING))
-        else:
-            plain = value if isinstance(value, str) else json.dumps(value)
-            rows.append((name, wording.MISSING if value is None else plain))
-
-    walk("", {key: value for key, value in run.items() if key not in _HIDDEN_PROVENANCE})
-    return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,9 +133,24 @@ def _claims(
             **vars(ruling),
             scope=PROBLEMS_LIKE_THESE,
             verdict_these_problems=rulings[THESE_PROBLEMS][name].verdict,
+            **_difference_claimed(design, rows, name),
         )
         for name, ruling in rulings[PROBLEMS_LIKE_THESE].items()
     ]
+
+
+def _difference_claimed(design: Design, rows: list[Comparison], claim_id: str) -> dict[str, Any]:
+    """Return the fields of a claim's own difference; none for a claim that combines two others."""
+    for claim in design.claims:
+        for row in rows:
+            if claim.id == claim_id and (row.arm, row.baseline, row.scope) == (
+                claim.arm,
+                claim.against,
+                PROBLEMS_LIKE_THESE,
+            ):
+                ends = {"arm": claim.arm, "baseline": claim.against, "direction": claim.direction}
+                return {**ends, "diff": row.diff, "ci95": row.ci95, "p_adjusted": row.p_holm}
+    return {}
 
 
 def _instrument(design: Design, tally: Tally, counts: Mapping[str, Counts]) -> verdicts.Instrument:

@@ -164,21 +164,22 @@ def grade(folder: Folder) -> None:
 
 @bench_app.command()
 def report(folder: Folder) -> None:
-    """Write DIR/summary.json, DIR/report.html, DIR/report.md and DIR/differences.png, and print the result.
+    """Write DIR/summary.json and the report, and print the result.
 
-    It reads the run as far as it is, also while it still goes on.
+    The report is DIR/report.html and DIR/report.md; DIR/differences.svg and .pdf are its figure, and DIR/tables.tex
+    its tables, for papers. An unfinished run is read as far as it is, and its report says that it is interim.
     """
-    import json
-
     from rich.console import Console
 
-    from steerdec.benchmarks.report import write as reports
-    from steerdec.benchmarks.stats import summary
+    from steerdec.benchmarks.report.table import print_table
+    from steerdec.benchmarks.report.write import write_report
+    from steerdec.benchmarks.stats.summary import write_summary
+    from steerdec.records.summary import read_summary
 
     with exit_on_known_errors():
-        written = summary.write_summary(folder)
-        page = reports.write_report(folder)
-        reports.print_table(json.loads(written.read_text("utf-8")), Console())
+        summary = read_summary(write_summary(folder))
+        page = write_report(folder, summary)
+        print_table(summary, Console())
     print(page)
 
 
@@ -188,11 +189,15 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of another run.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("comparison.html"),
 ) -> None:
-    """Write one page that sets two runs (two models) side by side; both need their report first."""
-    from steerdec.benchmarks.report import write as reports
+    """Test whether two runs, of two models as a rule, respond differently to steering, and write a page.
+
+    Everything is computed from the samples of both. Problems are paired; runs without a common problem are refused,
+    and every other setting that differs (dtype, temperature, threshold, prompt, length) is named on the page.
+    """
+    from steerdec.benchmarks.report.compare import write_comparison
 
     with exit_on_known_errors():
-        path = reports.write_comparison(first, second, out)
+        path = write_comparison(first, second, out)
     print(path)
 
 

@@ -15,7 +15,7 @@ _HEAD_TOKENS, _BEFORE_TOKENS, _AFTER_TOKENS = 60, 60, 260
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """One sample that kept its per-token lists; all lists have one entry a generated token."""
+    """One sample that kept its per-token lists; all lists have one entry per generated token."""
 
     problem_id: str
     arm: str
@@ -74,7 +74,7 @@ class TracePair:
 
 
 def histogram(traces: Sequence[TokenTrace], threshold_nats: float) -> Histogram | None:
-    """Pool the tokens of `traces`. None if no entropy is finite."""
+    """Count the tokens of all traces by entropy. None if no entropy is finite."""
     values = np.array([h for trace in traces for h in trace.entropy_nats if h is not None])
     if not values.size:
         return None
@@ -88,9 +88,9 @@ def histogram(traces: Sequence[TokenTrace], threshold_nats: float) -> Histogram 
 
 
 def frequent_fork_tokens(traces: Sequence[TokenTrace], threshold_nats: float, limit: int = 15) -> list[ForkToken]:
-    """The tokens that were most often above the threshold, most frequent first, ties by text.
+    """Return the tokens that were most often above the threshold, most frequent first, ties by text.
 
-    Counted by entropy and not by the `fork` flag: under a random mask the flag says nothing about entropy.
+    They are counted by entropy, not by the `fork` flag: under a random mask the flag says nothing about entropy.
     """
     occurrences: dict[str, int] = defaultdict(int)
     above: dict[str, list[float]] = defaultdict(list)
@@ -104,19 +104,19 @@ def frequent_fork_tokens(traces: Sequence[TokenTrace], threshold_nats: float, li
 
 
 def pair_of_traces(traces: Sequence[TokenTrace], reference: str) -> TracePair | None:
-    """The first sample, in the order given, that kept its tokens under `reference` and under another arm as well.
+    """Return the first sample, in the order given, that kept its tokens under `reference` and under another arm.
 
-    A rule fixed before looking: a pair picked by hand would show what its picker wants to see. Where there is no
-    such sample, the first of `reference` alone.
+    The rule is fixed beforehand, because a pair picked by hand would show what its picker wants to see. Where there is
+    no such sample, the first of `reference` stands alone.
     """
     by_key = {(t.arm, t.problem_id, t.sample): t for t in traces if t.token_text}
     for trace in traces:
         left = by_key.get((reference, trace.problem_id, trace.sample))
         if left is not None and trace.arm != reference and trace.token_text:
             at = _first_difference(left, trace)
-            return TracePair(trace.problem_id, trace.sample, _shown(left, at), _shown(trace, at), at)
+            return TracePair(trace.problem_id, trace.sample, _around(left, at), _around(trace, at), at)
     alone = next((t for t in by_key.values() if t.arm == reference), None)
-    return None if alone is None else TracePair(alone.problem_id, alone.sample, _shown(alone, None), None, None)
+    return None if alone is None else TracePair(alone.problem_id, alone.sample, _around(alone, None), None, None)
 
 
 def _first_difference(left: TokenTrace, right: TokenTrace) -> int | None:
@@ -127,15 +127,26 @@ def _first_difference(left: TokenTrace, right: TokenTrace) -> int | None:
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def _shown(trace: TokenTrace, difference: int | None) -> ShownTrace:
-    texts = trace.token_text or ()
-    centre = difference or 0
+def _around(trace: TokenTrace, difference: int | None) -> ShownTrace:
+    """Show the beginning of a trace and the tokens around `difference`."""
+    tokens = len(trace.token_text or ())
+    center = difference or 0
     spans = [
-        (0, min(_HEAD_TOKENS, len(texts))),
-        (max(0, centre - _BEFORE_TOKENS), min(len(texts), centre + _AFTER_TOKENS)),
+        (0, min(_HEAD_TOKENS, tokens)),
+        (max(0, center - _BEFORE_TOKENS), min(tokens, center + _AFTER_TOKENS)),
     ]
     if spans[1][0] <= spans[0][1]:
         spans = [(0, max(spans[0][1], spans[1][1]))]
+    return shown_trace(trace, spans, difference)
+
+
+def shown_trace(trace: TokenTrace, spans: Sequence[tuple[int, int]], difference: int | None = None) -> ShownTrace:
+    """Show the tokens of a trace that lie in `spans`, which are in order and disjoint; each [begin, end).
+
+    Args:
+        difference: the token to mark as the first that differs from another trace.
+    """
+    texts = trace.token_text or ()
     runs: list[tuple[ShownToken, ...] | int] = []
     end = 0
     for start, stop in spans:

@@ -35,24 +35,15 @@ def test_a_number_is_written_as_people_read_it_and_an_unknown_one_as_a_dash(text
     assert text == expected
 
 
-def test_a_claim_reads_as_a_statement_and_what_the_run_says_of_it() -> None:
-    claim = {"statement": "Lowering helps.", "verdict": "fails", "reason": "within ±2 points", "id": "x"}
-    assert (
-        wording.claim_sentence(claim, "M and S") == "“Lowering helps.” On M and S this claim FAILS: within ±2 points."
-    )
-
-
-def test_another_verdict_over_these_problems_alone_is_told() -> None:
-    claim = {"statement": "A", "verdict": "undecided", "reason": "", "id": "x", "verdict_these_problems": "holds"}
-    assert wording.claim_sentence(claim).endswith("is UNDECIDED. Asked of these problems alone, it HOLDS.")
-
-
-@pytest.mark.parametrize("instrument", ["valid", "invalid", "unchecked"])
-def test_the_instrument_is_named_and_its_reason_given(instrument: str) -> None:
-    sentence = wording.instrument_sentence({"instrument": instrument, "instrument_reason": "3 of 480 texts differ"})
-    assert {"valid": "VALID", "invalid": "INVALID", "unchecked": "NOT CHECKED"}[instrument] in sentence
-    assert sentence.endswith("3 of 480 texts differ.")
-
-
-def test_an_instrument_verdict_never_heard_of_counts_as_unchecked() -> None:
-    assert "NOT CHECKED" in wording.instrument_sentence({"instrument": "splendid"})
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lowering helps", "Lowering helps."),
+        ("F-down loses.", "F-down loses."),
+        ("avg@k moves", "avg@k moves."),
+        ("is it so?", "Is it so?"),
+        ("", ""),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_and_ends_with_a_stop(text: str, expected: str) -> None:
+    assert wording.sentence(text) == expected

@@ -1,12 +1,12 @@
-"""A synthetic run folder, seeded, in the format of a real one, with the cases that break reports."""
+"""A synthetic run folder, seeded, written by the code that writes real ones, with the cases that break reports."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,21 +14,13 @@ from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.stats.summary import write_summary
 from steerdec.records.arms import Arm, ArmSet
+from steerdec.records.run import ProblemsUsed, Settings
+from steerdec.records.samples import NAME as SAMPLES
+from steerdec.records.samples import Sample, SampleJournal
 
 HOSTILE = (
     "</script><script>alert('pwned')</script><img src=x onerror=alert(1)> | `x` ``` & \u202e \U0001f642 \u4e2d\u6587"
 )
-FAILED = {
-    "text": None,
-    "answer": None,
-    "grade": "ungraded",
-    "grade_path": "error",
-    "finish_reason": None,
-    "completion_tokens": None,
-    "forks": None,
-    "mean_entropy_nats": None,
-    "error": "ReadTimeout after 600 s",
-}
 
 _FORKS = ("Wait", "However", "So", "Since", "Alternatively", "Maybe", "Suppose", "Let", "Now", "Thus", "But", "Hmm")
 _CLAUSES = (
@@ -46,51 +38,52 @@ _CLAUSES = (
 def make_run(
     directory: Path, *, arm_set: str = "quick", n_problems: int = 60, k: int = 8, seed: int = 0, traces: int = 3
 ) -> Path:
-    """Write run.json, samples.jsonl and summary.json; the first `traces` problems keep their tokens."""
+    """Write run.json, samples.jsonl and summary.json as a run does; the first `traces` problems keep their tokens."""
     directory.mkdir(parents=True, exist_ok=True)
     wanted = load_arm_set(arm_set)
     base, threshold_nats = wanted.temperature or 0.6, wanted.threshold_nats or 0.6
     solved = {arm.name: round(base * (1.4 if "up" in arm.name else 0.55), 3) for arm in wanted.arms}
     arms = resolve(wanted, temperature=base, threshold_nats=threshold_nats, fork_rate=0.18, solved=solved)
     ids = [f"embedded-{i:03d}" for i in range(n_problems - 1)] + [f"<b>{HOSTILE[:9]}</b>|é"]
-    samples = _samples(arms, ids, k, base, seed, traces)
-    with (directory / "samples.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(sample, allow_nan=False) + "\n" for sample in samples)
-    run = _run(arms, ids, k, seed, base, threshold_nats)
-    (directory / "run.json").write_text(json.dumps(run, indent=1, allow_nan=False), encoding="utf-8")
+    journal = SampleJournal(directory / SAMPLES)
+    for sample in _samples(arms, ids, k, base, seed, traces):
+        journal.append(sample)
+    journal.close()
+    settings(arms, ids, k=k, seed=seed, temperature=base, threshold_nats=threshold_nats).write(directory)
     write_summary(directory)
     return directory
 
 
-def _run(arms: ArmSet, ids: list[str], k: int, seed: int, base: float, threshold_nats: float) -> dict[str, Any]:
-    return {
-        "steerdec": "0.1.0",
-        "created": "2025-01-02T03:04:05+00:00",
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "model": "Qwen/Qwen3-0.6B",
-        "model_info": {"max_model_len": 4096, "revision": "c1899de289a04d12100db370d81485cdf75e47ca"},
-        "launch": None,
-        "endpoints": ["http://127.0.0.1:8000"],
-        "server": {"vllm": "0.32.0", "runner": "v1", "processor": True, "default_policy": None, "calibration": None},
-        "problems": {
-            "name": "embedded",
-            "source": "embedded",
-            "limit": None,
-            "sha256": "9f86d081884c7d659a2feaa0c55ad015",
-            "n": len(ids),
-            "ids": ids,
-        },
-        "prompt": "boxed-integer",
-        "thinking": None,
-        "arms": arms.model_dump(mode="json"),
-        "samples": k,
-        "seed": seed,
-        "temperature": base,
-        "max_tokens": 1024,
-        "sampling": {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-        "threshold_nats": threshold_nats,
-        "threshold_origin": "calibration on svamp, 80th percentile",
-    }
+def settings(arms: ArmSet, ids: list[str], *, k: int, seed: int, temperature: float, threshold_nats: float) -> Settings:
+    """Return what a run.json holds."""
+    return Settings(
+        steerdec="0.1.0",
+        created="2025-01-02T03:04:05+00:00",
+        versions={"python": "3.11.7", "torch": "2.13.0"},
+        model="Qwen/Qwen3-0.6B",
+        model_info={"max_model_len": 4096, "revision": "c1899de289a04d12100db370d81485cdf75e47ca"},
+        launch=None,
+        endpoints=("http://127.0.0.1:8000",),
+        server={"steerdec": "0.1.0", "vllm": "0.32.0", "runner": "v1", "dtype": "float32", "processor": True},
+        problems=ProblemsUsed(
+            name="embedded",
+            source="embedded",
+            limit=None,
+            sha256="9f86d081884c7d659a2feaa0c55ad015",
+            n=len(ids),
+            ids=tuple(ids),
+        ),
+        prompt="boxed-integer",
+        thinking=None,
+        arms=arms,
+        samples=k,
+        seed=seed,
+        temperature=temperature,
+        max_tokens=1024,
+        sampling={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+        threshold_nats=threshold_nats,
+        threshold_origin="calibration on svamp, 80th percentile",
+    )
 
 
 def _effect(arm: Arm, base: float) -> tuple[float, float, float]:
@@ -103,50 +96,67 @@ def _effect(arm: Arm, base: float) -> tuple[float, float, float]:
     return logit, min(0.9, max(0.02, 0.16 + 0.05 * up + 0.05 * side)), max(0.02, 0.31 + 0.12 * up + 0.04 * side)
 
 
-def _samples(arms: ArmSet, ids: list[str], k: int, base: float, seed: int, traces: int) -> list[dict[str, Any]]:
+def _samples(arms: ArmSet, ids: list[str], k: int, base: float, seed: int, traces: int) -> Iterator[Sample]:
     ability = np.random.default_rng(seed).normal(-0.1, 1.8, len(ids))
-    lines = []
     for a, arm in enumerate(arms.arms):
         undisturbed = arm.role in ("baseline", "identity", "replicate")
         for i, problem_id in enumerate(ids):
             for s in range(k):
                 shared = np.random.default_rng([seed, i, s])  # common random numbers: one stream for all arms
                 own = shared if undisturbed else np.random.default_rng([seed, i, s, a])
-                line = _sample(arm, base, ability[i] + shared.logistic(), own)
-                line |= {"problem_id": problem_id, "arm": arm.name, "sample": s, "seed": (i * 7919 + s) % 2**31}
+                sample = _sample(arm, base, ability[i] + shared.logistic(), own)
+                sample = replace(sample, problem_id=problem_id, sample=s, seed=(i * 7919 + s) % 2**31)
                 if arm.name == arms.arms[-1].name and i < 3 and s < 2:
-                    line |= FAILED
+                    yield _failed(sample)
                 elif i < traces and s == 0 and arm.steering is not None:
-                    line |= _trace(arm, arms.threshold_nats or 0.6, i)
-                lines.append(line)
-    return lines
+                    yield _with_tokens(sample, arm, arms.threshold_nats or 0.6, i)
+                else:
+                    yield sample
 
 
-def _sample(arm: Arm, base: float, aptitude: float, rng: np.random.Generator) -> dict[str, Any]:
+def _sample(arm: Arm, base: float, aptitude: float, rng: np.random.Generator) -> Sample:
     logit, fork_rate, entropy_nats = _effect(arm, base)
     right = bool(aptitude + (0.0 if logit == 0 else rng.logistic(scale=0.5)) + logit > 0)
     tokens = int(np.clip(rng.lognormal(5.6, 0.5), 40, 1024))
     answer = "204" if right else str(int(rng.integers(0, 999)))
     plain = arm.steering is None
-    return {
-        "text": f"\\boxed{{{answer}}} {HOSTILE}",
-        "answer": answer,
-        "grade": "correct" if right else "incorrect",
-        "grade_path": "boxed-integer",
-        "finish_reason": "length" if tokens == 1024 else "stop",
-        "completion_tokens": tokens,
-        "forks": None if plain else int(tokens * fork_rate),
-        "mean_entropy_nats": None if plain else round(entropy_nats + float(rng.normal(0, 0.02)), 4),
-        "endpoint": "http://127.0.0.1:8000",
-        "error": None,
-    }
+    noise = float(rng.normal(0, 0.02))
+    return Sample(
+        problem_id="",
+        arm=arm.name,
+        sample=0,
+        text=f"\\boxed{{{answer}}} {HOSTILE}",
+        answer=answer,
+        grade="correct" if right else "incorrect",
+        grade_path="boxed-integer",
+        finish_reason="length" if tokens == 1024 else "stop",
+        completion_tokens=tokens,
+        forks=None if plain else int(tokens * fork_rate),
+        mean_entropy_nats=None if plain else round(entropy_nats + noise, 4),
+        mean_sampled_entropy_nats=None if plain else round(0.9 * entropy_nats + noise, 4),
+        endpoint="http://127.0.0.1:8000",
+    )
 
 
-def _trace(arm: Arm, threshold_nats: float, index: int) -> dict[str, Any]:
-    """Tokens that agree between arms up to a point and then part; one of them hostile."""
+def _failed(sample: Sample) -> Sample:
+    return Sample(
+        problem_id=sample.problem_id,
+        arm=sample.arm,
+        sample=sample.sample,
+        seed=sample.seed,
+        grade="ungraded",
+        grade_path="error",
+        endpoint=sample.endpoint,
+        error="ReadTimeout after 600 s",
+    )
+
+
+def _with_tokens(sample: Sample, arm: Arm, threshold_nats: float, index: int) -> Sample:
+    """Add tokens that agree between arms up to a point and then differ; one of them hostile."""
     shared = np.random.default_rng(index)
     own = np.random.default_rng([index, len(arm.name), arm.name.encode()[0]])
-    tokens, entropies = ["<think>", "\n", HOSTILE, "\n"], [0.0, 0.001, 1.9, 0.02]
+    tokens = ["<think>", "\n", HOSTILE, "\n"]
+    entropies: list[float | None] = [0.0, 0.001, 1.9, 0.02]
     for sentence in range(28):
         rng = shared if sentence < 7 or arm.role == "identity" else own
         words = [str(rng.choice(_FORKS)), *re.findall(r"\s?\w+|\s?[^\w\s]", str(rng.choice(_CLAUSES))), ".\n"]
@@ -155,9 +165,10 @@ def _trace(arm: Arm, threshold_nats: float, index: int) -> dict[str, Any]:
         entropies += [
             float(h) for h in np.where(rng.random(len(words) - 1) < 0.08, rng.gamma(2, 0.6), rng.exponential(0.04))
         ]
-    entropies[9] = None  # type: ignore[call-overload]  # a NaN of the engine, null in JSON
-    return {
-        "token_text": tokens,
-        "entropy_nats": [None if h is None else round(h, 4) for h in entropies],
-        "fork": [h is not None and h > threshold_nats for h in entropies],
-    }
+    entropies[9] = None  # a NaN of the engine, null in JSON
+    return replace(
+        sample,
+        token_text=tokens,
+        entropy_nats=[None if h is None else round(h, 4) for h in entropies],
+        fork=[h is not None and h > threshold_nats for h in entropies],
+    )

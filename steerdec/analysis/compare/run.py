@@ -32,7 +32,7 @@ from steerdec.analysis.traces.trace import Trace, prompt_ids
 from steerdec.common.errors import InputError
 from steerdec.common.json import write_json
 from steerdec.common.progress import RunProgress
-from steerdec.pages import charts
+from steerdec.pages import charts, provenance
 from steerdec.problems.sets import ProblemSet
 
 PAGE: Final = "compare-models.html"
@@ -220,15 +220,15 @@ def _page(told: dict[str, Any], resolved: Resolved | None) -> dict[str, Any]:
         "scale": scale,
         "exact_side": EXACT_SIDE,
         "sketch": SKETCH,
-        "provenance": _provenance(told),
+        "provenance": provenance.rows(_provenance(told)),
     }
 
 
-def _provenance(told: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = {"steerdec": told["steerdec"]} | told["settings"]
+def _provenance(told: dict[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {"steerdec": told["steerdec"]} | told["settings"]
     if told["entropy"] is not None:
         rows |= {"dtype of the scores": told["entropy"]["dtype"]}
         rows |= {"grades": ", ".join(f"{n} {grade}" for grade, n in told["entropy"]["grades"].items())}
     rows["stored as"] = ", ".join(f"{d}, {n:,} parameters" for d, n in told["weights"]["stored_dtypes"].items())
     rows["tied, counted once"] = ", ".join(told["weights"]["tied"]) or "nothing is stored twice"
-    return [(str(name), str(value)) for name, value in rows.items()]
+    return rows

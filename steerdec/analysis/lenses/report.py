@@ -28,7 +28,7 @@ from steerdec.common import bootstrap
 from steerdec.common.errors import AnalysisError
 from steerdec.common.json import null_if_nan, write_json
 from steerdec.common.paper import FORK_SHARE
-from steerdec.pages import html
+from steerdec.pages import html, provenance
 
 PAGE: Final = "lenses.html"
 JSON: Final = "lenses.json"
@@ -80,7 +80,7 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
     }
     write_json(out / JSON, told)
     context = _page(records, table, pairs, sentences, repeated)
-    context |= told | {"provenance": _provenance(told)}
+    context |= told | {"provenance": provenance.rows(_provenance(told))}
     pages.write_page(_FOLDER / "lenses.html.j2", context, out / PAGE)
     return out / PAGE, told
 
@@ -161,14 +161,14 @@ def _page(
     }
 
 
-def _provenance(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = {"steerdec": told["steerdec"]} | told["settings"]
+def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {"steerdec": told["steerdec"]} | told["settings"]
     rows["grades of the chains"] = ", ".join(f"{n} {grade}" for grade, n in told["grades"].items())
     rows["branches"] = "packed" if told["packed"] else "one pass each, as the model does not bear a tree mask"
     rows["time under the lenses"] = f"{told['seconds_looking']:.0f} s, sampling and statistics not counted"
     if "resampling" in told:
         rows["time resampling"] = f"{told['resampling']['seconds']:.0f} s, {told['resampling']['tokens']} tokens"
-    return [(str(name), str(value)) for name, value in rows.items()]
+    return rows
 
 
 def _looked(records: Sequence[dict[str, Any] | Mapping[str, Any]]) -> list[Any]:

@@ -19,7 +19,7 @@ from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common.json import write_json
 from steerdec.common.paper import FORK_SHARE
-from steerdec.pages import charts, forks
+from steerdec.pages import charts, forks, provenance
 
 PAGE: Final = "profile.html"
 JSON: Final = "profile.json"
@@ -50,7 +50,7 @@ def profile(
         told |= {"threshold_nats": threshold[0], "threshold_origin": threshold[1]}
         write_json(out / JSON, told)
         page = _page(resolved, loaded, found, scores, result, threshold)
-        pages.write_page(_TEMPLATE, page | {"provenance": _provenance(told)}, out / PAGE)
+        pages.write_page(_TEMPLATE, page | {"provenance": provenance.rows(_provenance(told))}, out / PAGE)
     return out / PAGE, told
 
 
@@ -118,7 +118,7 @@ def _page(
         "threshold_nats": threshold[0],
         "threshold_origin": threshold[1],
         "shown": [
-            (problem, pages.shown(traces[i], scores[i], threshold[0], loaded.tokenizer))
+            (problem, pages.shown_start(traces[i], scores[i], threshold[0], loaded.tokenizer))
             for problem, i in list(firsts.items())[:_SHOWN]
         ],
         "warning": warning if unsure else "",
@@ -131,12 +131,12 @@ def _set_name(resolved: source.Resolved) -> str:
     return f"run {Path(str(resolved.source.run)).name}"
 
 
-def _provenance(told: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = {"steerdec": told["steerdec"], "model": told["model"], "dtype": told["dtype"]} | told["settings"]
+def _provenance(told: dict[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {name: told[name] for name in ("steerdec", "model", "dtype")} | told["settings"]
     rows["token ids"] = ", ".join(f"{n} {how}" for how, n in told["ids_are"].items())
     if told["against_reported_nats"]:
         apart = told["against_reported_nats"]
         rows["against the server's entropies"] = (
             f"{apart['tokens']} tokens, largest difference {apart['largest']:.2g} nats, mean {apart['mean']:.2g}"
         )
-    return [(str(name), str(value)) for name, value in rows.items()]
+    return rows

@@ -6,16 +6,20 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-import matplotlib.image
 import pytest
 
-from steerdec.benchmarks.report.write import FIGURE_NAME, ReportError, write_comparison, write_figure, write_report
+from steerdec.benchmarks.report import latex, sentences
+from steerdec.benchmarks.report.figures import write_figures
+from steerdec.benchmarks.report.plots import forest, forest_of_run
+from steerdec.benchmarks.report.write import FIGURE, FIGURE_FOR_PAPERS, TABLES, write_report
 from steerdec.pages import wording
+from steerdec.records.run import SettingsError
+from steerdec.records.summary import Summary, read_summary, write_summary
 from tests.support.make_run import HOSTILE, make_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -73,9 +77,15 @@ def markdown(folder: Path) -> str:
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return value
+def summary(folder: Path) -> Summary:
+    return read_summary(folder / "summary.json")
+
+
+def change_arm(folder: Path, name: str, **changes: Any) -> None:
+    """Change one arm of the summary."""
+    old = summary(folder)
+    arms = old.arms | {name: old.arms[name].model_copy(update=changes)}
+    write_summary(old.model_copy(update={"arms": arms}), folder)
 
 
 def flat(text: str) -> str:
@@ -122,8 +132,8 @@ def test_only_our_script_is_allowed_by_its_hash(run: Path) -> None:
 
 
 def test_every_verdict_is_there_as_a_sentence_the_instrument_first(run: Path) -> None:
-    told = [wording.instrument_sentence(summary(run))]
-    told += [wording.claim_sentence(claim, "Qwen3-0.6B and embedded") for claim in summary(run)["claims"]]
+    told = [sentences.instrument_sentence(summary(run))]
+    told += [sentences.claim_sentence(claim, "Qwen3-0.6B and embedded") for claim in summary(run).claims]
     unescaped = re.sub(r"\\(.)", r"\1", markdown(run)).replace("&lt;", "<").replace("&gt;", ">")
     for text in (flat(Page(html(run)).text), flat(unescaped)):
         places = [text.index(flat(sentence)) for sentence in told]
@@ -132,12 +142,12 @@ def test_every_verdict_is_there_as_a_sentence_the_instrument_first(run: Path) ->
 
 def test_every_number_of_the_summary_is_there(run: Path) -> None:
     text, table = flat(Page(html(run)).text), markdown(run)
-    for arm in summary(run)["arms"].values():
-        interval = wording.percent_interval(arm["avg_at_k_ci95"])
-        numbers = (wording.percent(arm["avg_at_k"]), interval, wording.number(arm["mean_entropy_nats"], 3))
+    for arm in summary(run).arms.values():
+        interval = wording.percent_interval(arm.avg_at_k_ci95)
+        numbers = (wording.percent(arm.avg_at_k), interval, wording.number(arm.mean_entropy_nats, 3))
         assert all(number in text and number in table for number in numbers)
-    for row in summary(run)["comparisons"]:
-        numbers = (wording.points(row["diff"]), wording.points_interval(row["ci95"]), wording.p_value(row["p"]))
+    for row in summary(run).comparisons:
+        numbers = (wording.points(row.diff), wording.points_interval(row.ci95), wording.p_value(row.p))
         assert all(number in text and number.replace("<", "&lt;") in table for number in numbers)
 
 
@@ -170,12 +180,10 @@ def test_every_setting_of_the_run_stands_in_the_provenance(run: Path) -> None:
 
 
 def test_many_cut_answers_are_told_with_what_helps(quick: Path) -> None:
-    summary = json.loads((quick / "summary.json").read_text(encoding="utf-8"))
-    summary["arms"]["F-up"]["truncation_rate"] = 0.3
-    (quick / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    change_arm(quick, "F-up", truncation_rate=0.3)
     write_report(quick)
-    assert "The token limit cut 30.0% of the answers of F-up" in Page(html(quick)).text
-    assert "The token limit cut 30.0% of the answers of F-up" in markdown(quick)
+    assert "The token limit cut off 30.0% of the answers of F-up" in Page(html(quick)).text
+    assert "The token limit cut off 30.0% of the answers of F-up" in markdown(quick)
 
 
 def test_ungraded_samples_show_in_the_cells_of_their_problem(run: Path) -> None:
@@ -211,24 +219,29 @@ def test_a_trace_under_one_arm_alone_is_shown_with_the_reason(quick: Path) -> No
 
 def test_the_shift_on_an_arms_own_text_is_not_called_its_dose(run: Path) -> None:
     for text in (Page(html(run)).text, markdown(run)):
-        assert "shift holds the dose and what the arm's own text adds; matched doses are equal on" in flat(text)
+        assert "includes the dose and what the arm's own text adds; matched doses are equal on" in flat(text)
 
 
 def test_without_a_dose_grid_the_dose_section_says_so(quick: Path) -> None:
     run = json.loads((quick / "run.json").read_text(encoding="utf-8"))
     run["arms"]["arms"] = [arm for arm in run["arms"]["arms"] if arm["name"] in ("B", "A/A")]
+    run["arms"]["claims"] = run["arms"]["comparisons"] = []
     (quick / "run.json").write_text(json.dumps(run), encoding="utf-8")
     write_report(quick)
-    assert "no group of tokens was given 3 or more temperatures" in flat(Page(html(quick)).text)
+    assert "no group of tokens has 3 or more temperatures" in flat(Page(html(quick)).text)
 
 
 def test_a_summary_of_unknown_numbers_still_makes_a_report(quick: Path) -> None:
-    value = summary(quick)
-    for arm in value["arms"].values():
-        arm |= {key: None for key in arm if key not in ("n_problems", "k", "ungraded", "missing")}
-    for row in value["comparisons"]:
-        row |= dict.fromkeys(("diff", "se", "ci95", "p", "p_holm", "p_equivalence", "mde"))
-    (quick / "summary.json").write_text(json.dumps(value), encoding="utf-8")
+    old = summary(quick)
+    known = ("n_problems", "k", "samples", "ungraded", "missing", "failed_requests", "pass_at", "pass_at_k_problems")
+    texts = ("avg_at_k_note", "applied_reason")
+    arms = {
+        name: arm.model_copy(update={key: None for key in type(arm).model_fields if key not in (*known, *texts)})
+        for name, arm in old.arms.items()
+    }
+    unknown = dict.fromkeys(("diff", "se", "ci95", "p", "p_holm", "p_equivalence", "mde"))
+    rows = tuple(row.model_copy(update=unknown) for row in old.comparisons)
+    write_summary(old.model_copy(update={"arms": arms, "comparisons": rows}), quick)
     write_report(quick)
     assert Page(html(quick)).unbalanced == []
     assert "None" not in markdown(quick).split("## One trace")[0]
@@ -240,65 +253,70 @@ def test_a_run_without_a_single_sample_still_makes_a_report(quick: Path) -> None
     assert "no sample of this run kept" in Page(html(quick)).text
 
 
-def test_an_unfinished_run_is_called_so(quick: Path) -> None:
-    value = summary(quick)
-    value["arms"]["B"]["missing"] = 7
-    (quick / "summary.json").write_text(json.dumps(value), encoding="utf-8")
+def test_an_interim_report_looks_interim(quick: Path) -> None:
     write_report(quick)
-    assert "This run is not finished: 7 samples" in Page(html(quick)).text
+    assert 'class="interim"' not in html(quick)
+    change_arm(quick, "B", missing=7)
+    write_report(quick)
+    text = flat(Page(html(quick)).text)
+    assert "Interim: this run is not finished; 7 samples are still to be made." in text
+    assert "Verdicts so far" in text
+    assert 'class="interim"' in html(quick)
+    assert markdown(quick).startswith("# Interim: ")
+
+
+def test_the_first_table_has_every_claim_with_its_verdict_points_and_what_it_was_compared_with(run: Path) -> None:
+    table = html(run).split("<tbody>")[1].split("</tbody>")[0]
+    rows = [flat(Page(row + "</tr>").text) for row in table.split("</tr>") if "<tr>" in row]
+    for claim, row in zip(summary(run).claims, rows, strict=True):
+        assert claim.statement in row
+        assert claim.verdict in row
+        if claim.arm is not None:
+            assert wording.points(claim.diff) in row
+            assert wording.points_interval(claim.ci95) in row
+            assert f"{claim.arm} − {claim.baseline}" in row
+            assert ("> 0" if claim.direction == "greater" else "< 0") in row
 
 
 def test_the_report_of_the_same_run_is_the_same_bytes(quick: Path) -> None:
+    names = ("report.html", "report.md", FIGURE, FIGURE_FOR_PAPERS, TABLES)
     write_report(quick)
-    before = {name: (quick / name).read_bytes() for name in ("report.html", "report.md", FIGURE_NAME)}
+    before = {name: (quick / name).read_bytes() for name in names}
     write_report(quick)
-    assert {name: (quick / name).read_bytes() for name in before} == before
+    assert {name: (quick / name).read_bytes() for name in names} == before
 
 
-def test_the_figure_is_a_picture_of_sane_size_that_grows_with_its_rows(run: Path, tmp_path: Path) -> None:
-    image = matplotlib.image.imread(run / FIGURE_NAME)
-    height, width = image.shape[:2]
-    assert width == 1600
-    assert 600 < height < 3000
-    assert 0.02 < float((image[..., :3].min(axis=2) < 0.95).mean()) < 0.5  # something is drawn, and little of it
-    one = summary(run) | {"comparisons": summary(run)["comparisons"][:2]}
-    write_figure(one, tmp_path / "one.png")
-    assert matplotlib.image.imread(tmp_path / "one.png").shape[0] < height
+def test_the_figures_are_vectors_with_every_difference_and_load_nothing(run: Path) -> None:
+    picture = ElementTree.parse(run / FIGURE)
+    words = [text.strip() for text in picture.getroot().itertext() if text.strip()]
+    for row in summary(run).comparisons:
+        assert f"{row.arm} − {row.baseline}" in words
+        if row.scope == "problems like these":
+            assert wording.points_interval(row.ci95) in words
+    links = [value for node in picture.iter() for name, value in node.attrib.items() if name.endswith("href")]
+    assert all(value.startswith("#") for value in links)
+    assert not {node.tag.rpartition("}")[2] for node in picture.iter()} & {"script", "image", "a", "metadata"}
+    assert (run / FIGURE_FOR_PAPERS).read_bytes().startswith(b"%PDF")
+    assert max((run / name).stat().st_size for name in (FIGURE, FIGURE_FOR_PAPERS)) < 100_000
 
 
 def test_a_figure_of_nothing_and_of_odd_names_is_drawn(run: Path, tmp_path: Path) -> None:
-    nothing = {"comparisons": [], "delta": None}
-    write_figure(nothing, tmp_path / "nothing.png")
-    odd = [row | {"arm": "$\\frac", "ci95": None} for row in summary(run)["comparisons"]]
-    write_figure({"comparisons": odd, "delta": 0.02}, tmp_path / "odd.png")
-    assert (tmp_path / "odd.png").stat().st_size > 5000
+    write_figures(forest({}, (), None), tmp_path / "nothing.svg")
+    odd = [row.model_copy(update={"arm": "$\\frac", "ci95": None}) for row in summary(run).comparisons]
+    drawn = forest_of_run(summary(run).model_copy(update={"comparisons": tuple(odd)}))
+    write_figures(drawn, tmp_path / "odd.svg")
+    assert "$\\frac" in (tmp_path / "odd.svg").read_text(encoding="utf-8")
 
 
-def test_a_comparison_shows_both_runs_on_one_axis(quick: Path, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", arm_set="causal", n_problems=6, k=2, seed=5)
-    path = write_comparison(quick, other, tmp_path / "out" / "compare.html")
-    page = Page(path.read_text(encoding="utf-8"))
-    text = flat(page.text)
-    assert page.unbalanced == []
-    assert "script" not in page.tags
-    assert "Qwen3-0.6B on embedded (A)" in text
-    assert "not in this run" in text
-    for folder in (quick, other):
-        for row in summary(folder)["comparisons"]:
-            if row["scope"] == "problems like these":
-                assert wording.points_interval(row["ci95"]) in text
-
-
-def test_a_claim_of_one_id_and_two_statements_is_two_claims(quick: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(quick, other)
-    value = summary(other)
-    value["claims"][0] |= {"statement": "Something else.", "verdict": "fails"}
-    (other / "summary.json").write_text(json.dumps(value), encoding="utf-8")
-    text = flat(Page(write_comparison(quick, other, tmp_path / "c.html").read_text(encoding="utf-8")).text)
-    assert "Something else. not claimed fails" in text
+def test_the_tables_for_latex_have_every_claim_and_nothing_that_latex_would_run(run: Path) -> None:
+    text = (run / TABLES).read_text(encoding="utf-8")
+    for claim in summary(run).claims:
+        assert latex.escape(claim.statement) in text
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {4, 5}
+    assert latex.escape("50% of \\input{x} & $y$") == r"50\% of \textbackslash{}input\{x\} \& \$y\$"
 
 
 def test_a_folder_that_is_no_run_is_one_plain_line(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"run.json is missing"):
+    with pytest.raises(SettingsError, match=r"run.json cannot be read"):
         write_report(tmp_path)

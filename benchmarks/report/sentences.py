@@ -1,0 +1,86 @@
+"""What a run says, in sentences: the instrument, the claims, and what has to be known before either is believed."""
+
+from __future__ import annotations
+
+from steerdec.pages.wording import percent, sentence
+from steerdec.records.summary import ClaimSummary, Summary
+
+MUCH_TRUNCATED = 0.1  # share of an arm's answers above which the token limit decides the score
+
+_VERDICTS = {
+    "holds": "HOLDS",
+    "reversed": "is REVERSED",
+    "no effect": "shows NO EFFECT",
+    "undecided": "is UNDECIDED",
+    "not applied": "was NOT APPLIED",
+    "fails": "FAILS",
+}
+
+_INSTRUMENT = {
+    "valid": "The instrument is VALID: switched on at the base temperatures, steering answers as the baseline does.",
+    "invalid": (
+        "The instrument is INVALID: switched on at the base temperatures, steering already changes the answers, "
+        "so the verdicts below measure the instrument and not the claims."
+    ),
+    "not shown": (
+        "The instrument is NOT SHOWN to be valid: this run can neither show nor refute that steering at the base "
+        "temperatures answers as the baseline does."
+    ),
+    "unchecked": (
+        "The instrument was NOT CHECKED: the run has no pair of arms that should agree, "
+        "so an error of the steering itself cannot be told from an effect."
+    ),
+}
+
+
+def instrument_sentence(summary: Summary) -> str:
+    """Say what the A/A arm means for every other number of the run."""
+    found = _INSTRUMENT[summary.instrument]
+    return f"{found} {sentence(summary.instrument_reason)}" if summary.instrument_reason.strip() else found
+
+
+def claim_parts(claim: ClaimSummary, subject: str = "this model and set") -> tuple[str, str]:
+    """Return the statement in quotation marks, and what the run says about it."""
+    reason = claim.reason.strip().rstrip(".")
+    conclusion = f"On {subject} this claim {_VERDICTS[claim.verdict]}" + (f": {reason}." if reason else ".")
+    if claim.verdict_these_problems != claim.verdict:
+        conclusion += f" For these problems alone, it {_VERDICTS[claim.verdict_these_problems]}."
+    return f"“{sentence(claim.statement)}”", conclusion
+
+
+def claim_sentence(claim: ClaimSummary, subject: str = "this model and set") -> str:
+    """`“Lowering the forks lowers the score.” On this model and set this claim is REVERSED: <reason>.`"""
+    return " ".join(claim_parts(claim, subject))
+
+
+def missing_samples(summary: Summary) -> int:
+    """Return how many planned samples the run does not have yet."""
+    return sum(arm.missing for arm in summary.arms.values())
+
+
+def interim_sentence(summary: Summary) -> str | None:
+    """Say that the figures are not final, and why; None where they are."""
+    missing = missing_samples(summary)
+    if not (summary.interim or missing):
+        return None
+    counted = f"{missing:,} samples are still to be made" if missing else "the verdicts are not final"
+    reason = summary.interim_reason.strip()
+    return f"Interim: this run is not finished; {counted}." + (f" {sentence(reason)}" if reason else "")
+
+
+def truncation_sentence(summary: Summary) -> str | None:
+    """Say what to do where the token limit decides many of the scores; None where it does not."""
+    rates = {name: arm.truncation_rate or 0.0 for name, arm in summary.arms.items()}
+    worst = max(rates, key=lambda name: rates[name], default=None)
+    if worst is None or rates[worst] <= MUCH_TRUNCATED:
+        return None
+    return (
+        f"The token limit cut off {percent(rates[worst])} of the answers of {worst}, which count as wrong; with a "
+        "larger --max-tokens more of them would end."
+    )
+
+
+def cautions(summary: Summary) -> list[str]:
+    """Return the sentences to read before the verdicts."""
+    found = [interim_sentence(summary), *map(sentence, summary.warnings), truncation_sentence(summary)]
+    return [one for one in found if one]
