@@ -97,7 +97,7 @@ def _refused_together(expression: str) -> list[str]:
 
 def page() -> str:
     text = PAGE.read_text("utf-8").partition("| package |")[0]
-    lines = ["| package | licence | needed to |", "| --- | --- | --- |"]
+    lines = ["| package | license | needed to |", "| --- | --- | --- |"]
     for kind, package in requirements():
         told = licence(package) + (f" ({SPECIAL[package]})" if package in SPECIAL else "")
         lines.append(f"| {package} | {told} | {'run' if kind == 'cpu' else 'develop'} |")
