@@ -11,18 +11,12 @@ killed and cannot.
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import signal
-import threading
-import time
-from typing import Final
 
-PATIENCE_S: Final = "STEERDEC_PATIENCE_S"  # in the environment, from the launcher: how long a stop may take
+from .launch.processes import end_with_launcher
 
 
 def main() -> None:
-    if patience_s := os.environ.get(PATIENCE_S):
-        threading.Thread(target=_end_after, args=(os.getppid(), float(patience_s)), daemon=True).start()
+    end_with_launcher()
     found = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
@@ -37,14 +31,6 @@ def main() -> None:
     from vllm.entrypoints.cli.main import main as command
 
     command()
-
-
-def _end_after(launcher: int, patience_s: float) -> None:
-    """A killed launcher has had this process told to end (PR_SET_PDEATHSIG); vLLM may wait for clients without end."""
-    while os.getppid() == launcher:
-        time.sleep(1)
-    time.sleep(patience_s)
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from steerdec.common.errors import SteerdecError
 
@@ -121,8 +121,22 @@ def _convert(gguf: Path, target: Path) -> None:
     # The weights are plain tensors now; transformers still takes the model for quantised and would not save it.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
-    model.save_pretrained(target)
+    save_weights(model, target)
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write a transformers model.
+
+    Raises:
+        ModelError: the disk is full, or something else keeps the files from being written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as e:  # no OSError, though that is what it wraps
+        raise ModelError(f"{folder}: the weights cannot be written ({e})") from None
 
 
 def _fetch_from_hub(name: str) -> Path:

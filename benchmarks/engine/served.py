@@ -43,7 +43,7 @@ NEVER_EQUAL: Final = frozenset({"id", "created", "system_fingerprint"})
 PATIENCE_S: Final = 600.0
 FEWEST_ROUNDS: Final = 3
 
-# What `steerdec serve` adds on a CPU; see server/launch.py. Both servers get it.
+# What `steerdec serve` adds on a CPU; see server/launch/command.py. Both servers get it.
 CPU_FLAGS: Final = (
     *("--max-model-len", "1024", "--max-num-batched-tokens", "4096", "--enforce-eager"),
     *("--gpu-memory-utilization", "0.1", "--block-size", "32", "--no-enable-chunked-prefill"),

@@ -52,8 +52,11 @@ def serve(
         str | None,
         typer.Argument(help="Folder or Hugging Face id, before any flag. Default: the embedded SmolLM2-135M-Instruct."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on; 0.0.0.0 for every network.", show_default="127.0.0.1"),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="8000")] = None,
     steering: Annotated[
         str | None,
         typer.Option(metavar="JSON|FILE", help="Steering of requests that bring none of their own."),
@@ -76,21 +79,36 @@ def serve(
     with any chat completion.
     """
     from steerdec import models
-    from steerdec.server import launch
-    from steerdec.steering import params
+    from steerdec.server.launch.command import Launch
+    from steerdec.server.launch.errors import LaunchError, LaunchUsageError
+    from steerdec.server.launch.start import given_steering
+    from steerdec.server.launch.start import serve as run_server
 
     flags = list(ctx.args)
     if model is not None and model.startswith("-"):  # no MODEL, and the first of vLLM's own flags in its place
         flags, model = [model, *flags], None
     try:
-        default = None if steering is None else launch.given_steering(steering)
-        nats, origin, calibration = (None, "", None) if threshold is None else _threshold(threshold)
-    except (params.SteeringError, launch.LaunchError, ValueError) as e:
-        _fail(e if "--" in str(e) else f"--steering: {e}", 2)
+        default = None if steering is None else given_steering(steering)
+    except (LaunchError, ValueError) as e:
+        _fail(e if isinstance(e, LaunchError) else f"--steering: {e}", 2)
     try:
-        status = launch.serve(launch.Launch(model, host, port, default, nats, origin, calibration, vllm_flags=flags))
-    except (launch.LaunchError, models.ModelError) as e:
-        _fail(e, 1)
+        nats, origin, calibration = (None, "", None) if threshold is None else _threshold(threshold)
+    except ValueError as e:
+        _fail(e if str(e).startswith("--threshold") else f"--threshold: {e}", 2)
+    launch = Launch(
+        model=model,
+        host=host,
+        port=port,
+        steering=default,
+        threshold_nats=nats,
+        threshold_origin=origin,
+        calibration=calibration,
+        vllm_flags=flags,
+    )
+    try:
+        status = run_server(launch)
+    except (LaunchError, models.ModelError) as e:
+        _fail(e, 2 if isinstance(e, LaunchUsageError) else 1)
     raise typer.Exit(status)
 
 

@@ -34,6 +34,9 @@ WORDS: Final = 4
 ENTROPY, TEMPERATURE, TAG, PROBE = 0, 1, 2, 3
 MAX_GENERATION: Final = 2**30 - 1
 
+# What an engine on a CPU takes of the same memory, and does not start without.
+_LEFT_TO_VLLM_BYTES: Final = 161 * 2**20
+
 # A lane whose request was aborted may still be written to by the step in flight. Generations already
 # keep a reader from being fooled; the rest keeps the late write from hiding a new request's record.
 REST_AFTER_ABORT_S: Final = 5.0
@@ -79,15 +82,15 @@ def created(
     """A new lane file, readable by this user alone, removed on leaving.
 
     With a `name` its path is the same whenever it is made, unless another server has a file of that name.
-    As many lanes as fit into `max_bytes` and half of the free shared memory. The space is taken now:
-    running out of it later would kill the writing engine with SIGBUS.
+    As many lanes as fit into `max_bytes`, half of the free shared memory, and what an engine does not need of it. The
+    space is taken now: running out of it later would kill the writing engine with SIGBUS.
 
     Raises:
         OSError: not even two lanes fit.
     """
     remove_stale()
     free = os.statvfs(SHARED_MEMORY)
-    budget = min(max_bytes, free.f_bavail * free.f_frsize // 2)
+    budget = min(max_bytes, budget_bytes(free.f_bavail * free.f_frsize))
     lanes = min(max_lanes, budget // (capacity_tokens * WORDS * 4))
     if lanes < 2:  # one to lend, one as the sink of records nobody asked for
         raise OSError(
@@ -101,6 +104,12 @@ def created(
     finally:
         path.unlink(missing_ok=True)
         os.close(fd)
+
+
+def budget_bytes(free_bytes: int) -> int:
+    """Return how much of the free shared memory lanes may take: half, and where vLLM's part is there, not of that."""
+    half = free_bytes // 2
+    return half if free_bytes < _LEFT_TO_VLLM_BYTES else min(half, free_bytes - _LEFT_TO_VLLM_BYTES)
 
 
 def _locked_file(name: str | None) -> tuple[int, Path]:

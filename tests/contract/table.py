@@ -35,7 +35,7 @@ RUNNER_V2: Final = ("steerdec/vllm_plugin/runner_v2.py",)
 REQUEST: Final = ("steerdec/vllm_plugin/request.py",)
 ROUTES: Final = ("server/routes.py",)
 BODY: Final = ("server/body.py",)
-LAUNCH: Final = ("server/launch.py",)
+LAUNCH: Final = ("server/launch/command.py", "server/launch/flags.py")
 
 TABLE: Final = (
     Used(("steerdec/processor.py", "server/routes.py"), "vllm", texts=("__version__",)),

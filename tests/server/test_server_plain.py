@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from steerdec.benchmarks.engine import served
-from steerdec.server.launch import CPU_ENVIRONMENT, CPU_FLAGS
+from steerdec.server.launch.command import CPU_ENVIRONMENT, CPU_FLAGS
 from tests.support.serving import PATIENCE_S, command_running, free_port
 
 pytestmark = pytest.mark.engine

@@ -121,7 +121,7 @@ def test_a_named_file_has_the_same_path_at_every_start_unless_another_server_has
 
 def test_what_a_killed_server_left_is_removed_at_the_next_start() -> None:
     code = (
-        "import time\nfrom steerdec import telemetry\n"
+        "import time\nfrom steerdec.telemetry import lanes as telemetry\n"
         "with telemetry.created(16) as f:\n  print(f.path, flush=True)\n  time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -137,7 +137,7 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start() -> None:
 def test_server_processes_share_the_lanes_without_overlap() -> None:
     with telemetry.created(4, max_lanes=10) as file:
         code = (
-            "import sys\nfrom steerdec.telemetry import LaneFile, LanePool\n"
+            "import sys\nfrom steerdec.telemetry.lanes import LaneFile, LanePool\n"
             f"pool = LanePool(LaneFile({file.path!r}, 4), parts=3)\n"
             "print(*sorted(lane.index for lane in pool.lend(pool.count)), flush=True)\nsys.stdin.read()"
         )
@@ -157,3 +157,13 @@ def test_server_processes_share_the_lanes_without_overlap() -> None:
 def test_too_little_shared_memory_is_said_before_anything_starts() -> None:
     with pytest.raises(OSError, match="too little for one lane of 1000000000000 tokens"), telemetry.created(10**12):
         pass
+
+
+@pytest.mark.parametrize("free_mib", [8, 64, 160, 162, 200, 320, 322, 400, 1000, 10_000])
+def test_lanes_leave_an_engine_what_it_needs_to_start(free_mib: int) -> None:
+    """160 MiB on a CPU; where there is less, only engines start that need none of it."""
+    free = free_mib * 2**20
+    budget = telemetry.budget_bytes(free)
+    assert 0 < budget <= free // 2
+    if free_mib > 161:
+        assert free - budget >= 160 * 2**20

@@ -1,6 +1,6 @@
 """What `steerdec serve` makes of vLLM's flags, read back by vLLM's own parser, and what it says when it cannot start.
 
-Started is nothing here: `_supervised`, which would start a server, keeps the command instead.
+Started is nothing here: `supervise`, which would start a server, keeps the command instead.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from typer.testing import CliRunner
 
 from steerdec.cli.main import app
 from steerdec.records.calibration import Calibration, CalibrationProblems
-from steerdec.server import launch
+from steerdec.server.launch import start
+from steerdec.server.launch.command import PROCESSOR
+from steerdec.server.launch.flags import whole_number
 from steerdec.vllm_plugin.request import CONFIG_KEY
 from tests.support.serving import free_port
+from tests.support.tiny_lm import tiny_lm
+from tests.support.vllm_flags import vllm_parser
 
 Parse = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def parse() -> Parse:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = make_arg_parser(FlexibleArgumentParser())
-    return lambda command: parser.parse_args(command[command.index("serve") + 1 :])
+    parser = vllm_parser()
+    return lambda command: parser.parse_args(command[command.index("serve") :])
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     commands: list[list[str]] = []
-    monkeypatch.setattr(launch, "_supervised", lambda command, *_: commands.append(command) or 0)
+    monkeypatch.setattr(start, "supervise", lambda command, *_: commands.append(command) or 0)
     return commands
 
 
@@ -42,8 +43,8 @@ def serve(model: Path, *flags: str) -> Any:
     return CliRunner().invoke(app, ["serve", str(model), "--port", str(free_port()), *flags])
 
 
-def one_line(result: Any) -> str:
-    assert (result.exit_code, result.stdout) == (1, ""), result.output
+def one_line(result: Any, status: int = 1) -> str:
+    assert (result.exit_code, result.stdout) == (status, ""), result.output
     (line,) = result.stderr.splitlines()
     return str(line)
 
@@ -94,7 +95,7 @@ def test_numbers_are_read_as_vllm_reads_them(text: str) -> None:
         expected = human_readable_int(text)
     except (ValueError, argparse.ArgumentTypeError):
         expected = None
-    assert launch._number(["--x", text], "--x") == expected
+    assert whole_number(text) == expected
 
 
 BAD_CONFIGS = {
@@ -147,3 +148,70 @@ def test_a_calibration_too_long_for_a_command_says_what_to_give_instead(weights:
     line = one_line(serve(weights, "--threshold", str(calibration)))
     assert line.startswith("steerdec: vLLM's server cannot be started: Argument list too long, the longest has 4,0")
     assert line.endswith("if --threshold is a calibration of more than 6,000 problems, give its number of nats instead")
+
+
+@pytest.mark.parametrize("context_tokens", [512, 4095, 4096, 4097])
+def test_a_model_of_any_context_starts_on_a_cpu(
+    tmp_path: Path, parse: Parse, started: list[list[str]], context_tokens: int
+) -> None:
+    """vLLM refuses a --max-model-len above the model's own."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert serve(tiny_lm(tmp_path, context_tokens=context_tokens)).exit_code == 0
+    read = parse(started[0])
+    read.model = read.model_tag
+    config = EngineArgs.from_cli_args(read).create_engine_config()
+    assert config.model_config.max_model_len == min(context_tokens, 4096)
+    assert read.additional_config[CONFIG_KEY]["lanes"]["capacity_tokens"] == min(context_tokens, 4096)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", ""], "--host: must not be empty"),
+        (["--host", " "], "--host: must not be empty"),
+        (["--steering", ""], "--steering: '' is neither a JSON object nor a readable file"),
+        (["--steering", '{"forks": 1}'], "--steering: steering.forks: "),
+        (["--steering", '{"select": "random", "fork_rate": 0.2}'], "--steering: steering.select: "),
+        (["--threshold", "-1"], "--threshold: "),
+        (["--threshold", "nan"], "--threshold: "),
+        (["--threshold", "/no/such/file"], "--threshold: "),
+        (["--threshold", "TEXT"], "--threshold: "),
+        (["--threshold", "{}"], "--threshold: "),
+        (["--port", "0"], "Invalid value for '--port'"),
+        (["--port", "x"], "Invalid value for '--port'"),
+        (["--max-model", "9"], "--max-model: write the flag's name in full"),
+        (["--enable_chunked_prefill"], "--enable-chunked-prefill: on a CPU"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_the_option(
+    weights: Path, tmp_path: Path, started: list[list[str]], arguments: list[str], words: str
+) -> None:
+    if "TEXT" in arguments:
+        (tmp_path / "text").write_text("0.7 nats")
+        arguments = ["--threshold", str(tmp_path / "text")]
+    port = [] if "--port" in arguments else ["--port", str(free_port())]
+    result = CliRunner().invoke(app, ["serve", str(weights), *port, *arguments])
+    assert started == []
+    if "--port" in arguments:  # typer's own, which the command prints in one line
+        assert words in str(result.exception) or words in result.output
+        return
+    line = one_line(result, 2)
+    assert line.startswith(f"steerdec: {words}")
+
+
+def test_flags_of_the_user_are_kept_beside_ours(weights: Path, parse: Parse, started: list[list[str]]) -> None:
+    """Each of these once started a server that steered nothing, or said so."""
+    steering = ["--steering", '{"fork_temperature": 1.2, "telemetry": "tokens"}', "--threshold", "0.3"]
+    for flags in (
+        ["--additional_config", '{"x": 1}'],
+        ["--additional-config.x", "1"],
+        ["--additional-config", '{"y": 1}', "--additional-config", '{"x": 1}'],
+    ):
+        assert serve(weights, *steering, *flags, "--logits_processors", "my.module:X").exit_code == 0
+        read = parse(started.pop())
+        entry = read.additional_config.pop(CONFIG_KEY)
+        assert read.additional_config == {"x": 1}
+        assert entry["threshold_nats"] == 0.3
+        assert entry["server"]["default"]["fork_temperature"] == 1.2
+        assert read.logits_processors == [PROCESSOR, "my.module:X"]

@@ -1,0 +1,205 @@
+"""What `steerdec serve` was called with -> the command and the environment of vLLM's own server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from steerdec import models
+from steerdec.telemetry.lanes import LaneFile
+from steerdec.vllm_plugin.request import CONFIG_KEY
+
+from .errors import LaunchError, LaunchUsageError
+from .flags import VllmFlags
+
+PROCESSOR: Final = "steerdec.processor:EntropySteering"
+PLUGIN: Final = "steerdec"
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8000
+
+# Without a GPU: what a small model on a laptop needs. Each gives way to the user's own.
+CPU_CONTEXT_TOKENS: Final = 4096
+CPU_FLAGS: Final = {
+    "--max-model-len": str(CPU_CONTEXT_TOKENS),
+    "--enforce-eager": None,
+    "--gpu-memory-utilization": "0.3",
+    "--block-size": "32",  # vLLM's own 128 makes the prefix cache miss most of a short prompt
+}
+CPU_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+
+# A model on the hub, whose limits are not known before it is fetched; longer answers lose the telemetry of their tail.
+_UNKNOWN_CONTEXT_TOKENS: Final = 40_960
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `steerdec serve` was called with; None where it was left out."""
+
+    model: str | None = None
+    host: str | None = None
+    port: int | None = None
+    steering: dict[str, Any] | None = None
+    threshold_nats: float | None = None
+    threshold_origin: str = "given on the command line"
+    calibration: dict[str, Any] | None = None
+    vllm_flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One server, ready to be started."""
+
+    host: str
+    port: int
+    capacity_tokens: int  # of a telemetry lane
+    command: Callable[[LaneFile], list[str]]
+    environment: dict[str, str]
+
+
+def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
+    """Decide everything about a start that needs nothing to be started.
+
+    Raises:
+        LaunchUsageError: the flags cannot be combined.
+        LaunchError: the model's folder cannot be read.
+        models.ModelError: the model cannot be fetched.
+    """
+    host, port = _address(launch, flags)
+    if CONFIG_KEY in flags.additional_config:
+        raise LaunchUsageError(
+            f"--additional-config: steerdec serve writes its entry {CONFIG_KEY!r}; use --steering and --threshold"
+        )
+    if launch.model is not None and flags.model is not None:
+        raise LaunchUsageError(f"--model {flags.model}: the model is given twice, also as {launch.model}")
+    name, folder = _model(next((m for m in (launch.model, flags.model, flags.values.model) if m is not None), None))
+    added = [] if flags.values.served_model_name or name == folder else ["--served-model-name", name]
+    limit = _context_tokens(folder)
+    capacity = flags.number("max_model_len") or limit
+    if on_cpu:
+        cpu_flags = _cpu_flags(flags, limit)
+        added += cpu_flags
+        if "--max-model-len" in cpu_flags:
+            capacity = CPU_CONTEXT_TOKENS
+    processors = [PROCESSOR, *(p for p in flags.values.logits_processors or [] if p != PROCESSOR)]
+
+    def command(lanes: LaneFile) -> list[str]:
+        config = flags.additional_config | {CONFIG_KEY: _settings(launch, lanes, flags.front_ends())}
+        return [
+            *(sys.executable, "-m", "steerdec.server.vllm_cli", "serve", folder),
+            *flags.passed_on,
+            # Ours come last and win; where the user gave the same flag, ours hold what it said.
+            *added,
+            *("--host", host, "--port", str(port)),
+            # Named as well as found by its entry point: only then does vLLM refuse speculative decoding on the
+            # V1 runner instead of dropping the processor, and keep output tokens for it under async scheduling.
+            *("--logits-processors", *processors),
+            *("--additional-config", json.dumps(config)),
+        ]
+
+    return Plan(host, port, capacity or _UNKNOWN_CONTEXT_TOKENS, command, _environment(on_cpu))
+
+
+def _address(launch: Launch, flags: VllmFlags) -> tuple[str, int]:
+    """Host and port: the command line before a --config file before the defaults."""
+    host = flags.values.host if launch.host is None else launch.host
+    if host is not None and not host.strip():
+        raise LaunchUsageError("--host: must not be empty; 0.0.0.0 listens on every network")
+    port = launch.port
+    if port is None and (text := flags.values.port) is not None:
+        if not text.isdecimal() or not 1 <= int(text) <= 65535:
+            raise LaunchUsageError(f"--config: port {text!r} is not a number from 1 to 65535")
+        port = int(text)
+    return host or DEFAULT_HOST, port or DEFAULT_PORT
+
+
+def _model(model: str | None) -> tuple[str, str]:
+    """(name to serve under, folder or hub id for vLLM)."""
+    if model == "":
+        raise LaunchUsageError("MODEL: must not be empty")
+    if model is None or model == models.SMOLLM2.name:
+        return models.SMOLLM2.name, str(models.fetch(None))
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists():
+        return model, str(models.fetch(model))
+    return model, model  # vLLM fetches from the hub itself
+
+
+def _cpu_flags(flags: VllmFlags, limit_tokens: int | None) -> list[str]:
+    """Defaults for CPUs, and the two flags without which one seeded request with a long prompt would kill the
+    engine: vLLM's CPU runner cannot rewind a seeded generator after a prefill in parts."""
+    values = vars(flags.values)
+    if flags.values.enable_chunked_prefill:
+        raise LaunchUsageError(
+            "--enable-chunked-prefill: on a CPU a request with a seed would then kill vLLM's engine; leave it out"
+        )
+    added: list[str] = []
+    for name, value in CPU_FLAGS.items():
+        if values[name[2:].replace("-", "_")] is not None:
+            continue
+        if name == "--max-model-len" and limit_tokens is not None and limit_tokens <= CPU_CONTEXT_TOKENS:
+            continue  # vLLM refuses more than the model has, and takes that much by itself
+        added += [name] if value is None else [name, value]
+    if flags.values.enable_chunked_prefill is None:
+        added.append("--no-enable-chunked-prefill")
+    if flags.values.max_num_batched_tokens is None:
+        context = flags.number("max_model_len") if flags.values.max_model_len else CPU_CONTEXT_TOKENS
+        added += ["--max-num-batched-tokens", str(max(context or limit_tokens or 0, CPU_CONTEXT_TOKENS))]
+    return added
+
+
+def _context_tokens(folder: str) -> int | None:
+    """The model's context in tokens, None where its folder is not here or does not say.
+
+    Raises:
+        LaunchError: config.json cannot be read.
+    """
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        content = json.loads(config.read_text())
+    except (OSError, ValueError) as e:
+        raise LaunchError(f"{config}: cannot be read as JSON ({getattr(e, 'strerror', e)})") from None
+    if not isinstance(content, dict):
+        raise LaunchError(f"{config}: is not a JSON object")
+    for part in (content, content.get("text_config")):
+        limit = part.get("max_position_embeddings") if isinstance(part, dict) else None
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def _settings(launch: Launch, lanes: LaneFile, front_ends: int) -> dict[str, Any]:
+    """The entry of vLLM's additional config that the engine and the server read."""
+    where = asdict(lanes)
+    threshold = {} if launch.threshold_nats is None else {"threshold_nats": launch.threshold_nats}
+    origin = {} if launch.threshold_nats is None else {"threshold_origin": launch.threshold_origin}
+    server = {
+        "lanes": where | {"parts": front_ends},
+        "default": launch.steering,
+        "calibration": launch.calibration,
+        **threshold,
+        **origin,
+    }
+    return {"lanes": where, "server": server, **threshold}
+
+
+def _environment(on_cpu: bool) -> dict[str, str]:
+    environment = dict(os.environ)
+    if on_cpu:
+        for name, value in CPU_ENVIRONMENT.items():
+            environment.setdefault(name, value)
+    environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # vLLM loads endpoint plugins only if they are named, and naming one switches off all that are not
+    # named, in every group: so name what would have been loaded anyway.
+    named = environment.get("VLLM_PLUGINS")
+    if named is None:
+        groups = ("general", "io_processor", "platform", "stat_logger")
+        named = ",".join(p.name for g in groups for p in entry_points(group=f"vllm.{g}_plugins"))
+    environment["VLLM_PLUGINS"] = ",".join(filter(None, (*named.split(","), PLUGIN)))
+    return environment
