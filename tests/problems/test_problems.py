@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -86,14 +87,14 @@ BAD_LINES: list[tuple[Any, str]] = [
     (row(id="b", problem=7), "problem is 7; it has to be a text"),
     (row(id="b", answer=" "), 'answer is " "'),
     (row(id="b", answer=True), "answer is true"),
-    (row(id="b", answer=1.5), "answer is 1.5; it has to be a text"),
+    (row(id="b", answer=True), "answer is true; it has to be a text"),
     (row(id="b", answer=["1"]), "answer is"),
     (row(id="b", kind="intger"), "kind is 'intger'; allowed are integer, number, math"),
     (row(id="b", kind=3), "kind is '3'"),
     (row(id="b", kind="integer", answer="1000"), "answer is '1000'; kind integer needs one from 0 to 999"),
     (row(id="b", kind="integer", answer="-1"), "needs one from 0 to 999"),
     (row(id="b", kind="number", answer="two"), "answer is 'two'; kind number needs a plain number"),
-    (row(), "id 'a' stands at"),
+    (row(), "id 'a' is also at"),
     ('{"id": "b", "problem": "\\ud800", "answer": "1"}', "surrogate"),
 ]
 
@@ -309,3 +310,116 @@ def test_the_real_files_load(file: str, n: int, prompt: str) -> None:
         pytest.skip("STEERDEC_PROBLEM_FILES does not point to the problem files")
     got = load_problems(str(path))
     assert (len(got.problems), got.prompt) == (n, prompt)
+
+
+# What real files get wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (r"Compute \frac{1}{2}.", r"a form feed (U+000C) before 'rac{1}{2}.'"),
+        (r"Let \beta = 2.", "a backspace (U+0008) before 'eta = 2.'"),
+        (r"What is 2 \times 3?", "a tab (U+0009) before 'imes 3?'"),
+        (r"Is $\theta$ acute?", "a tab (U+0009) before 'heta$ acute?'"),
+        (r"$\left(1 \right)$", "a carriage return (U+000D) before 'ight)$'"),
+        (r"$a \neq b$", "a line break (U+000A) before 'eq b$'"),
+        (r"$\nabla f$", "a line break (U+000A) before 'abla f$'"),
+    ],
+)
+def test_latex_whose_backslashes_are_not_doubled_is_refused_with_the_cause(
+    tmp_path: Path, text: str, cause: str
+) -> None:
+    """`"\\frac"` is valid JSON: a form feed and `rac`. Read like that, no model can solve the problem."""
+    for field in ("problem", "answer"):
+        text_as_typed = r'{"id": "a", "problem": "1 + 1?", "answer": "2", "FIELD": "TEXT"}'
+        line = text_as_typed.replace("FIELD", field).replace("TEXT", text)
+        try:
+            json.loads(line)
+        except ValueError:
+            pytest.skip("not every such backslash is valid JSON")
+        file = write(tmp_path / "p.jsonl", line)
+        with pytest.raises(ProblemError) as e:
+            load_problems(str(file))
+        assert f"p.jsonl:1: {field} has {cause}" in str(e.value)
+        assert "write two backslashes" in str(e.value)
+    good = row(problem=text + "\n\tTwo lines,\r\nand more.", answer=text)
+    assert load_problems(str(write(tmp_path / "p.jsonl", good))).problems[0].problem == good["problem"]
+
+
+def test_other_control_characters_are_refused(tmp_path: Path) -> None:
+    for character in ("\x00", "\x1b", "\x7f"):
+        with pytest.raises(ProblemError, match=rf"problem has a control character \(U\+00{ord(character):02X}\)"):
+            load_problems(str(write(tmp_path / "p.jsonl", row(problem=f"1{character} + 1?"))))
+
+
+@pytest.mark.parametrize(
+    "unit", [r"^\circ", r"^{\circ}", r"\%", "%", " cm", r"\text{ cm}", " degrees", r"\,\mathrm{km}"]
+)
+def test_a_unit_that_only_some_answers_have_does_not_change_the_whole_file(tmp_path: Path, unit: str) -> None:
+    rows = [row(id=str(i), answer=str(i)) for i in range(4)]
+    file = write(tmp_path / "p.jsonl", *rows, row(id="u", answer=f"336{unit}"))
+    with pytest.raises(ProblemError) as e:
+        load_problems(str(file))
+    assert str(e.value).startswith(f"{file}:5: answer is ")
+    assert 'write 336, or give this line "kind": "math"' in str(e.value)
+    kinds = [
+        p.kind for p in load_problems(str(write(file, *rows, row(id="u", answer=f"336{unit}", kind="math")))).problems
+    ]
+    assert kinds == ["integer"] * 4 + ["math"]
+    mixed = load_problems(str(write(file, *rows, row(id="u", answer=f"336{unit}"), row(id="v", answer="x^2"))))
+    assert {p.kind for p in mixed.problems} == {"math"}, "other answers are not numbers either"
+
+
+def test_a_gzipped_file_is_read(tmp_path: Path) -> None:
+    plain = write(tmp_path / "p.jsonl", row(), row(id="b"))
+    packed = tmp_path / "p.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_problems(str(packed)).problems == load_problems(str(plain)).problems
+    packed.write_bytes(gzip.compress(plain.read_bytes())[:-9])
+    with pytest.raises(ProblemError, match=r"p\.jsonl\.gz: cannot be unpacked"):
+        load_problems(str(packed))
+    packed.write_bytes(plain.read_bytes())
+    with pytest.raises(ProblemError, match=r"p\.jsonl\.gz: cannot be unpacked"):
+        load_problems(str(packed))
+
+
+def test_question_stands_for_problem_and_what_is_missing_is_said_with_what_there_is(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", {"id": "a", "question": "1 + 1?", "answer": "2"})
+    assert load_problems(str(file)).problems[0].problem == "1 + 1?"
+    write(file, {"id": "a", "prompt": "1 + 1?", "answer": "2"})
+    with pytest.raises(ProblemError, match=r"problem is missing; .* this line has id, prompt, answer$"):
+        load_problems(str(file))
+
+
+@pytest.mark.parametrize("answer", [51, 51.0, "51", "51.0", "51.00"])
+def test_an_integer_may_be_written_as_a_decimal(tmp_path: Path, answer: Any) -> None:
+    (problem,) = load_problems(str(write(tmp_path / "p.jsonl", row(answer=answer)))).problems
+    assert (problem.answer, problem.kind) == ("51", "integer")
+
+
+def test_a_decimal_answer_may_stand_without_quotes(tmp_path: Path) -> None:
+    (problem,) = load_problems(str(write(tmp_path / "p.jsonl", row(answer=2.5)))).problems
+    assert (problem.answer, problem.kind) == ("2.5", "number")
+    with pytest.raises(ProblemError, match="answer is NaN"):
+        load_problems(str(write(tmp_path / "p.jsonl", '{"id": "a", "problem": "1?", "answer": NaN}')))
+
+
+def test_a_group_is_kept_and_belongs_to_the_content(tmp_path: Path) -> None:
+    rows = [row(id="a", group="story 1"), row(id="b", group=2), row(id="c")]
+    grouped = load_problems(str(write(tmp_path / "p.jsonl", *rows)))
+    assert [problem.group for problem in grouped.problems] == ["story 1", "2", None]
+    for one in rows:
+        one.pop("group", None)
+    plain = load_problems(str(write(tmp_path / "p.jsonl", *rows)))
+    assert {problem.group for problem in plain.problems} == {None}
+    assert grouped.sha256 != plain.sha256
+    with pytest.raises(ProblemError, match="group is true; it has to be a text that is not empty"):
+        load_problems(str(write(tmp_path / "p.jsonl", row(group=True))))
+
+
+def test_equal_texts_are_found_whatever_their_spaces(tmp_path: Path) -> None:
+    rows = [row(id="a"), row(id="b", problem="2 + 2?"), row(id="c", problem=" 1  +\n1? "), row(id="d")]
+    found = load_problems(str(write(tmp_path / "p.jsonl", *rows)))
+    assert found.repeated_texts == [("a", "c", "d")]
+    assert load_problems("embedded").repeated_texts == []

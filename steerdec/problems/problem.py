@@ -1,0 +1,52 @@
+"""A problem and a set of problems."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from steerdec.common.errors import InvalidInputError
+
+
+class ProblemError(InvalidInputError):
+    """Problems cannot be used; the message says which, where, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem. `kind` says how an answer is compared: "integer" (0 to 999), "number", "math" or "gym:TASK?...#I".
+
+    Problems with the same `group` (a template, a story, a subject) are not independent of each other.
+    """
+
+    id: str
+    problem: str
+    answer: str
+    kind: str = "integer"
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """Problems with distinct ids, and the name of their template in `prompts`."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    prompt: str
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest over the (id, problem, answer), and the group if any, of every problem, whatever their order."""
+        rows = sorted((p.id, p.problem, p.answer) if p.group is None else (p.id, p.problem, p.answer, p.group)
+                      for p in self.problems)  # fmt: skip
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
+    def repeated_texts(self) -> list[tuple[str, ...]]:
+        """The ids of problems with equal texts (spaces evened out), a tuple per text that is there twice or more."""
+        ids: dict[str, list[str]] = {}
+        for problem in self.problems:
+            ids.setdefault(" ".join(problem.problem.split()), []).append(problem.id)
+        return [tuple(same) for same in ids.values() if len(same) > 1]
