@@ -58,7 +58,7 @@ def run(
 
     async def measure(urls: tuple[str, ...]) -> Calibration:
         async with target.opened(urls) as endpoints:
-            server = await survey(endpoints)
+            server, endpoints = await survey(endpoints)
             check_length(server, max_tokens)
             prompting = Prompting(server.model, template, thinking)
             found = await calibrate(

@@ -1,8 +1,9 @@
-"""Arm sets by name or from a file."""
+"""Load arm sets by name or from a file."""
 
 from __future__ import annotations
 
 from importlib import resources
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
@@ -17,18 +18,20 @@ MAX_FILE_BYTES: Final = 1 << 20
 
 
 def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
-    """The set, with plain requests run twice where the engine may answer them differently.
+    """Return the set, with plain requests sampled twice where the engine may answer them differently.
 
-    Where a batch's make-up changes the last bits of its logits, A/A differs from B in a few answers without
-    steering having done anything. How many, only two plain arms with equal seeds can tell.
+    Where a batch's composition changes the last bits of its logits, A/A differs from B in a few answers although
+    steering did nothing. Only two plain arms with equal seeds can show how many.
     """
     roles = [arm.role for arm in arm_set.arms]
     if batch_invariant or "identity" not in roles or "replicate" in roles:
         return arm_set
     baseline = arm_set.arm(arm_set.baseline)
+    names = {arm.name for arm in arm_set.arms}
+    candidates = (f"{baseline.name}-again{suffix}" for suffix in chain([""], (f"-{i}" for i in count(2))))
     again = baseline.model_copy(
         update={
-            "name": f"{baseline.name}-again",
+            "name": next(name for name in candidates if name not in names),
             "role": "replicate",
             "about": "the same seeds: the engine's own floor",
         }
@@ -37,18 +40,18 @@ def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
 
 
 def load_arm_set(name_or_path: str) -> ArmSet:
-    """A built-in set by name, else the set in the file.
+    """Load a built-in set by name, else the set in the file.
 
     Raises:
-        ArmError: there is no such set, or it is not a valid one; one line.
+        ArmError: there is no such set, or it is not valid.
     """
     if name_or_path in BUILT_IN:
-        text = (resources.files(__package__) / "arm_sets" / f"{name_or_path}.yaml").read_text("utf-8")
+        text = built_in_text(name_or_path)
     else:
         path = Path(name_or_path)
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise ArmError(f"{path} is larger than {MAX_FILE_BYTES} bytes, so no arm set")
+                raise ArmError(f"{path} is larger than {MAX_FILE_BYTES} bytes, which no arm set is")
             text = path.read_text("utf-8")
         except FileNotFoundError:
             raise ArmError(
@@ -65,8 +68,15 @@ def load_arm_set(name_or_path: str) -> ArmSet:
     return with_mask_paths(arm_set, Path(name_or_path).parent)
 
 
+def built_in_text(name: str) -> str:
+    """Return the YAML of a built-in set, to edit. Raises ArmError."""
+    if name not in BUILT_IN:
+        raise ArmError(f'"{name}" is not a built-in arm set; there are {", ".join(BUILT_IN)}')
+    return (resources.files(__package__) / "arm_sets" / f"{name}.yaml").read_text("utf-8")
+
+
 def with_mask_paths(arm_set: ArmSet, folder: Path) -> ArmSet:
-    """The set with its masks found from any working directory; they were named from `folder`."""
+    """Return the set with its masks, named relative to `folder`, found from any working directory."""
     replays = {
         name: replay.model_copy(update={"mask": str((folder / replay.mask).resolve())})
         for name, replay in arm_set.replays.items()

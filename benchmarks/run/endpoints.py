@@ -69,17 +69,34 @@ class RefusedError(EndpointError):
         self.status = status
 
 
+# Ends of URLs that people copy from an OpenAI client's settings.
+_ROUTE = re.compile(r"/v1(/(chat/completions|completions|responses|models|steering))?$")
+
+
 def endpoint_url(text: str) -> str:
-    """`text` as `http(s)://host[:port][/path]` without a closing /v1. Raises ValueError, one line."""
-    url = text.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    """Return `text` as `http(s)://host[:port][/path]` without /v1 or a route under it. Raises ValueError, one line."""
+    url = _ROUTE.sub("", text.strip().rstrip("/")).rstrip("/")
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if not good or parts.query or parts.fragment or parts.username or re.search(r"\s", url):
-        raise ValueError(f'"{text}" is no endpoint; expected is http://HOST:PORT or https://HOST:PORT')
+        raise ValueError(f'"{text}" is not an endpoint; expected http://HOST:PORT or https://HOST:PORT')
     return url
+
+
+def same_server(one: str, two: str) -> bool:
+    """Return whether two endpoint URLs are two spellings of one: this machine by any name, a default port left out."""
+    return _address(one) == _address(two)
+
+
+def _address(url: str) -> tuple[str, str, int, str]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""  # in lower case
+    if host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host):
+        host = "localhost"
+    return parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80), parts.path
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from pathlib import Path
 import httpx
 
 from steerdec.common.errors import SteerdecError
+from steerdec.common.progress import announce
 
 START_TIMEOUT_S = 300.0
+REMIND_EVERY_S = 15.0
 STOP_TIMEOUT_S = 20.0
 LOG_LINES = 5
 # A line of a traceback that is not its last, also behind vLLM's "(EngineCore pid=1) ERROR 01-02 03:04:05 [core.py:1]".
@@ -51,17 +53,22 @@ def local_server(
     environment: dict[str, str] | None = None,
     ready: tuple[str, ...] = READY,
     start_timeout_s: float = START_TIMEOUT_S,
+    remind_every_s: float = REMIND_EVERY_S,
 ) -> Iterator[str]:
-    """The URL of a running server that steers; it is stopped when the block is left, however that comes about.
+    """Start a server that steers and yield its URL; it is stopped when the block is left, however that happens.
 
-    `command` replaces `steerdec serve`; "{port}" in it becomes the port. `environment` is added to this process's.
-    `ready`: the paths that answer 200 once it is.
+    Args:
+        command: replaces `steerdec serve`; "{port}" in it becomes the port.
+        environment: is added to this process's.
+        ready: the paths that answer 200 once the server is ready.
+        remind_every_s: how often to say on stderr that it is still starting.
 
     Raises:
         ServerError: it ended, or was not ready in time.
     """
     port = _free_port()
     command = serve_command(model, port, dtype) if command is None else [a.format(port=port) for a in command]
+    announce(f"starting a server for {model}; its log is {log}")
     tethered = [sys.executable, "-m", "steerdec.common.tether", str(os.getpid()), *command]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -74,7 +81,8 @@ def local_server(
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(process, url, ready, log, start_timeout_s)
+        waiting = f"still waiting for the server of {model}"
+        _wait_until_ready(process, url, ready, log, start_timeout_s, waiting, remind_every_s)
         yield url
     finally:
         _stop(process)
@@ -87,11 +95,21 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(
-    process: subprocess.Popen[bytes], url: str, ready: tuple[str, ...], log: Path, timeout_s: float
+    process: subprocess.Popen[bytes],
+    url: str,
+    ready: tuple[str, ...],
+    log: Path,
+    timeout_s: float,
+    waiting: str,
+    remind_every_s: float,
 ) -> None:
-    deadline_s = time.monotonic() + timeout_s
+    began_at_s = time.monotonic()
+    remind_at_s = began_at_s + remind_every_s
     with httpx.Client(base_url=url, timeout=5.0, trust_env=False) as client:
-        while time.monotonic() < deadline_s:
+        while (now_s := time.monotonic()) < began_at_s + timeout_s:
+            if now_s >= remind_at_s:
+                remind_at_s += remind_every_s
+                announce(f"{waiting}, {now_s - began_at_s:.0f} s ({_last_line(log)})")
             if (status := process.poll()) is not None:
                 raise ServerError(f"the server ended with status {status} before it was ready; {_tail(log)}")
             try:
@@ -103,8 +121,17 @@ def _wait_until_ready(
     raise ServerError(f"the server was not ready within {timeout_s:g} s; {_tail(log)}")
 
 
+def _last_line(log: Path) -> str:
+    """Return the last line of the log, which says what the server is doing."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    line = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "its log is empty")
+    return "".join(c for c in line if c.isprintable())[:120]
+
+
 def _tail(log: Path) -> str:
-    """The last lines of the log, without the frames of tracebacks: what was raised tells more than where."""
+    """Return the last lines of the log without the frames of tracebacks: what was raised says more than where."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
         text = file.read().decode("utf-8", "replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from steerdec.common.errors import SteerdecError
+from steerdec.common.progress import announce
+from steerdec.problems.prompts import request_body
+from steerdec.problems.sets import Problem
 from steerdec.records.arms import Arm
-from steerdec.records.run import ENGINE_KEYS
+from steerdec.records.run import ENGINE_KEYS, SettingsError
 
 from ..design.plan import PlannedSample, SamplingPlan
 from .answers import Answer, MalformedAnswerError, parse_answer
@@ -20,6 +24,7 @@ from .endpoints import Endpoint, EndpointError, RefusedError
 from .sample_requests import Prompting, max_answer_bytes, requested_steering, sample_request
 
 PROBE_TOKENS = 8
+MAX_TOKENS_BYTES = 1 << 24  # of a tokenized prompt
 PROBE_TIMEOUT_S = 300.0  # the first request of a server may compile kernels
 
 
@@ -37,35 +42,38 @@ class Server:
     steering: dict[str, Any]  # GET /v1/steering
 
 
-async def survey(endpoints: Sequence[Endpoint]) -> Server:
-    """Return what the endpoints report about themselves; they have to serve one model on one engine.
+async def survey(endpoints: Sequence[Endpoint]) -> tuple[Server, list[Endpoint]]:
+    """Return what the endpoints report about themselves, and those that answer; the others are announced.
 
     Raises:
-        PreflightError: one does not answer, does not steer, or differs from the first.
+        PreflightError: none answers, or one does not steer, or they do not serve one model on one engine.
     """
-    servers = await asyncio.gather(*(_ask(endpoint) for endpoint in endpoints))
-    first = servers[0]
-    for endpoint, server in zip(endpoints, servers, strict=True):
+    reports = await asyncio.gather(*(_report(endpoint) for endpoint in endpoints), return_exceptions=True)
+    for report in reports:
+        if isinstance(report, BaseException) and not isinstance(report, EndpointError):
+            raise report
+    alive = [(e, report) for e, report in zip(endpoints, reports, strict=True) if isinstance(report, Server)]
+    if not alive:
+        raise PreflightError("; ".join(str(report) for report in reports))
+    for endpoint, report in zip(endpoints, reports, strict=True):
+        if isinstance(report, EndpointError):
+            announce(f"starting without {endpoint.url}, which cannot be reached: {report}")
+    first = alive[0][1]
+    for endpoint, server in alive:
         for what, here, there in (
             ("model", server.model, first.model),
             ("max_model_len", server.max_model_len, first.max_model_len),
             *((key, server.steering.get(key), first.steering.get(key)) for key in ENGINE_KEYS),
         ):
             if here != there:
-                raise PreflightError(f"{endpoint.url} has {what} {here}, {endpoints[0].url} has {there}")
-    return first
+                raise PreflightError(f"{endpoint.url} has {what} {here}, {alive[0][0].url} has {there}")
+    return first, [endpoint for endpoint, _ in alive]
 
 
-async def _ask(endpoint: Endpoint) -> Server:
-    try:
-        models = (await endpoint.get_json("/v1/models")).get("data")
-        steering = await endpoint.get_json("/v1/steering")
-    except RefusedError as e:
-        if e.status == 404:
-            raise PreflightError(f"{endpoint.url} does not steer ({e}); start it with `steerdec serve MODEL`") from None
-        raise PreflightError(str(e)) from None
-    except EndpointError as e:
-        raise PreflightError(str(e)) from None
+async def _report(endpoint: Endpoint) -> Server:
+    """Ask one endpoint. Raises EndpointError where it does not answer, PreflightError where it cannot serve a run."""
+    models = (await _get(endpoint, "/v1/models", "is not an OpenAI API; expected is http://HOST:PORT")).get("data")
+    steering = await _get(endpoint, "/v1/steering", "does not steer; start it with `steerdec serve MODEL`")
     entry = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
     model, longest = entry.get("id"), entry.get("max_model_len")
     if not isinstance(model, str):
@@ -84,6 +92,55 @@ async def _ask(endpoint: Endpoint) -> Server:
     if str(info.get("root", "")).startswith("/"):  # a run is shared, the server's folders are nobody's business
         info["root"] = Path(info["root"]).name
     return Server(model, longest if type(longest) is int else None, info, steering)
+
+
+async def _get(endpoint: Endpoint, path: str, where_missing: str) -> dict[str, Any]:
+    try:
+        return await endpoint.get_json(path)
+    except RefusedError as e:
+        if e.status == 404:
+            raise PreflightError(f"{endpoint.url} {where_missing} (no {path})") from None
+        raise PreflightError(str(e)) from None
+
+
+async def check_prompt_lengths(
+    endpoint: Endpoint,
+    problems: Sequence[Problem],
+    prompting: Prompting,
+    *,
+    context_tokens: int | None,
+    max_tokens: int,
+) -> None:
+    """Check that every prompt and an answer of `max_tokens` fit the context; nothing is checked without /tokenize.
+
+    Raises:
+        SettingsError: one does not fit; the longest is named.
+        EndpointError: the server does not answer.
+    """
+    if context_tokens is None:
+        return
+    slots = asyncio.Semaphore(endpoint.connections)
+
+    async def length(problem: Problem) -> int | None:
+        _, body = request_body(prompting.template, problem, thinking=prompting.thinking)
+        body = {key: value for key, value in body.items() if key != "stop"} | {"model": prompting.model}
+        try:
+            async with slots:
+                return len(json.loads(await endpoint.post("/tokenize", body, max_bytes=MAX_TOKENS_BYTES))["tokens"])
+        except (RefusedError, ValueError, RecursionError, TypeError, KeyError):
+            return None  # a proxy that passes /v1 only, say
+
+    lengths = await asyncio.gather(*(length(problem) for problem in problems))
+    longest, problem = max(
+        ((n, problem) for n, problem in zip(lengths, problems, strict=True) if n is not None),
+        key=lambda pair: pair[0],
+        default=(0, None),
+    )
+    if problem is not None and longest + max_tokens > context_tokens:
+        raise SettingsError(
+            f"problem {problem.id}: its prompt has {longest} tokens, which with --max-tokens {max_tokens} does not fit "
+            f"the server's context of {context_tokens} tokens; leave the problem out, or lower --max-tokens"
+        )
 
 
 async def probe_arms(endpoints: Sequence[Endpoint], plan: SamplingPlan, prompting: Prompting) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from steerdec import __version__
 from steerdec.common.files import FileError, FolderLock
+from steerdec.common.progress import announce
 from steerdec.grading.pool import GradingPool
 from steerdec.problems import embedded, hub
 from steerdec.problems.prompts import request_body
@@ -26,7 +27,7 @@ from ..design.masks import Places
 from ..design.plan import SamplingPlan
 from ..design.resolving import resolve
 from .endpoint_health import Retry
-from .preflight import Server, probe_arms, survey
+from .preflight import Server, check_prompt_lengths, probe_arms, survey
 from .replays import check_prompts, check_server, read_replays
 from .sample_requests import SAMPLING, Prompting
 from .sampler import done_samples, make_samples, open_folder
@@ -230,18 +231,41 @@ async def _run(
     request: RunRequest, target: Target, urls: tuple[str, ...], folder: Path, pool: GradingPool, retry: Retry
 ) -> Finished:
     async with target.opened(urls) as endpoints:
-        server = await survey(endpoints)
+        server, endpoints = await survey(endpoints)
         settings = open_folder(folder, _settings(request, target, urls, server))
         problems = request.problem_set.problems
         plan = SamplingPlan(problems, settings.arms.arms, settings.samples, settings.seed, request.replays)
         done = done_samples(folder, plan)
         if all(done):
             return Finished(len(plan), 0)
+        _announce(request, settings)
         prompting = Prompting(settings.model, settings.prompt, settings.thinking)
+        await check_prompt_lengths(
+            endpoints[0],
+            problems,
+            prompting,
+            context_tokens=server.max_model_len,
+            max_tokens=settings.max_tokens,
+        )
         await check_prompts(endpoints[0], request.replays, problems, prompting)
         await probe_arms(endpoints, plan, prompting)
         failed = await make_samples(folder, settings, plan, done, endpoints, pool, retry)
         return Finished(len(plan), failed)
+
+
+def _announce(request: RunRequest, settings: Settings) -> None:
+    """Say what the user may not expect of this run."""
+    per_arm = settings.samples * settings.problems.n
+    for arm in settings.arms.arms[len(request.arms.arms) :]:
+        announce(
+            f"the engine is not batch-invariant, so arm {arm.name} ({arm.about}) is added: "
+            f"{per_arm * len(settings.arms.arms)} samples instead of {per_arm * len(request.arms.arms)}"
+        )
+    for ids in request.problem_set.repeated_texts[:3]:
+        announce(
+            f"warning: problems {' and '.join(ids)} have the same text, so they are not independent; remove one, or "
+            "give them the same group"
+        )
 
 
 def check_length(server: Server, max_tokens: int) -> None:
@@ -277,6 +301,7 @@ def _settings(request: RunRequest, target: Target, urls: tuple[str, ...], server
             sha256=problems.sha256,
             n=len(problems.problems),
             ids=tuple(problem.id for problem in problems.problems),
+            groups={p.id: p.group for p in problems.problems if p.group is not None} or None,
         ),
         prompt=request.prompt,
         thinking=request.thinking,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -139,7 +140,7 @@ def run(
     if finished.failed:
         fail(f"{finished.failed} of {finished.samples} samples failed (`error` in {out}/samples.jsonl); "
              "the same command makes them again", 1)  # fmt: skip
-    print(f"{finished.samples} samples in {out}; next: steerdec bench report {out}")
+    print(f"{finished.samples} samples in {out}; next: steerdec bench report {quote(str(out))}")
 
 
 def _how_to_continue(out: Path) -> str:
@@ -159,7 +160,8 @@ def grade(folder: Folder) -> None:
 
     with exit_on_known_errors("nothing was changed"):
         outcome = regrade.grade_again(folder)
-    print(f"{outcome.samples} samples graded, {outcome.changed} grades changed; next: steerdec bench report {folder}")
+    next_command = f"steerdec bench report {quote(str(folder))}"
+    print(f"{outcome.samples} samples graded, {outcome.changed} grades changed; next: {next_command}")
 
 
 @bench_app.command()
@@ -207,7 +209,7 @@ def plan(
     samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="K", help="Samples of each problem.")] = 32,
     arms: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a file.")] = "causal",
     accuracy: Annotated[
-        float, typer.Option(parser=number(0, 1), metavar="P", help="Expected score of the baseline.")
+        float, typer.Option(parser=number(0.01, 0.99), metavar="P", help="Expected score of the baseline.")
     ] = 0.71,
     mean_tokens: Annotated[
         float | None, typer.Option(parser=number(1, 1e6), metavar="L", help="Expected length of an answer.")

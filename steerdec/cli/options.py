@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -47,7 +48,7 @@ Endpoints = Annotated[
     typer.Option(
         "--endpoint",
         metavar="URL",
-        help="A running `steerdec serve`, as http://HOST:PORT. Give it again for further ones of the same model.",
+        help="A running `steerdec serve`, as http://HOST:PORT. Repeat for further servers of the same model.",
         show_default=False,
     ),
 ]
@@ -104,7 +105,7 @@ def one_source(endpoints: list[str] | None, model: str | None, dtype: str | None
     Raises:
         UsageError: neither or both are given, or one cannot be used.
     """
-    from steerdec.benchmarks.run.endpoints import endpoint_url
+    from steerdec.benchmarks.run.endpoints import endpoint_url, same_server
     from steerdec.models import ModelError, fetch
 
     if bool(endpoints) == (model is not None):
@@ -122,8 +123,9 @@ def one_source(endpoints: list[str] | None, model: str | None, dtype: str | None
         urls = tuple(endpoint_url(url) for url in endpoints or ())
     except ValueError as e:
         raise UsageError(f"--endpoint: {e}") from None
-    if len(set(urls)) < len(urls):
-        raise UsageError("--endpoint: the same URL was given twice")
+    for one, two in combinations(urls, 2):
+        if same_server(one, two):
+            raise UsageError(f"--endpoint: {one} and {two} are the same server; give it once")
     return urls
 
 

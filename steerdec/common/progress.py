@@ -15,6 +15,11 @@ MAX_SCORES = 8
 FEWEST_TO_ESTIMATE = 10
 
 
+def announce(message: str) -> None:
+    """Print one line on stderr: what is about to happen, or what the user should know about it."""
+    print(message, file=sys.stderr, flush=True)
+
+
 class RunProgress:
     """Count the samples of a run and show progress, speed, and the time left.
 

@@ -35,6 +35,7 @@ class ProblemsUsed(_Data):
     sha256: str
     n: int
     ids: tuple[str, ...]
+    groups: dict[str, str] | None = None  # by problem id, of those that have one
 
 
 class LaunchedServer(_Data):
