@@ -161,6 +161,13 @@ def _resolved(request: RunRequest, threshold: Threshold) -> ArmSet:
             f"the matched temperatures were solved at base temperature {threshold.solved_at:g}, the run has "
             f"{request.temperature:g} ({threshold.origin}); calibrate with --temperature {request.temperature:g}"
         )
+    for arm in request.arms.arms:
+        if (reason := threshold.unmatched.get(arm.name)) and arm.matched is not None:
+            raise CalibrationError(
+                f"the calibration has no temperature for an arm of this set, and another one will have none either: "
+                f'{reason} ({threshold.origin}); remove arm "{arm.name}" with its comparisons and claims from the set, '
+                f'or give "{arm.matched}" a smaller dose; `steerdec arms show NAME` prints a built-in set to edit'
+            )
     resolved = resolve(
         request.arms,
         temperature=request.temperature,

@@ -140,6 +140,7 @@ def model_fetch(
 
 def main() -> None:
     """The entry point; benchmark and analysis commands join here so that `steerdec` below never imports them."""
+    from steerdec.cli.arms import arms_app
     from steerdec.cli.bench import bench_app
     from steerdec.cli.calibrate import calibrate
     from steerdec.cli.compare_models import compare_models
@@ -148,6 +149,7 @@ def main() -> None:
     from steerdec.cli.profile import profile
 
     app.add_typer(bench_app, name="bench")
+    app.add_typer(arms_app, name="arms")
     commands: dict[str, Callable[..., None]] = {
         "calibrate": calibrate,
         "profile": profile,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from steerdec.common.errors import InvalidInputError
+from steerdec.common.validation import said_plainly
 from steerdec.steering import params
 
 Role = Literal[
@@ -26,9 +27,10 @@ Role = Literal[
     "matched",  # temperature solved so that the mean entropy changes as much as in another arm
     "replay",  # plain requests after replayed prefixes: what the arms that steer there are compared with
 ]
-REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may go on from a prefix
-Positions = Literal["fork", "other", "any"]  # the tokens that a mask points at, the rest, or all
+REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may start from a prefix
+Positions = Literal["fork", "other", "any"]  # the tokens that a mask selects, the rest, or all
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
+NAME_IN_WORDS = "a name; allowed are up to 40 letters, digits and _@/+.:=-"
 
 
 class ArmError(InvalidInputError):
@@ -40,9 +42,9 @@ class _Data(BaseModel):
 
 
 class Replay(_Data):
-    """Where arms go on from: a position of a recorded response, drawn among those that a mask points at.
+    """Where arms start from: a position of a recorded response, drawn among those that a mask selects.
 
-    `sha256` and `about` are what the mask was when a run began; none in a set that has not been run.
+    `sha256` and `about` describe the mask when a run began; they are None in a set that has not been run.
     """
 
     mask: Annotated[str, Field(min_length=1)]  # its folder, from that of the file this stands in
@@ -52,7 +54,7 @@ class Replay(_Data):
 
 
 class Arm(_Data):
-    """How the samples of one arm are decoded; `steering` None is a plain request, without the field."""
+    """How the samples of one arm are decoded; where `steering` is None, requests are plain."""
 
     name: Name
     role: Role
@@ -60,7 +62,7 @@ class Arm(_Data):
     temperature: float | str = "base"  # of the request
     steering: dict[str, JsonValue] | None = None
     matched: Name | None = None  # the arm whose entropy change a "solve" temperature has to equal
-    replay: Name | None = None  # of the set's `replays`: the response is begun there, and gone on with
+    replay: Name | None = None  # of the set's `replays`: where the response starts
 
     @property
     def seed_group(self) -> str:
@@ -116,14 +118,14 @@ class ArmSet(_Data):
         pairs = [(c.arm, c.baseline) for c in self.claims] + [(c.arm, c.baseline) for c in self.comparisons]
         for end in (end for pair in pairs for end in pair):
             if end not in names:
-                raise ArmError(f'"{end}" is compared but is no arm (there are: {", ".join(names)})')
+                raise ArmError(f'"{end}" is compared but is not an arm (there are: {", ".join(names)})')
         for arm in self.arms:
             if arm.role in ("replicate", "replica") and arm.steering is not None:
                 raise ArmError(f'arm "{arm.name}": a {arm.role} takes no steering')
             if arm.role == "matched" and arm.matched is None:
                 raise ArmError(f'arm "{arm.name}": role matched needs the field matched')
             if arm.matched is not None and arm.matched not in names:
-                raise ArmError(f'arm "{arm.name}": matched: "{arm.matched}" is no arm')
+                raise ArmError(f'arm "{arm.name}": matched: "{arm.matched}" is not an arm')
         _check_replays(self)
         return self
 
@@ -149,11 +151,11 @@ def _check_replays(arm_set: ArmSet) -> None:
 def _no_repeats(what: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ArmError(f'{what} "{name}" stands there {names.count(name)} times')
+            raise ArmError(f'{what} "{name}" is there {names.count(name)} times')
 
 
 def parse_arm_set(value: Any) -> ArmSet:
-    """The set described by a plain object, as a file or `run.json` holds it. Raises ArmError."""
+    """Return the set described by a plain object, as a file or `run.json` has it. Raises ArmError."""
     try:
         return ArmSet.model_validate(value)
     except ValidationError as e:
@@ -161,18 +163,29 @@ def parse_arm_set(value: Any) -> ArmSet:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, ArmError):
             raise cause from None
-        raise ArmError(f"{_place(value, first['loc'])}: {_shown(first['input'])}: {first['msg']}") from None
+        unknown_field = first["type"] == "extra_forbidden"
+        place = _place(value, first["loc"][:-1] if unknown_field else first["loc"])
+        message = said_plainly(first, known=_model_at(first["loc"]).model_fields, pattern=NAME_IN_WORDS)
+        separator = " " if first["type"] == "missing" else ": "
+        if unknown_field and not place:
+            raise ArmError(message) from None
+        raise ArmError(f"{place or 'the arm set'}{separator}{message}") from None
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    parts: dict[int | str, type[BaseModel]] = {
+        "arms": Arm,
+        "comparisons": Comparison,
+        "claims": Claim,
+        "replays": Replay,
+    }
+    return parts.get(str(loc[0]), ArmSet) if len(loc) > 2 else ArmSet
 
 
 def _place(value: Any, loc: tuple[int | str, ...]) -> str:
-    """`loc` in words, an arm by its name where it has one."""
+    """Return `loc` in words: an arm by its name where it has one, other entries of a list counted from 1."""
     if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
         entry = value["arms"][loc[1]]
         name = str(entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1)
         return " ".join([f'arm "{" ".join(name.split())}"', *map(str, loc[2:])])
-    return " ".join(map(str, loc)) or "the arm set"
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+    return " ".join(str(part + 1 if isinstance(part, int) else part) for part in loc)

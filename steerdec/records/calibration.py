@@ -123,6 +123,7 @@ class Threshold:
     solved_at: float | None = None  # the base temperature for which they hold
     calibrated_on: tuple[str, ...] = ()  # hashes of problem texts, which may not be tested
     matched: dict[str, Matched] = field(default_factory=dict)  # what `solved` was solved for, by arm name
+    unmatched: dict[str, str] = field(default_factory=dict)  # why an arm has no solved temperature, by arm name
     model: str | None = None  # that was calibrated
 
     @classmethod
@@ -138,6 +139,7 @@ class Threshold:
             solved_at=None if c.matching is None else c.matching.temperature,
             calibrated_on=c.problems.problem_hashes,
             matched=matched,
+            unmatched={} if c.matching is None else c.matching.unmatched,
             model=c.model,
         )
 

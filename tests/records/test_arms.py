@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from steerdec.benchmarks.design.arm_sets import BUILT_IN, load_arm_set, with_engine_floor
 from steerdec.benchmarks.design.resolving import resolve
+from steerdec.cli.arms import arms_app
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 from steerdec.steering import params
 
@@ -163,6 +165,51 @@ def test_steering_that_the_server_would_refuse_never_leaves(steering: dict[str, 
         resolve(arms, temperature=1.0, threshold_nats=0.6)
     for name in ('arm "X"', *names):
         assert name in str(e.value)
+
+
+PLAIN_WORDS = [
+    (minimal(claim=[]), 'field "claim" is not known; did you mean claims?'),
+    (minimal(zzz=1), 'field "zzz" is not known; allowed are name, about,'),
+    (minimal(temperature="1,667"), 'temperature: "1,667" is not a number; write a decimal point, as in 1.667'),
+    (minimal(temperature="warm"), 'temperature: "warm" is not a number'),
+    (minimal(delta="-1e9"), 'delta: "-1e9" must be greater than 0'),
+    (minimal(delta=2), "delta: 2 must be less than 1"),
+    (minimal(threshold_nats=-0.5), "threshold_nats: -0.5 must be 0 or more"),
+    (with_arm(name="F up"), 'arm "F up" name: "F up" is not a name; allowed are up to 40 letters, digits and _@/+.:=-'),
+    (with_arm(name="F" * 41), "is not a name; allowed are up to 40 letters"),
+    (with_arm(name=""), "is not a name; allowed are up to 40 letters"),
+    (with_arm(role="treatmant"), 'arm "X" role: "treatmant" is not allowed; did you mean treatment? allowed are '),
+    (with_arm(stering={}), 'arm "X": field "stering" is not known; did you mean steering?'),
+    (with_arm(steering="up"), 'arm "X" steering: "up" is not an object of fields'),
+    (minimal(arms=[]), "arms: there must be at least 1"),
+    (minimal(arms=None), "arms: null is not a list"),
+    (minimal(name=None), "name: null is not a text"),
+    (minimal(claims=[{"id": "c", "arm": "F", "baseline": "B", "direction": "up"}]), "claims 1 statement is missing"),
+    (
+        minimal(claims=[{"id": "c", "statement": "s", "arm": "F", "baseline": "B", "direction": "up"}]),
+        'claims 1 direction: "up" is not allowed; allowed are higher, lower',
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "says"), PLAIN_WORDS, ids=[says[:40] for _, says in PLAIN_WORDS])
+def test_what_is_wrong_is_said_in_plain_words(value: Any, says: str) -> None:
+    with pytest.raises(ArmError) as e:
+        parse_arm_set(value)
+    assert says in str(e.value)
+    assert not any(word in str(e.value) for word in ("Input", "input", "String", "string", "None", "{'", "\n"))
+
+
+def test_a_built_in_set_is_shown_to_be_edited(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(arms_app, ["show", "causal"])
+    assert shown.exit_code == 0
+    (tmp_path / "mine.yaml").write_text(shown.stdout)
+    assert load_arm_set(str(tmp_path / "mine.yaml")) == load_arm_set("causal")
+    wrong = CliRunner().invoke(arms_app, ["show", "casual"])
+    assert wrong.exit_code == 2
+    assert wrong.stderr == 'steerdec: "casual" is not a built-in arm set; there are quick, figure3, causal\n'
+    listed = CliRunner().invoke(arms_app, ["list"])
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["quick", "figure3", "causal"]
 
 
 def test_an_identity_arm_that_would_change_something_is_refused() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -126,16 +128,29 @@ def check_fits(traces: Iterable[Trace], loaded: Loaded) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on `device`."""
+    """Return how many bytes can still be allocated on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(available, int(limit) - used) if limit != "max" else available
-    except (OSError, ValueError):
-        return 1 << 31
+    return free_host_bytes()
+
+
+def free_host_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this process can still allocate: the machine's, or less where a cgroup limits it.
+
+    Args:
+        root: where /proc and /sys are mounted.
+    """
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError):
+        meminfo = (root / "proc/meminfo").read_text()
+        if found := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE):  # free, or cache that can go
+            available = int(found[1]) * 1024
+    cgroup = root / "sys/fs/cgroup"
+    version_1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
+    for limit, used in (("memory.max", "memory.current"), version_1):
+        with suppress(OSError, ValueError):  # no such cgroup, or "max": no limit
+            available = min(available, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
+    return max(0, available)
 
 
 def batch_rows(loaded: Loaded, tokens: int) -> int:

@@ -200,6 +200,16 @@ def test_an_arm_out_of_reach_does_not_lose_the_others(tmp_path: Path) -> None:
     assert {m.arm for m in found.matched} == {"G-up", "G-down", "N-up-m"}
     assert set(found.unmatched) == {"F-down-m"}
 
+    # A run of this set names the reason; "calibrate again" would send the user in a circle.
+    problems.write_text(json.dumps({"id": "y", "problem": list(PROBLEMS)[5], "answer": "48"}) + "\n")
+    words: dict[str, Any] = {"limit": None, "prompt": None, "thinking": None, "samples": 1, "seed": 0}
+    words |= {"max_tokens": 8, "force": False, "temperature": 0.6, "threshold": str(tmp_path / "c.json")}
+    with pytest.raises(CalibrationError) as e:
+        session.read_request(str(problems), "causal", **words)
+    assert found.unmatched["F-down-m"] in str(e.value)
+    assert 'remove arm "F-down-m"' in str(e.value)
+    assert "do so with" not in str(e.value)
+
 
 def test_an_arm_that_does_not_converge_is_not_listed_as_matched(tmp_path: Path) -> None:
     """At temperature 1.2 the entropy of the others jumps past the dose of F: it is had nowhere."""

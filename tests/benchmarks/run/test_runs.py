@@ -411,7 +411,7 @@ def test_ctrl_c_stops_with_130_and_says_how_to_go_on(problems: Path, tmp_path: P
         wait_for_lines(folder / "samples.jsonl", 10, process)
         status, errors = finish(cli(*command))
         assert (status, len(errors.splitlines())) == (1, 1)
-        assert "in use by another run" in errors
+        assert "in use by another process" in errors
         process.send_signal(signal.SIGINT)
         status, errors = finish(process)
     assert status == 130
