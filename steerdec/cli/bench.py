@@ -204,6 +204,33 @@ def compare(
 
 
 @bench_app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="parquet, inspect, or every-eval-ever.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the files. Default: DIR/export-FORMAT.")
+    ] = None,
+) -> None:
+    """Write the samples and scores of a run in a format that other tools read.
+
+    parquet: one table with a row per sample. inspect: logs for `inspect view`, one per arm; needs the package
+    inspect-ai. every-eval-ever: a record and a row per sample in the schema of that name.
+
+    Examples:
+
+    steerdec bench export runs/first --to parquet
+
+    steerdec bench export runs/first --to inspect && inspect view --log-dir runs/first/export-inspect
+    """
+    from steerdec.benchmarks.export.formats import export as export_run
+
+    with exit_on_known_errors():
+        paths = export_run(folder, to, out)
+    for path in paths:
+        print(path)
+
+
+@bench_app.command()
 def plan(
     problems: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of problems.")] = 60,
     samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="K", help="Samples of each problem.")] = 32,

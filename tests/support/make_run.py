@@ -13,6 +13,7 @@ import numpy as np
 from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.stats.summary import write_summary
+from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm, ArmSet
 from steerdec.records.run import ProblemsUsed, Settings
 from steerdec.records.samples import NAME as SAMPLES
@@ -36,20 +37,37 @@ _CLAUSES = (
 
 
 def make_run(
-    directory: Path, *, arm_set: str = "quick", n_problems: int = 60, k: int = 8, seed: int = 0, traces: int = 3
+    directory: Path,
+    *,
+    arm_set: str = "quick",
+    n_problems: int = 60,
+    k: int = 8,
+    seed: int = 0,
+    traces: int = 3,
+    problems: ProblemSet | None = None,
 ) -> Path:
-    """Write run.json, samples.jsonl and summary.json as a run does; the first `traces` problems keep their tokens."""
+    """Write run.json, samples.jsonl and summary.json as a run does; the first `traces` problems keep their tokens.
+
+    Without `problems`, the run is of a set that cannot be loaded again, one of whose ids is hostile.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     wanted = load_arm_set(arm_set)
     base, threshold_nats = wanted.temperature or 0.6, wanted.threshold_nats or 0.6
     solved = {arm.name: round(base * (1.4 if "up" in arm.name else 0.55), 3) for arm in wanted.arms}
     arms = resolve(wanted, temperature=base, threshold_nats=threshold_nats, fork_rate=0.18, solved=solved)
-    ids = [f"embedded-{i:03d}" for i in range(n_problems - 1)] + [f"<b>{HOSTILE[:9]}</b>|é"]
+    if problems is None:
+        ids = [f"embedded-{i:03d}" for i in range(n_problems - 1)] + [f"<b>{HOSTILE[:9]}</b>|é"]
+    else:
+        ids = [problem.id for problem in problems.problems]
     journal = SampleJournal(directory / SAMPLES)
     for sample in _samples(arms, ids, k, base, seed, traces):
         journal.append(sample)
     journal.close()
-    settings(arms, ids, k=k, seed=seed, temperature=base, threshold_nats=threshold_nats).write(directory)
+    written = settings(arms, ids, k=k, seed=seed, temperature=base, threshold_nats=threshold_nats)
+    if problems is not None:
+        used = written.problems.model_copy(update={"sha256": problems.sha256, "limit": len(ids)})
+        written = written.model_copy(update={"problems": used, "prompt": problems.prompt})
+    written.write(directory)
     write_summary(directory)
     return directory
 
