@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs clean
+.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs phantom clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +20,10 @@ demo: setup
 	$(BIN)/python -m steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --arms quick \
 		--samples 4 --max-tokens 64 $(LIMIT:%=--limit %) --out $(DEMO)
 	$(BIN)/python -m steerdec bench report $(DEMO)
+
+# Models whose every number is known, measured with the commands above; SAMPLES=32 make phantom is the thorough form.
+phantom: setup
+	$(BIN)/python -m steerdec.phantom.check $(SAMPLES:%=--samples %) $(KINDS:%=--kinds %) --out build/phantom$(SAMPLES:%=-%)
 
 # COVERAGE=1 make test: with what of the code ran, and floors for it; slower by the tracing.
 COVERED := $(if $(COVERAGE),--cov --cov-report=)

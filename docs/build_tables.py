@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from steerdec.benchmarks.design import arm_sets, power
 from steerdec.benchmarks.operations import sizing
 from steerdec.cli import main as cli
+from steerdec.phantom import folder, kinds
 from steerdec.records.arms import Arm
 from steerdec.server import metrics
 from steerdec.steering import params
@@ -41,7 +42,7 @@ def filled(text: str) -> str:
 
 def table(name: str) -> str:
     kind, _, rest = name.partition(" ")
-    kinds = {
+    builders = {
         "fields": _fields,
         "options": _options,
         "arms": _arms,
@@ -49,8 +50,9 @@ def table(name: str) -> str:
         "power": _power,
         "metrics": _metrics,
         "sizing": _sizing,
+        "phantoms": _phantoms,
     }
-    return kinds[kind](rest)
+    return builders[kind](rest)
 
 
 def _markdown(head: list[str], rows: Iterator[list[str]] | list[list[str]]) -> str:
@@ -117,6 +119,22 @@ def _takes(policy: str, name: str, value: float) -> bool:
 
 def _code(value: object) -> str:
     return f"`{json.dumps(value)}`"
+
+
+# Phantoms ----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _phantoms(_: str) -> str:
+    """The kinds, the exact scores of the arms that claims are about, and the verdicts that are right."""
+    shown = ("B", "F-up", "F-down", "N-up-m", "N-down", "F-down-m")
+    rows = []
+    for kind in kinds.KINDS.values():
+        known = folder.truth_as_json(kind, folder.truth_of(kind))
+        scores = [f"{100 * known['arms'][arm]['avg_at_k']:.1f}" for arm in shown]
+        verdicts = ", ".join(claim["verdict"] for claim in known["claims"].values())
+        rows.append([f"`{kind.name}`", *scores, verdicts])
+    return _markdown(["kind", *shown, "claims"], rows)
 
 
 # The command line --------------------------------------------------------------------------------

@@ -146,10 +146,12 @@ def main() -> None:
     from steerdec.cli.compare_models import compare_models
     from steerdec.cli.lenses import lenses
     from steerdec.cli.mask import mask
+    from steerdec.cli.phantom import phantom
     from steerdec.cli.profile import profile
 
     app.add_typer(bench_app, name="bench")
     app.add_typer(arms_app, name="arms")
+    model_app.command("phantom")(phantom)
     commands: dict[str, Callable[..., None]] = {
         "calibrate": calibrate,
         "profile": profile,
