@@ -1,4 +1,4 @@
-"""Where the forks are, after the fact: entropy patterns, two models compared, lenses, and masks for training.
+"""Analyze texts after they were sampled: entropy patterns, two models compared, lenses, and masks for training.
 
-On torch and transformers alone: nothing here needs vLLM.
+Models run on torch and transformers; nothing here needs vLLM.
 """

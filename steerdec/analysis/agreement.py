@@ -1,8 +1,8 @@
-"""How far two scores of the same units (tokens or sentences of a trace) point at the same ones. Pure.
+"""Measure how far two scores of the same units (tokens or sentences of a trace) mark the same units. Pure.
 
-The primary number is the AUROC of one score's top 20% by the other score, within a trace, both directions; then a mean
-over problems with a cluster bootstrap: the problem is what was drawn, its tokens are not independent. Overlap,
-Jaccard, kappa and Spearman stand beside it. What chance gives is in :mod:`nulls`.
+The primary number is the AUROC of one score's top 20% under the other score, within a trace, in both directions. It is
+averaged over problems with a cluster bootstrap, because problems were sampled and the tokens of one problem are not
+independent. Overlap, Jaccard, kappa, and Spearman are given too. :mod:`nulls` says what chance gives.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 CERTAIN_NATS: Final = 0.01  # below this entropy the order of tokens is mostly rounding
-FEWEST_UNITS: Final = 4  # a trace with fewer says nothing about its own order
+FEWEST_UNITS: Final = 4  # a trace with fewer units says nothing about its own order
 
 MEASURES: Final = ("auroc_of_first", "auroc_of_second", "overlap", "jaccard", "kappa", "spearman", "spearman_uncertain")
 
 
 def top_mask(scores: ArrayLike, share: float = FORK_SHARE, *, seed: int = 0) -> Bools:
-    """Exactly the round(share n) highest scores, one at least; [n]. Ties are decided by a draw, not by position."""
+    """Select exactly the round(share n) highest scores, at least one; [n]. Ties are broken at random."""
     values = np.asarray(scores, dtype=np.float64)
     n = len(values)
     mask = np.zeros(n, dtype=np.bool_)
@@ -38,14 +38,14 @@ def top_mask(scores: ArrayLike, share: float = FORK_SHARE, *, seed: int = 0) -> 
 
 
 def top_count(n: int, share: float = FORK_SHARE) -> int:
-    """How many of n units are the top."""
+    """Return how many of n units are the top."""
     return max(1, round(share * n))
 
 
 def auroc(mask: ArrayLike, scores: ArrayLike) -> float:
-    """Chance that a unit in the mask scores above one outside it, ties half; NaN if either side is empty.
+    """Return the probability that a unit in the mask scores above one outside it.
 
-    Mann-Whitney's U by ranks.
+    Ties count half. NaN if either side is empty. This is Mann-Whitney's U, computed from ranks.
     """
     inside = np.asarray(mask, dtype=np.bool_)
     m, n = int(inside.sum()), inside.size
@@ -56,20 +56,20 @@ def auroc(mask: ArrayLike, scores: ArrayLike) -> float:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Rank correlation; NaN where one is constant or there are fewer than FEWEST_UNITS."""
+    """Return the rank correlation; NaN if one score is constant or there are fewer than FEWEST_UNITS."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if len(x) < FEWEST_UNITS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     a, b = (scipy.stats.rankdata(values) - (len(x) + 1) / 2 for values in (x, y))
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))  # half the time of scipy's own
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))  # takes half the time of scipy's function
 
 
 def compare(a: ArrayLike, b: ArrayLike, entropy_nats: ArrayLike | None = None) -> dict[str, float]:
-    """MEASURES of two scores of one trace, units where either is NaN left out.
+    """Compute the MEASURES of two scores of one trace, without units where either is NaN.
 
-    auroc_of_first: of the first score's top by the second score. Chance: AUROC 0.5, overlap 0.2 (the share), Jaccard
-    rho / (2 - rho) = 0.111, kappa 0, Spearman 0. spearman_uncertain takes only units above CERTAIN_NATS of entropy,
-    NaN without `entropy_nats`. All NaN where fewer than FEWEST_UNITS are left.
+    auroc_of_first is that of the first score's top under the second score. By chance: AUROC 0.5, overlap 0.2 (the
+    share), Jaccard rho / (2 - rho) = 0.111, kappa 0, Spearman 0. spearman_uncertain uses only units above CERTAIN_NATS
+    of entropy, and is NaN without `entropy_nats`. All are NaN if fewer than FEWEST_UNITS are left.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     known = ~(np.isnan(x) | np.isnan(y))
@@ -94,7 +94,7 @@ def compare(a: ArrayLike, b: ArrayLike, entropy_nats: ArrayLike | None = None) -
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over problems with its 95% percentile interval; NaN where it cannot be had."""
+    """A mean over problems with its 95% percentile interval; NaN where it cannot be computed."""
 
     mean: float
     low: float
@@ -103,10 +103,10 @@ class Interval:
 
 
 def over_problems(values: Sequence[float], problems: Sequence[str], *, seed: int) -> Interval:
-    """Mean over problems of the mean over their traces, with a cluster bootstrap; NaN values drop out.
+    """Average over problems the mean over their traces, with a cluster bootstrap. NaN values are left out.
 
     Args:
-        values: one a trace.
+        values: one per trace.
         problems: the problem of each.
     """
     groups: dict[str, list[float]] = {}
@@ -123,9 +123,10 @@ def over_problems(values: Sequence[float], problems: Sequence[str], *, seed: int
 def agreement(
     traces: Sequence[Mapping[str, Floats]], problems: Sequence[str], first: str, second: str, *, seed: int
 ) -> dict[str, Interval]:
-    """MEASURES of two scores over all traces that have both, each an Interval; the traces' own `entropy` counts.
+    """Compute the MEASURES of two scores over all traces that have both, each as an Interval.
 
-    A trace lacks a score if it has no such name or the score is NaN nearly everywhere.
+    Each trace's own `entropy` is used. A trace lacks a score if it has no such name, or if the score is NaN nearly
+    everywhere.
     """
     rows = [
         compare(trace[first], trace[second], trace.get("entropy"))

@@ -64,7 +64,7 @@ def compare_models(
         from steerdec.analysis.compare.run import resolve
         from steerdec.analysis.traces.source import Source
 
-        asked = Source(
+        requested = Source(
             model=tuned,
             problems=problems,
             limit=limit,
@@ -77,17 +77,17 @@ def compare_models(
             dtype=dtype,
             device=device,
         )
-        pair = resolve(base, asked)
-        page, told = make(pair, options.out_folder(out))
-    for line in findings(told):
+        pair = resolve(base, requested)
+        page, result = make(pair, options.out_folder(out))
+    for line in findings(result):
         print(line)
     print(page)
 
 
-def findings(told: dict[str, Any]) -> list[str]:
+def findings(result: dict[str, Any]) -> list[str]:
     """What was found, in a few lines."""
     lines = []
-    if (entropy := told["entropy"]) is not None:
+    if (entropy := result["entropy"]) is not None:
         pooled, each, mean = entropy["pooled"], entropy["per_response"], entropy["mean"]["change_nats"]
         lines += [
             f"{entropy['tokens']} tokens of {entropy['responses']} responses; top 20% by entropy that both share: "
@@ -96,7 +96,7 @@ def findings(told: dict[str, Any]) -> list[str]:
             f"{100 * each['chance']:.1f}%)",
             f"mean change of entropy {_interval(mean, 1, '.4f')} nats",
         ]
-    weights = told["weights"]
+    weights = result["weights"]
     total, stored = weights["total"], ", ".join(weights["stored_dtypes"])
     within = ", ".join(f"{100 * share:.2f}% within {t}" for t, share in total["within"].items() if t != "0")
     relative = total["relative_change"]
@@ -113,5 +113,5 @@ def _percent(value: dict[str, Any]) -> str:
 
 def _interval(value: dict[str, Any], scale: float, form: str, unit: str = "") -> str:
     ends = value["ci95"]
-    told = "" if ends is None else f" [{scale * ends[0]:{form}}, {scale * ends[1]:{form}}]"
-    return f"{scale * value['value']:{form}}{unit}{told}"
+    interval = "" if ends is None else f" [{scale * ends[0]:{form}}, {scale * ends[1]:{form}}]"
+    return f"{scale * value['value']:{form}}{unit}{interval}"

@@ -129,7 +129,7 @@ def lenses(
             gap_sentences=gap_sentences or GAP_SENTENCES,
             resamples=resamples or RESAMPLES,
         )
-        page, told = make(resolved, options.out_folder(out), settings)
-    for line in told["findings"]:
+        page, result = make(resolved, options.out_folder(out), settings)
+    for line in result["findings"]:
         print(line)
     print(page)

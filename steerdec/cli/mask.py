@@ -80,7 +80,7 @@ def mask(
         if sum(given is not None for given in (share, threshold, tokens)) > 1:
             raise InputError("give one of --share, --threshold and --tokens")
         if tokens is not None and tokens not in CLASSES:
-            raise InputError(f"--tokens: {tokens!r} is none of {', '.join(CLASSES)}")
+            raise InputError(f"--tokens: {tokens!r} is not one of {', '.join(CLASSES)}")
         cut = None if threshold is None else parse_threshold(threshold)
         top = (share or FORK_SHARE) if cut is None and tokens is None else None
         of_responses: dict[str, Any] = {
@@ -101,18 +101,18 @@ def mask(
             _goes_without_lenses({"RUN": run, "tokens": tokens} | of_responses)
             from steerdec.analysis.masks.run import ENTROPY, mask_lenses
 
-            told = mask_lenses(lenses, lens or ENTROPY, options.out_folder(out), share=top, threshold=cut)
+            result = mask_lenses(lenses, lens or ENTROPY, options.out_folder(out), share=top, threshold=cut)
         else:
             if lens is not None:
                 raise InputError("--lens goes with --lenses")
             source = cli.source(run, **of_responses)
             from steerdec.analysis.masks.run import mask_responses
 
-            told = mask_responses(source, options.out_folder(out), share=top, threshold=cut, tokens=tokens)
-    cut_told = "" if tokens else f" {'above' if top is None else 'from'} {told['cut']:.4g}"
+            result = mask_responses(source, options.out_folder(out), share=top, threshold=cut, tokens=tokens)
+    cut_text = "" if tokens else f" {'above' if top is None else 'from'} {result['cut']:.4g}"
     print(
-        f"{told['forks']} of {told['tokens']} tokens of {told['requests']} responses are forks "
-        f"({100 * told['fork_share']:.1f}%), by {told['lens']}{cut_told}"
+        f"{result['forks']} of {result['tokens']} tokens of {result['requests']} responses are forks "
+        f"({100 * result['fork_share']:.1f}%), by {result['lens']}{cut_text}"
     )
     print(out / "mask.parquet")
 

@@ -67,10 +67,10 @@ def profile(
         )
         from steerdec.analysis.profile.run import profile as make
 
-        page, told = make(source, options.out_folder(out), threshold_nats=threshold, min_count=min_count)
-    p80, certain = told["quantiles_nats"]["p80"], told["share_below_0_01"]
+        page, result = make(source, options.out_folder(out), threshold_nats=threshold, min_count=min_count)
+    p80, certain = result["quantiles_nats"]["p80"], result["share_below_0_01"]
     print(
-        f"{told['tokens']} tokens of {told['traces']} responses: p80 {p80['value']:.3f} nats, "
-        f"{100 * certain['value']:.1f}% below 0.01 nats, mean {told['mean_entropy_nats']['value']:.3f}"
+        f"{result['tokens']} tokens of {result['traces']} responses: p80 {p80['value']:.3f} nats, "
+        f"{100 * certain['value']:.1f}% below 0.01 nats, mean {result['mean_entropy_nats']['value']:.3f}"
     )
     print(page)

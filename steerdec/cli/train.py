@@ -65,7 +65,7 @@ def train(
         from steerdec.problems.sets import load_problems
 
         if per not in equation6.DIVISORS:
-            raise InputError(f"--per: {per!r} is none of {', '.join(equation6.DIVISORS)}")
+            raise InputError(f"--per: {per!r} is not one of {', '.join(equation6.DIVISORS)}")
         problem_set = load_problems(problems, limit=limit)
         recipe = Recipe(
             prompt=prompt or problem_set.prompt,
@@ -83,12 +83,12 @@ def train(
             thinking=thinking,
             bf16=bf16,
         )
-        told = train(model, problem_set, recipe, options.out_folder(out), device=device, save_every=save_every)
-    rewards = [line["reward"] for line in told["steps"] if "reward" in line]
+        result = train(model, problem_set, recipe, options.out_folder(out), device=device, save_every=save_every)
+    rewards = [line["reward"] for line in result["steps"] if "reward" in line]
     n = max(1, len(rewards) // 5)
     print(
-        f"{len(told['steps'])} steps, {len(rewards)} rounds of sampling: mean reward {sum(rewards[:n]) / n:.3f} in the "
-        f"first {n}, {sum(rewards[-n:]) / n:.3f} in the last {n}"
+        f"{len(result['steps'])} steps, {len(rewards)} rounds of sampling: mean reward {sum(rewards[:n]) / n:.3f} in "
+        f"the first {n}, {sum(rewards[-n:]) / n:.3f} in the last {n}"
     )
     print(out / MODEL)
 

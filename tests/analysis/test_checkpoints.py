@@ -82,7 +82,7 @@ def test_totals_weigh_every_parameter_alike(tmp_path: Path) -> None:
     tuned = {name: tensor.clone() for name, tensor in base.items()}
     tuned["layers.0.w"][0] += 1.0  # 10 of 1000, rank 1 of 10
     found = compared(tmp_path, base, tuned)
-    told = updates.told(list(found.values()))
+    told = updates.as_json(list(found.values()))
     whole = told["total"]
     assert whole["bit_equal"] == whole["within"]["0.0001"] == 0.99
     assert (whole["parameters"], whole["tensors"], whole["unchanged_tensors"]) == (1000, 3, 2)
@@ -257,7 +257,7 @@ def test_files_that_are_not_there_or_not_safetensors_are_named(tmp_path: Path) -
     with pytest.raises(InputError, match=r"^empty holds neither model.safetensors nor model.safetensors.index.json"):
         read_checkpoint("empty", tmp_path, {})
     (tmp_path / checkpoints.INDEX).write_text('{"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}')
-    with pytest.raises(InputError, match=r"a.safetensors, named in model.safetensors.index.json, is not there \(2 "):
+    with pytest.raises(InputError, match=r"a.safetensors, named in model.safetensors.index.json, does not exist \(2 "):
         read_checkpoint("torn", tmp_path, {})
     (tmp_path / checkpoints.INDEX).write_text("[]")
     with pytest.raises(InputError, match="is not an index of safetensors files"):

@@ -373,7 +373,7 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(folders: Path, t
         "wide": "have different shapes:",
         "deep": "have different tensors: model.layers.2.",
         "no-weights": "holds neither model.safetensors nor",
-        "no-tokenizer": f"TUNED: {tmp_path}/no-tokenizer has no tokenizer that can be read",
+        "no-tokenizer": f"TUNED: {tmp_path}/no-tokenizer has no readable tokenizer",
         "unknown": "TUNED:",
     }
     out = tmp_path / "out"
@@ -392,7 +392,7 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(folders: Path, t
     ("more", "message"),
     [
         (("--max-tokens", CONTEXT_TOKENS), f"--max-tokens: {CONTEXT_TOKENS} after a prompt of"),
-        (("--dtype", "int8"), "--dtype: 'int8' is none of float32, bfloat16, float16"),
+        (("--dtype", "int8"), "--dtype: 'int8' is not one of float32, bfloat16, float16"),
         (("--prompt", "nobody"), "nobody"),
         (("--samples", 0), "is not a whole number from 1"),
     ],

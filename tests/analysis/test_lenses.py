@@ -315,7 +315,7 @@ def test_a_model_that_gives_nan_is_refused_before_anything_is_written(
 
 
 def test_a_model_that_never_reasons_is_told_and_leaves_no_page(model: Path, problems: Path, tmp_path: Path) -> None:
-    with pytest.raises(AnalysisError, match="none of 5 problems has a chain to look at: no sample reasons"):
+    with pytest.raises(AnalysisError, match="none of 5 problems has a chain to analyze: no sample reasons"):
         lens_report.lenses(resolved(model, problems, max_tokens=6), tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out" / "lenses.html").exists()
     assert not (tmp_path / "out" / "lenses.json").exists()

@@ -342,7 +342,7 @@ def test_a_mask_by_a_lens_takes_the_chain_s_tokens_from_the_samples(tmp_path: Pa
     ("lens", "how", "message"),
     [
         ("magic", {"share": 0.2}, "has no score 'magic'; it has entropy, hsic"),
-        ("hsic", {"threshold": Threshold(1.0, "given")}, "--threshold is of entropies"),
+        ("hsic", {"threshold": Threshold(1.0, "given")}, "--threshold applies to entropies"),
     ],
 )
 def test_a_lens_that_cannot_be_used_is_one_line(tmp_path: Path, lens: str, how: Any, message: str) -> None:
@@ -365,7 +365,7 @@ def test_a_lens_record_of_other_samples_is_one_line(tmp_path: Path) -> None:
         ([], "give either RUN"),
         (["--model", "M", "--problems", "embedded", "--share", "0.2", "--threshold", "1"], "give one of --share"),
         (["--model", "M", "--problems", "embedded", "--tokens", "digit", "--share", "0.2"], "give one of --share"),
-        (["--model", "M", "--problems", "embedded", "--tokens", "number"], "'number' is none of digit, operator"),
+        (["--model", "M", "--problems", "embedded", "--tokens", "number"], "'number' is not one of digit, operator"),
         (["--lenses", "no-folder", "--tokens", "digit"], "--tokens does not go with --lenses"),
         (["--model", "M", "--problems", "embedded", "--lens", "hsic"], "--lens goes with --lenses"),
         (["--lenses", "no-folder", "--samples", "3"], "--samples does not go with --lenses"),

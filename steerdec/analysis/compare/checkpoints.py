@@ -1,7 +1,7 @@
-"""Two checkpoints on disk: what is stored, whether it can be compared, and a tensor's rows a chunk at a time.
+"""Read two checkpoints on disk: what they store, whether they can be compared, and the rows of a tensor in chunks.
 
-A file is opened anew for every chunk. safetensors maps a file into memory, and pages that were touched stay counted
-until the map is gone; with one map a file, a pass over it would end with the whole file resident.
+A file is opened again for every chunk. safetensors maps a file into memory, and touched pages stay counted until the
+map is closed. With one map per file, a pass over it would end with the whole file resident.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from steerdec.common.errors import InputError
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-MANTISSA_BITS: Final = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}  # safetensors' names of what can be compared
+MANTISSA_BITS: Final = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}  # what can be compared, as safetensors names it
 CHUNK_ELEMENTS: Final = 1 << 21
 _FINGERPRINT_ELEMENTS: Final = 1 << 11
 _FEW: Final = 3  # differences named in a message
@@ -44,14 +44,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` by name, in name order; `tied` are stored a second time under these names and left out there."""
+    """The tensors of a checkpoint by name, in name order; `tied` names are stored a second time and left out there."""
 
     name: str
     tensors: Mapping[str, Stored]
     tied: tuple[str, ...]
 
     def dtypes(self) -> dict[str, int]:
-        """Parameters stored in each dtype, most first."""
+        """Count the parameters stored in each dtype, largest count first."""
         counts: Counter[str] = Counter()
         for tensor in self.tensors.values():
             counts[tensor.dtype] += tensor.parameters
@@ -59,12 +59,12 @@ class Checkpoint:
 
 
 def read_checkpoint(name: str, folder: Path, ties: Mapping[str, str]) -> Checkpoint:
-    """What the safetensors files of a model's folder hold; only their headers are read, and tied tensors.
+    """Read what the safetensors files of a model's folder hold; only their headers and tied tensors are read.
 
     Args:
         name: for messages.
-        ties: {name: name of the tensor it is the same as} in this model. Both may be stored; transformers then ties
-            them if they are equal, and so does this.
+        ties: {name: name of the tensor it is tied to} in this model. Both may be stored. transformers ties them if they
+            are equal, and so does this function.
 
     Raises:
         InputError: there is no such file, or one cannot be read.
@@ -87,7 +87,10 @@ def read_checkpoint(name: str, folder: Path, ties: Mapping[str, str]) -> Checkpo
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Of every tensor's first numbers: the same for a copy, another one once training went on in the same folder."""
+    """Hash the first numbers of every tensor.
+
+    A copy has the same hash, and a folder in which training continued has another one.
+    """
     digest = hashlib.sha256()
     for tensor in checkpoint.tensors.values():
         digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} ".encode())
@@ -98,7 +101,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _files(name: str, folder: Path) -> list[Path]:
-    """The weights' files, in transformers' order of preference. Raises InputError."""
+    """Return the files of the weights, in transformers' order of preference. Raises InputError."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     try:
@@ -109,12 +112,12 @@ def _files(name: str, folder: Path) -> list[Path]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise InputError(f"{name}: {INDEX} is not an index of safetensors files ({type(e).__name__}: {e})") from None
     if missing := [path.name for path in files if not path.is_file()]:
-        raise InputError(f"{name}: {missing[0]}, named in {INDEX}, is not there ({len(missing)} files missing)")
+        raise InputError(f"{name}: {missing[0]}, named in {INDEX}, does not exist ({len(missing)} files missing)")
     return files
 
 
 def _same(one: Stored, two: Stored) -> bool:
-    """Bit for bit."""
+    """Return whether two tensors are equal bit for bit."""
     if (one.shape, one.dtype) != (two.shape, two.dtype):
         return False
     pairs = zip(chunks(one), chunks(two), strict=True)
@@ -122,10 +125,10 @@ def _same(one: Stored, two: Stored) -> bool:
 
 
 def comparable(base: Checkpoint, tuned: Checkpoint) -> list[tuple[Stored, Stored]]:
-    """The tensors of both, paired by name, without empty ones.
+    """Pair the tensors of both by name, without empty ones.
 
     Raises:
-        InputError: names, shapes or dtypes differ, or a dtype is not of floating point numbers.
+        InputError: names, shapes, or dtypes differ, or a dtype is not a floating-point type.
     """
     one, two = base.tensors, tuned.tensors
     if alone := sorted(one.keys() ^ two.keys()):
@@ -154,10 +157,10 @@ def _few(differences: Sequence[str]) -> str:
 
 
 def chunks(stored: Stored, elements: int = CHUNK_ELEMENTS) -> Iterator[torch.Tensor]:
-    """The tensor's rows in order, at most `elements` numbers at a time or one row; [rows, numbers of a row].
+    """Yield the tensor's rows in order, at most `elements` numbers at a time or one row; [rows, numbers per row].
 
-    A vector is one number a row, a scalar one row. A chunk lies in the mapped file: it must be dropped before the
-    next is asked for, or both stay resident.
+    A vector has one number per row, and a scalar is one row. A chunk is part of the mapped file. Drop it before you
+    request the next one, or both stay resident.
     """
     rows = stored.shape[0] if stored.shape else 1
     step = max(1, elements // max(1, stored.parameters // max(1, rows)))

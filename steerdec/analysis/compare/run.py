@@ -1,7 +1,7 @@
-"""`steerdec compare-models`: two checkpoints of one model, by the entropies of the same tokens and by their weights.
+"""Run `steerdec compare-models`: two checkpoints of a model, by entropies of the same tokens and by weights.
 
-Everything that can be wrong with the two models is looked at before the folder is made. TUNED is loaded to sample and
-to score, then BASE to score; then the checkpoints are read a chunk at a time. No two models are in memory at once.
+Everything that can be wrong with the two models is checked before the folder is created. TUNED is loaded to sample and
+to score, then BASE to score. Then the checkpoints are read in chunks. Two models are never in memory at once.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Pair:
     base: Checkpoint
     tuned: Checkpoint
     tensors: list[tuple[Stored, Stored]]
-    resolved: Resolved | None  # None: the weights alone
+    resolved: Resolved | None  # None: compare only the weights
 
 
-def resolve(base: str, asked: Source) -> Pair:
-    """Both models looked at, every default filled in; `asked.model` is the later one. Nothing is written.
+def resolve(base: str, requested: Source) -> Pair:
+    """Inspect both models and fill in every default; `requested.model` is the later one. Nothing is written.
 
     Raises:
         InputError, ProblemError, PromptError: they cannot be compared, or not with these options; one line.
     """
-    tuned = str(asked.model)
+    tuned = str(requested.model)
     folders, checkpoints, contexts = {}, {}, []
     for argument, name in (("BASE", base), ("TUNED", tuned)):
         with _named(argument):
@@ -71,22 +71,22 @@ def resolve(base: str, asked: Source) -> Pair:
     pair = Pair(
         checkpoints["BASE"], checkpoints["TUNED"], comparable(checkpoints["BASE"], checkpoints["TUNED"]), resolved=None
     )
-    if asked.problems is None:
-        _refuse_options_without_problems(asked)
+    if requested.problems is None:
+        _refuse_options_without_problems(requested)
         return pair
     tokenizers: list[Any] = []
     for argument, name in (("BASE", base), ("TUNED", tuned)):
         with _named(argument):
             tokenizers.append(loading.load_tokenizer(name))
     loading.check_same_tokenizer(tokenizers[0], tokenizers[1], (base, tuned))
-    resolved = source.resolve(replace(asked, samples=asked.samples or SAMPLES))
+    resolved = source.resolve(replace(requested, samples=requested.samples or SAMPLES))
     _check_context(resolved, tokenizers[1], min(contexts))
     return replace(pair, resolved=resolved)
 
 
 @contextmanager
 def _named(argument: str) -> Iterator[None]:
-    """Whatever is wrong with a model is wrong with that argument, and not with another command's --model."""
+    """Attribute an error about a model to that argument, and not to the --model of another command."""
     try:
         yield
     except (InputError, models.ModelError) as e:
@@ -95,37 +95,37 @@ def _named(argument: str) -> Iterator[None]:
 
 
 def _ties_and_context(name: str, folder: Path) -> tuple[dict[str, str], int]:
-    """({name: the tensor it is the same as}, longest sequence) of a model, by its configuration; without weights."""
+    """Return ({name: the tensor it is tied to}, longest sequence) of a model, from its configuration."""
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             ties = dict(AutoModelForCausalLM.from_config(config).all_tied_weights_keys)
     except (OSError, ValueError, KeyError) as e:
-        told = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise InputError(f"{name} is not a causal language model that transformers knows ({told})") from None
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise InputError(f"{name} is not a causal language model that transformers knows ({reason})") from None
     return ties, int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**63 - 1)
 
 
-def _refuse_options_without_problems(asked: Source) -> None:
-    for name, value in asdict(asked).items():
+def _refuse_options_without_problems(requested: Source) -> None:
+    for name, value in asdict(requested).items():
         if name not in ("model", "device") and value is not None:
             raise InputError(f"--{name.replace('_', '-')} goes with --problems")
 
 
 def _check_context(resolved: Resolved, tokenizer: Any, context: int) -> None:
-    """The longest prompt with its response fits both models; known before anything is loaded. Raises InputError."""
-    asked = resolved.source
-    prompts = (prompt_ids(tokenizer, str(asked.prompt), p, asked.thinking) for p in _set(resolved).problems)
+    """Check that the longest prompt with its response fits both models, before loading them. Raises InputError."""
+    requested = resolved.source
+    prompts = (prompt_ids(tokenizer, str(requested.prompt), p, requested.thinking) for p in _set(resolved).problems)
     longest = max((len(prompt) for prompt in prompts), default=0)
-    if longest + (asked.max_tokens or 0) > context:
+    if longest + (requested.max_tokens or 0) > context:
         raise InputError(
-            f"--max-tokens: {asked.max_tokens} after a prompt of {longest} tokens; the models take at most {context} "
-            "(max_position_embeddings)"
+            f"--max-tokens: {requested.max_tokens} after a prompt of {longest} tokens; the models take at most "
+            f"{context} (max_position_embeddings)"
         )
 
 
 def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
-    """Do what is missing, then write both files; the page's path, and the JSON as a dict.
+    """Do what is missing and write both files; return the page's path, and the JSON as a dict.
 
     Raises:
         InputError, AnalysisError, ProblemError, JournalError: one line each; what was done is kept.
@@ -140,7 +140,7 @@ def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
     if pair.resolved is not None:
         settings |= pair.resolved.settings()
         with _named("TUNED"):
-            loaded = source.load(pair.resolved)  # before the folder is made: it may not fit, or not exist
+            loaded = source.load(pair.resolved)  # before the folder is created: the model may not fit, or not exist
     with opened(out, settings) as kept:
         entropy = None
         if pair.resolved is not None:
@@ -148,7 +148,7 @@ def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
             tuned = source.all_scores(traces, loaded, kept, TUNED_SCORES)
             del loaded
             entropy = _entropy(pair.base.name, pair.resolved, traces, tuned, kept)
-        told: dict[str, Any] = {
+        content: dict[str, Any] = {
             "steerdec": steerdec.__version__,
             "base": pair.base.name,
             "tuned": pair.tuned.name,
@@ -156,13 +156,13 @@ def compare_models(pair: Pair, out: Path) -> tuple[Path, dict[str, Any]]:
             "entropy": entropy,
             "weights": _weights(pair, kept),
         }
-        write_json(out / JSON, told)
-        pages.write_page(_TEMPLATE, _page(told, pair.resolved), out / PAGE)
-    return out / PAGE, told
+        write_json(out / JSON, content)
+        pages.write_page(_TEMPLATE, _page(content, pair.resolved), out / PAGE)
+    return out / PAGE, content
 
 
 def _entropy(base: str, resolved: Resolved, traces: list[Trace], tuned: list[Scores], kept: Store) -> dict[str, Any]:
-    """TUNED's traces scored by BASE as well, and the two compared."""
+    """Score TUNED's traces with BASE as well, and compare the two."""
     _give_back()
     with _named("BASE"):
         loaded = loading.load(base, dtype=resolved.source.dtype, device=resolved.source.device)
@@ -178,14 +178,14 @@ def _entropy(base: str, resolved: Resolved, traces: list[Trace], tuned: list[Sco
 
 
 def _give_back() -> None:
-    """The memory of a model that nothing refers to any more."""
+    """Free the memory of a model that nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _weights(pair: Pair, kept: Store) -> dict[str, Any]:
-    """Every tensor compared, those of an earlier start taken from their lines."""
+    """Compare every tensor; those compared earlier are read from their lines."""
     done = {key[0]: updates.of_line(line) for key, line in kept.lines(UPDATES).items()}
     missing = [(base, tuned) for base, tuned in pair.tensors if base.name not in done]
     with (
@@ -199,7 +199,7 @@ def _weights(pair: Pair, kept: Store) -> dict[str, Any]:
     return {
         "stored_dtypes": pair.base.dtypes(),
         "tied": sorted({*pair.base.tied, *pair.tuned.tied}),
-    } | updates.told([done[base.name] for base, _ in pair.tensors])
+    } | updates.as_json([done[base.name] for base, _ in pair.tensors])
 
 
 def _set(resolved: Resolved) -> ProblemSet:
@@ -207,28 +207,28 @@ def _set(resolved: Resolved) -> ProblemSet:
     return resolved.problem_set
 
 
-def _page(told: dict[str, Any], resolved: Resolved | None) -> dict[str, Any]:
-    entropy = told["entropy"]
+def _page(content: dict[str, Any], resolved: Resolved | None) -> dict[str, Any]:
+    entropy = content["entropy"]
     scale = None
     if entropy is not None:
         changes = [b[key] for b in entropy["bins"] for key in ("signed_nats", "signed_by_tuned_nats")]
         scale = charts.axis([0.0, *(x for c in changes for x in (c["value"], *(c["ci95"] or ())))], bins=4)
-    return told | {
-        "base_name": Path(told["base"]).name,
-        "tuned_name": Path(told["tuned"]).name,
+    return content | {
+        "base_name": Path(content["base"]).name,
+        "tuned_name": Path(content["tuned"]).name,
         "set_name": None if resolved is None else Path(_set(resolved).name).name,
         "scale": scale,
         "exact_side": EXACT_SIDE,
         "sketch": SKETCH,
-        "provenance": provenance.rows(_provenance(told)),
+        "provenance": provenance.rows(_provenance(content)),
     }
 
 
-def _provenance(told: dict[str, Any]) -> dict[str, Any]:
-    rows: dict[str, Any] = {"steerdec": told["steerdec"]} | told["settings"]
-    if told["entropy"] is not None:
-        rows |= {"dtype of the scores": told["entropy"]["dtype"]}
-        rows |= {"grades": ", ".join(f"{n} {grade}" for grade, n in told["entropy"]["grades"].items())}
-    rows["stored as"] = ", ".join(f"{d}, {n:,} parameters" for d, n in told["weights"]["stored_dtypes"].items())
-    rows["tied, counted once"] = ", ".join(told["weights"]["tied"]) or "nothing is stored twice"
+def _provenance(content: dict[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {"steerdec": content["steerdec"]} | content["settings"]
+    if content["entropy"] is not None:
+        rows |= {"dtype of the scores": content["entropy"]["dtype"]}
+        rows |= {"grades": ", ".join(f"{n} {grade}" for grade, n in content["entropy"]["grades"].items())}
+    rows["stored as"] = ", ".join(f"{d}, {n:,} parameters" for d, n in content["weights"]["stored_dtypes"].items())
+    rows["tied, counted once"] = ", ".join(content["weights"]["tied"]) or "nothing is stored twice"
     return rows

@@ -1,7 +1,8 @@
-"""What training did to the entropy of the same tokens: arXiv 2506.01939, table 1 and figure 5. Pure.
+"""Measure what training did to the entropy of the same tokens: arXiv 2506.01939, table 1 and figure 5. Pure.
 
-The tokens are of the later model's responses; H is each model's at every one of them. Everything is pooled over tokens,
-as there, and resamples problems. Nothing here says in which direction a change should go.
+The tokens are those of the later model's responses, and H is each model's entropy at every one of them. Tokens are
+pooled, as in the paper, and intervals are from bootstrap draws of problems. Nothing here says in which direction a
+change should go.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from steerdec.common.bootstrap import Floats, Ints
 from steerdec.common.paper import FORK_SHARE
 
 BINS: Final = 20
-PAPER_OVERLAP: Final = 0.8667  # its table 1: base model and the end of its training
+PAPER_OVERLAP: Final = 0.8667  # its table 1: base model against the end of its training
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """|A and B| / |B| of the positions of highest entropy under base (A) and tuned (B), with what chance gives."""
+    """|A and B| / |B| of the positions with the highest entropy under base (A) and tuned (B), and what chance gives."""
 
     value: Value
     chance: float
@@ -34,7 +35,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens between two percentiles of entropy; changes are tuned - base, means in nats."""
+    """The tokens between two percentiles of entropy; changes are tuned - base, means in nats."""
 
     from_percentile: float
     to_percentile: float
@@ -42,7 +43,7 @@ class Bin:
     base_nats: float  # mean
     signed_nats: Value
     absolute_nats: Value
-    signed_by_tuned_nats: Value  # of the tokens between these percentiles of the tuned model's entropy
+    signed_by_tuned_nats: Value  # for the tokens between these percentiles of the tuned model's entropy
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ def shift(traces: Sequence[Trace], base: Sequence[Scores], tuned: Sequence[Score
 
 
 def overlaps(a: Floats, b: Floats, group: Ints, w: Floats) -> Floats:
-    """[resamples]: overlap of the resampled tokens' own top 20% under a and b; NaN where b has no top.
+    """Compute the overlap of the top 20% under a and b, in each bootstrap draw; NaN where b has no top.
 
-    A token is compared with the thresholds that occur over all resamples, once; a resample then counts tokens of the
-    same problem between the same thresholds together.
+    Each draw finds its own top 20%. A token is compared only once, with the thresholds that occur in any draw. Each
+    draw then counts the tokens of one problem between the same thresholds together.
     """
     cuts = [bootstrap.quantiles(h, group, np.array([1 - FORK_SHARE]), w)[:, 0] for h in (a, b)]
     passed = [np.searchsorted(np.unique(cut), h) for cut, h in zip(cuts, (a, b), strict=True)]  # cuts strictly below
@@ -113,7 +114,7 @@ def overlaps(a: Floats, b: Floats, group: Ints, w: Floats) -> Floats:
 
 
 def _mean(top: Floats, bottom: Floats, w: Floats | None) -> Value:
-    """Of sums and counts by problem."""
+    """Return the ratio of sums and counts by problem."""
     value = float(top.sum() / bottom.sum())
     return Value(value, None if w is None else bootstrap.interval(bootstrap.ratio(top, bottom, w)))
 
@@ -148,11 +149,11 @@ def _quantiles(a: Floats, b: Floats, group: Ints, w: Floats | None) -> dict[str,
 
 
 def _bins(a: Floats, b: Floats, group: Ints, n: int, w: Floats | None, seed: int) -> tuple[Bin, ...]:
-    """The intervals hold the bins as they are; resampling moves tokens in and out with their problem only."""
+    """Compute the bins. They stay fixed in the intervals: bootstrap draws move tokens only with their problem."""
     of_base, of_tuned = bin_of(a, seed), bin_of(b, seed)
 
     def sums(which: Ints, values: Floats) -> Floats:
-        """[BINS, n problems]"""
+        """Sum `values` by bin and problem; [BINS, n problems]."""
         return np.bincount(which * n + group, values, BINS * n).reshape(BINS, n).astype(np.float64)
 
     ones = np.ones(len(a))
@@ -175,7 +176,7 @@ def _bins(a: Floats, b: Floats, group: Ints, n: int, w: Floats | None, seed: int
 
 
 def bin_of(h: Floats, seed: int) -> Ints:
-    """[n]: which of BINS bins of equal size each token's rank falls in; equal entropies in the order of a draw."""
+    """Return which of BINS bins of equal size each token's rank falls in; [n]. Ties are broken at random."""
     n = len(h)
     order = np.lexsort((np.random.default_rng(seed).permutation(n), h))
     found = np.empty(n, dtype=np.int64)

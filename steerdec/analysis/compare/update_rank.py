@@ -1,9 +1,9 @@
-"""Numerical rank of an update matrix whose rows come in chunks, in bounded memory and time.
+"""Compute the numerical rank of an update matrix whose rows come in chunks, in bounded memory and time.
 
-Singular values come from a Gram matrix in float64, which resolves them down to some 1e-7 of the largest; those above
-max(m, n) x 2^-23 of the largest count, the tolerance of `matrix_rank` for a float32 matrix. Where both sides of a
-matrix are longer than EXACT_SIDE, SKETCH random combinations of its rows take its place: their rank is the matrix's own
-if that is lower, else only a bound from below.
+Singular values come from a Gram matrix in float64, which resolves them down to about 1e-7 of the largest. Those above
+max(m, n) x 2^-23 of the largest count, which is the tolerance of `matrix_rank` for a float32 matrix. If both sides of a
+matrix are longer than EXACT_SIDE, SKETCH random combinations of its rows take its place. Their rank is that of the
+matrix if it is lower than SKETCH, else only a lower bound.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _EPSILON: Final = 2.0**-23
 class Rank:
     rank: int
     of: int  # the shorter side
-    at_least: bool  # found on a sketch whose own rank is full
+    at_least: bool  # from a sketch whose own rank is full
 
 
 class RankOfRows:
-    """Takes a matrix [m, n] by its rows, in order."""
+    """Accumulate a matrix [m, n] by its rows, in order."""
 
     def __init__(self, m: int, n: int, name: str) -> None:
         self._m, self._n, self._begin = m, n, 0
@@ -45,7 +45,7 @@ class RankOfRows:
             self._draws = torch.Generator().manual_seed(seed)
 
     def add(self, rows: Tensor) -> None:
-        """The next rows, [k, n] in float64."""
+        """Add the next rows, [k, n] in float64."""
         end = self._begin + len(rows)
         if self._tall:
             self._sum += rows.T @ rows

@@ -1,8 +1,8 @@
-"""How much of a checkpoint training changed (arXiv 2505.11711), from two checkpoints a chunk of each at a time.
+"""Measure how much of a checkpoint training changed (arXiv 2505.11711), from two checkpoints read in chunks.
 
-The trap (arXiv 2509.04259): between two neighbouring bf16 numbers lies 2^-8 to 2^-7 of their size. A change below half
-of that was rounded away when the checkpoint was stored, whatever the optimiser did; "unchanged" means unchanged as
-stored. And where the spacing is wider than a tolerance, the tolerance asks for nothing less than equality: `wider`.
+The trap (arXiv 2509.04259): the distance between two neighboring bf16 numbers is 2^-8 to 2^-7 of their size. A change
+of less than half of that was rounded away when the checkpoint was stored, whatever the optimizer did. "Unchanged" means
+unchanged as stored. Where the spacing is wider than a tolerance, being within the tolerance means equality: `wider`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by itemsize, 
 
 @dataclass(frozen=True)
 class Update:
-    """One tensor, base to tuned. Counts are of its numbers."""
+    """The change of one tensor from base to tuned. Counts are counts of its numbers."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,17 +33,17 @@ class Update:
     parameters: int
     bit_equal: int
     within: tuple[int, ...]  # |change| <= each of TOLERANCES
-    wider: tuple[int, ...]  # whose neighbour in this dtype is further away than the tolerance
+    wider: tuple[int, ...]  # whose neighbor in this dtype is further away than the tolerance
     change_squares: float  # summed
     base_squares: float
     largest_change: float
-    rank: int | None  # of the change; None for what is no matrix
+    rank: int | None  # of the change; None for what is not a matrix
     rank_of: int | None
     rank_at_least: bool
 
 
 def update(base: Stored, tuned: Stored, *, chunk_elements: int = CHUNK_ELEMENTS) -> Update:
-    """Compare a tensor with itself in the other checkpoint, in float64; one chunk of each is held.
+    """Compare a tensor with the same tensor in the other checkpoint, in float64, with one chunk of each in memory.
 
     Raises:
         AnalysisError: a number is NaN or infinite.
@@ -89,26 +89,27 @@ def update(base: Stored, tuned: Stored, *, chunk_elements: int = CHUNK_ELEMENTS)
 
 
 def line(found: Update) -> dict[str, Any]:
-    """For the analysis's folder, whose lines have these three."""
+    """Return the change as a line of the analysis's folder, whose lines have these three keys."""
     return {"problem_id": found.name, "arm": "update", "sample": 0} | asdict(found)
 
 
-def of_line(told: dict[str, Any]) -> Update:
-    kept: dict[str, Any] = {key: value for key, value in told.items() if key not in ("problem_id", "arm", "sample")}
+def of_line(line: dict[str, Any]) -> Update:
+    kept: dict[str, Any] = {key: value for key, value in line.items() if key not in ("problem_id", "arm", "sample")}
     return Update(**kept | {key: tuple(kept[key]) for key in ("shape", "within", "wider")})
 
 
 def spacing_limit(dtype: str, tolerance: float) -> float:
-    """From this size on, a number's next larger neighbour in `dtype` is more than `tolerance` away.
+    """Return the size from which on the next larger number in `dtype` is more than `tolerance` away.
 
-    The spacing at w is 2^(floor(log2 |w|) - mantissa bits). Subnormal numbers lie closer than every tolerance here.
+    The spacing at w is 2^(floor(log2 |w|) - mantissa bits). Subnormal numbers are closer together than every tolerance
+    here.
     """
     return 2.0 ** (floor(log2(tolerance) + MANTISSA_BITS[dtype]) + 1) if tolerance > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Total:
-    """Tensors taken together, every parameter counting the same. Shares are 0 to 1."""
+    """The changes of several tensors together, with every parameter counting the same. Shares are 0 to 1."""
 
     tensors: int
     unchanged_tensors: int  # bit for bit
@@ -120,7 +121,7 @@ class Total:
     largest_change: float
     rank: float | None  # rank over shorter side of the changed matrices, weighted by parameters; None without one
     matrices: int  # changed ones
-    rank_at_least: int  # of those, with a bound only, which counts as if it were the rank
+    rank_at_least: int  # number of those with only a lower bound, which is taken as the rank
 
 
 def total(updates: Sequence[Update]) -> Total:
@@ -148,15 +149,15 @@ def total(updates: Sequence[Update]) -> Total:
 
 
 def by_kind(updates: Sequence[Update]) -> dict[str, list[Update]]:
-    """Tensors that differ only in a number of their name, such as the layer's, together."""
+    """Group tensors whose names differ only in a number, such as that of the layer."""
     kinds: dict[str, list[Update]] = {}
     for u in updates:
         kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", u.name), []).append(u)
     return kinds
 
 
-def told(updates: Sequence[Update]) -> dict[str, Any]:
-    """As JSON: all together, each kind, each tensor."""
+def as_json(updates: Sequence[Update]) -> dict[str, Any]:
+    """Return everything as JSON: the total, each kind, each tensor."""
     return {
         "total": asdict(total(updates)),
         "kinds": {kind: asdict(total(group)) for kind, group in by_kind(updates).items()},

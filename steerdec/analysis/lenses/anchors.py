@@ -1,9 +1,9 @@
-"""Thought anchors (arXiv 2506.19143): which sentences of a chain the rest hangs on, in three cheap ways and a dear one.
+"""Score sentences by thought anchors (arXiv 2506.19143), in three cheap ways and an expensive one.
 
 Forced answer: what a sentence adds to log p(answer) if the model had to answer now. Receiver heads: how much the heads
-that concentrate on few sentences look back at it. Attention suppression: how much later tokens change when they
-cannot see it. Resampling: how much more often continuations are right that begin after it than ones that begin before
-it; they are sampled in :mod:`resampling`. All score sentences; a token never gets the score of its sentence.
+that concentrate on few sentences attend to it. Attention suppression: how much later tokens change when they cannot see
+it. Resampling: how much more often continuations are correct that begin after it than those that begin before it; they
+are sampled in :mod:`resampling`. All of these score sentences; a token never gets the score of its sentence.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from steerdec.analysis.lenses.branches import Branch, BranchError, BranchScorer,
 
 Spans = Sequence[tuple[int, int]]
 
-GAP_SENTENCES: Final = 4  # attention from nearer sentences is left out
+GAP_SENTENCES: Final = 4  # attention from sentences closer than this is left out
 TOP_HEADS: Final = 20
-FEWEST_RECEIVED: Final = 4  # sentences with a score a head needs before its kurtosis means anything
-SMALLEST_KL: Final = 1e-10  # in nats; what is below is rounding, and has no logarithm
-SAME_MEANING: Final = 0.8  # cosine from which on a resampled sentence says the same
-SMOOTHING: Final = 1.0  # added to the count of each answer: an answer seen on one side only has a finite KL
+FEWEST_RECEIVED: Final = 4  # a head needs this many scored sentences before its kurtosis means anything
+SMALLEST_KL: Final = 1e-10  # in nats; a smaller value is rounding, and its logarithm means nothing
+SAME_MEANING: Final = 0.8  # cosine at and above which a resampled sentence counts as the same
+SMOOTHING: Final = 1.0  # added to the count of each answer, so that an answer seen on one side only has a finite KL
 
 
 def forced_answer(logp: Floats, spans: Spans) -> Floats:
-    """What each sentence adds to the answer's log p in nats, signed; [n_sentences].
+    """Return what each sentence adds to the answer's log p in nats, signed; [n_sentences].
 
     Args:
-        logp: of :func:`rollouts.answer_logp`, [n_tokens + 1].
+        logp: from :func:`rollouts.answer_logp`, [n_tokens + 1].
     """
     return np.array([logp[end] - logp[begin] for begin, end in spans], dtype=np.float64)
 
@@ -43,12 +43,12 @@ def forced_answer(logp: Floats, spans: Spans) -> Floats:
 def suppression(
     scorer: BranchScorer, prompt: Sequence[int], chain: Sequence[int], spans: Spans
 ) -> tuple[Floats, NDArray[np.float64]]:
-    """Effect of hiding each sentence from all that follows it; (score [S], matrix [S, S]).
+    """Compute the effect of hiding each sentence from all that follows it; (score [S], matrix [S, S]).
 
-    matrix[j, i] is the mean over the tokens of sentence j of log KL(p || p without sentence i), NaN for j <= i; then
-    each row has its mean removed, for some sentences change more than others whatever is hidden from them. The score
-    of i is the mean of its column; NaN for the last sentence, which nothing follows. S + 1 passes, packed, of which
-    each begins after the sentence it hides.
+    matrix[j, i] is the mean over the tokens of sentence j of log KL(p || p without sentence i), NaN for j <= i. The
+    mean of each row is then removed, because some sentences change more than others whatever is hidden from them. The
+    score of i is the mean of its column, and NaN for the last sentence, which nothing follows. This takes S + 1 packed
+    passes, each of which begins after the sentence that it hides.
     """
     n, context = len(spans), [*prompt, *chain]
     matrix = np.full((n, n), np.nan)
@@ -64,7 +64,7 @@ def suppression(
     whole = Branch(branches[0].keep, branches[0].tokens, branches[0].scored)
     base = next(iter(scorer.distributions(context, [whole])))
     for i, branch, hidden in zip(owners, branches, scorer.distributions(context, branches), strict=True):
-        plain = base[-branch.scored :].double()  # branches end together
+        plain = base[-branch.scored :].double()  # all branches end at the same place
         kl = (plain.exp() * (plain - hidden.double())).sum(dim=1).clamp_min(SMALLEST_KL).log().cpu().numpy()
         tokens = np.arange(len(chain) - branch.scored, len(chain))  # the chain index that each row predicts
         for j in range(i + 1, n):
@@ -76,7 +76,7 @@ def suppression(
 
 
 def column_scores(log_kl: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
-    """Remove each row's mean, then average each column; NaN is "not there". (score [S], centred matrix [S, S])."""
+    """Remove each row's mean, then average each column; NaN means missing. (score [S], centered matrix [S, S])."""
     known = ~np.isnan(log_kl)
     row_mean = _mean(log_kl, known, axis=1)
     centred = log_kl - row_mean[:, None]
@@ -93,13 +93,14 @@ def _mean(values: NDArray[np.float64], known: NDArray[np.bool_], axis: int) -> F
 def received_attention(
     model: Any, prompt: Sequence[int], chain: Sequence[int], spans: Spans, gap_sentences: int = GAP_SENTENCES
 ) -> NDArray[np.float64]:
-    """Mean attention that each sentence gets from sentences at least `gap_sentences` later; [n_heads, S].
+    """Return the mean attention that each sentence gets from sentences at least `gap_sentences` later; [n_heads, S].
 
-    Heads of all layers in their order. Attention between sentences is the mean over the pairs of their tokens. NaN
-    for sentences that nothing so late follows. One pass; a layer's weights are averaged as they come and dropped.
+    Heads are those of all layers in order. The attention between sentences is the mean over the pairs of their tokens.
+    NaN for sentences with no other that late. This takes one pass; the weights of a layer are averaged and dropped at
+    once.
 
     Raises:
-        BranchError: the model does not give its attention weights.
+        BranchError: the model does not return its attention weights.
     """
     n, sentences = len(prompt) + len(chain), len(spans)
     average = torch.zeros(sentences, n, dtype=torch.float32, device=model.device)
@@ -128,9 +129,9 @@ def received_attention(
 
 
 def head_kurtosis(received: NDArray[np.float64]) -> Floats:
-    """Excess kurtosis over a trace's sentences of what each head's attention gives them; [n_heads].
+    """Return the excess kurtosis of each head's attention over the sentences of a trace; [n_heads].
 
-    NaN where fewer than FEWEST_RECEIVED sentences have a value, or all the same.
+    NaN if fewer than FEWEST_RECEIVED sentences have a value, or if all values are equal.
     """
     known = received[:, ~np.isnan(received).any(axis=0)]
     if known.shape[1] < FEWEST_RECEIVED:
@@ -142,9 +143,9 @@ def head_kurtosis(received: NDArray[np.float64]) -> Floats:
 
 
 def receiver_heads(kurtosis: NDArray[np.float64], top: int = TOP_HEADS) -> NDArray[np.int64]:
-    """The heads of the highest mean kurtosis over traces [n_traces, n_heads]; most concentrated first, [<= top].
+    """Select the heads with the highest mean kurtosis over traces [n_traces, n_heads], highest first; [<= top].
 
-    Traces without a kurtosis do not count; empty if none has one.
+    Traces without a kurtosis do not count. Empty if no trace has one.
     """
     known = ~np.isnan(kurtosis)
     mean = _mean(kurtosis, known, axis=0)
@@ -154,14 +155,14 @@ def receiver_heads(kurtosis: NDArray[np.float64], top: int = TOP_HEADS) -> NDArr
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What continuations from one place of a chain came to, in their order."""
+    """The results of continuations from one place of a chain, in order."""
 
     answers: tuple[str | None, ...]  # None: the response gave none, or was cut off
     right: tuple[bool, ...]
-    cosines: tuple[float, ...]  # of their first sentences with the chain's sentence there; empty at the chain's end
+    cosines: tuple[float, ...]  # of their first sentences with the chain's sentence; empty at the chain's end
 
     def only(self, which: Sequence[int]) -> Rollouts:
-        """Some of them."""
+        """Select some of them."""
         return Rollouts(
             tuple(self.answers[i] for i in which),
             tuple(self.right[i] for i in which),
@@ -171,24 +172,24 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Importance:
-    """Of every sentence, by rollouts; each [S], NaN where no rollout is left."""
+    """The importance of every sentence, from rollouts; each [S], NaN where no rollout is left."""
 
-    resampled: Floats  # share right of the rollouts from after the sentence, less that of those from before; signed
-    resampled_error: Floats  # its standard error, at most
+    resampled: Floats  # share correct of rollouts from after the sentence, minus that from before; signed
+    resampled_error: Floats  # upper bound of its standard error
     resampled_kl_nats: Floats
     counterfactual: Floats  # the same, against rollouts whose own sentence there has another meaning
     counterfactual_error: Floats
     counterfactual_kl_nats: Floats
-    differing: Floats  # how many those are
+    differing: Floats  # number of those rollouts
 
 
 def importance(places: Sequence[Rollouts]) -> Importance:
-    """What each of S sentences does to the final answer, of the rollouts from S + 1 places.
+    """Compute what each of S sentences does to the final answer, from the rollouts of S + 1 places.
 
-    With R rollouts a side and p, q their shares right, the standard error of q - p is sqrt((p(1-p) + q(1-q)) / R), at
-    most sqrt(.5 / R); of K differing ones against R it is at most sqrt(.25 / K + .25 / R). The bound is what is
-    reported, for the shares of a few rollouts that all agree would say 0. Neighbours share a place, so its chance
-    moves one up and the other down.
+    With R rollouts per side whose shares correct are p and q, the standard error of q - p is sqrt((p(1-p) + q(1-q)) /
+    R), at most sqrt(.5 / R). For K differing rollouts against R, it is at most sqrt(.25 / K + .25 / R). The bound is
+    reported, because a few rollouts that all agree would estimate 0. Two neighboring sentences share a place, so its
+    chance moves one up and the other down.
     """
     rows = []
     for before, after in pairwise(places):
@@ -198,7 +199,7 @@ def importance(places: Sequence[Rollouts]) -> Importance:
 
 
 def _difference(without: Rollouts, having: Rollouts) -> tuple[float, float, float]:
-    """(share right having the sentence less that without, standard error at most, KL in nats)."""
+    """Return (share correct with the sentence minus that without, bound of the standard error, KL in nats)."""
     n, m = len(without.right), len(having.right)
     if not n or not m:
         return np.nan, np.nan, np.nan
@@ -207,10 +208,10 @@ def _difference(without: Rollouts, having: Rollouts) -> tuple[float, float, floa
 
 
 def answer_kl(without: Sequence[str | None], having: Sequence[str | None]) -> float:
-    """KL(without || having) in nats between the two samples' final answers, none being one of them.
+    """Return KL(without || having) in nats between the final answers of two samples, "none" included.
 
-    p(a) = (count(a) + SMOOTHING) / (n + SMOOTHING k) over the k answers that either has. Never negative; chance alone
-    makes it larger than 0, the more the fewer there are.
+    p(a) = (count(a) + SMOOTHING) / (n + SMOOTHING k) over the k answers that occur in either. It is never negative.
+    Chance alone makes it positive, and more so with fewer rollouts.
     """
     answers = sorted({*without, *having}, key=lambda answer: (answer is not None, answer or ""))
     p, q = (
@@ -222,7 +223,7 @@ def answer_kl(without: Sequence[str | None], having: Sequence[str | None]) -> fl
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    """The attention that hands out its weights, for a while."""
+    """Switch to the attention implementation that returns its weights, and back at the end."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -1,10 +1,10 @@
-"""Many continuations of one text, scored in few passes: the workhorse of the lenses that delete, force or hide tokens.
+"""Score many continuations of one text in few passes, for the lenses that delete, force, or hide tokens.
 
-A branch keeps the first tokens of a shared context and goes on with its own. The context is run once; the branches are
-packed into one sequence after it, each attending to what it keeps and to itself (a tree mask), at the positions it
-would have alone. That is exact up to rounding wherever the model sees places only through `position_ids` and the
-mask. `BranchScorer` compares one branch with a plain pass before it trusts a model, and runs every branch by itself
-where the two differ.
+A branch keeps the first tokens of a shared context and continues with its own. The context is run once. The branches
+are packed into one sequence after it. Each attends only to what it keeps and to itself (a tree mask), at the positions
+it would have alone. That is exact up to rounding if the model sees places only through `position_ids` and the mask.
+`BranchScorer` compares one branch with a plain pass before it trusts a model, and runs every branch by itself if the
+two differ.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Floats = NDArray[np.float64]
 
 TOKENS_PER_PASS: Final = 512
 FEWEST_TOKENS_PER_PASS: Final = 64
-TOLERANCE_NATS: Final = {torch.float64: 1e-6, torch.float32: 2e-3}  # packed against plain
-TOLERANCE_HALF_NATS: Final = 0.3  # bfloat16 and float16: their kernels round differently from shape to shape
+TOLERANCE_NATS: Final = {torch.float64: 1e-6, torch.float32: 2e-3}  # packed compared with plain
+TOLERANCE_HALF_NATS: Final = 0.3  # bfloat16 and float16: the rounding of their kernels depends on the shape
 
 
 class BranchError(AnalysisError):
-    """A model or a branch that cannot be scored; one line."""
+    """A model or a branch cannot be scored; one line."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """`tokens` after the first `keep` tokens of the context, without seeing those of the span `hidden`.
+    """`tokens` after the first `keep` tokens of the context, which do not see those of the span `hidden`.
 
-    `hidden` = (begin, end) leaves the others at their positions; a token that is not to be there at all is left out
-    of `tokens` instead. The last `scored` tokens are scored.
+    `hidden` = (begin, end) leaves the other tokens at their positions. To remove a token entirely, leave it out of
+    `tokens`. The last `scored` tokens are scored.
     """
 
     keep: int
@@ -52,7 +52,7 @@ class Branch:
 
 
 class BranchScorer:
-    """Scores branches with one model; `packed` is False where the model does not bear a tree mask."""
+    """Score branches with one model; `packed` is False if the model does not support a tree mask."""
 
     def __init__(self, model: Any, *, tokens_per_pass: int = TOKENS_PER_PASS, packed: bool = True) -> None:
         """`model` is a transformers causal language model in evaluation mode."""
@@ -64,7 +64,7 @@ class BranchScorer:
         self._cache: Any = None
 
     def logprobs(self, context: Sequence[int], branches: Sequence[Branch]) -> list[Floats]:
-        """log p in nats of each branch's scored tokens, [scored] each, in the order of `branches`."""
+        """Return log p in nats of each branch's scored tokens, [scored] each, in the order of `branches`."""
         scored: list[Floats] = []
         for branch, distribution in zip(branches, self.distributions(context, branches), strict=True):
             wanted = torch.tensor(branch.tokens[-branch.scored :], device=distribution.device)
@@ -74,7 +74,7 @@ class BranchScorer:
 
     @torch.inference_mode()
     def distributions(self, context: Sequence[int], branches: Sequence[Branch]) -> Iterator[Tensor]:
-        """The full log-probabilities that predict each branch's scored tokens, [scored, vocab] in float32 (or wider).
+        """Yield the full log-probabilities that predict each branch's scored tokens, [scored, vocab] in float32+.
 
         Raises:
             BranchError: a branch keeps or hides what the context does not have, or the model's logits are NaN.
@@ -103,7 +103,7 @@ class BranchScorer:
             del waiting[: len(group)]
 
     def _check(self, context: Sequence[int], branch: Branch) -> None:
-        """Packed two at a time against a plain pass, once for a model."""
+        """Compare two packed branches with a plain pass, once per model."""
         self._checked = True
         plain = self._plain(context, branch)
         try:
@@ -133,7 +133,7 @@ class BranchScorer:
         return _log_softmax(logits)
 
     def _pack(self, context: Sequence[int], group: Sequence[Branch]) -> list[Tensor]:
-        """One pass over the group, after the context's own keys and values."""
+        """Run one pass over the group, after the context's own keys and values."""
         self._hold(context)
         n_context, n_packed = len(context), sum(len(branch.tokens) for branch in group)
         lowest = torch.finfo(self._model.dtype).min
@@ -160,13 +160,13 @@ class BranchScorer:
                 logits_to_keep=torch.tensor(predictors, device=device),
             ).logits[0]
         except BaseException:
-            self._cached, self._cache = [], None  # some of its layers may hold the group already
+            self._cached, self._cache = [], None  # some of its layers may already hold the group
             raise
         self._cache.crop(-n_packed)
         return list(torch.split(_log_softmax(logits), [branch.scored for branch in group]))
 
     def _hold(self, context: Sequence[int]) -> None:
-        """Bring the cache to `context`, keeping what it shares with the one before."""
+        """Fill the cache with `context`, and keep what it shares with the previous one."""
         from transformers import DynamicCache
 
         alike = (a == b for a, b in zip(self._cached, context, strict=False))
@@ -194,7 +194,7 @@ class BranchScorer:
 
 
 def _group(branches: Sequence[Branch], tokens: int) -> list[Branch]:
-    """The first branches that fit into so many tokens; one at least."""
+    """Take the first branches that fit into this many tokens, at least one."""
     group = [branches[0]]
     used = len(branches[0].tokens)
     for branch in branches[1:]:
@@ -206,7 +206,7 @@ def _group(branches: Sequence[Branch], tokens: int) -> list[Branch]:
 
 
 def _causal(n: int, model: Any) -> Tensor:
-    """An additive causal mask, [1, 1, n, n]."""
+    """Build an additive causal mask, [1, 1, n, n]."""
     lowest = torch.finfo(model.dtype).min
     return torch.full((n, n), lowest, dtype=model.dtype, device=model.device).triu_(1)[None, None]
 

@@ -1,7 +1,7 @@
-"""What the records of `lenses` say together: the agreement matrix, its nulls, ceilings, and the sentences. Pure.
+"""Combine the records of `lenses`: the agreement matrix, its nulls, ceilings, and the sentences. Pure.
 
-Token lenses are compared token by token, over the chain. Sentence lenses are compared with one another and with token
-lenses lifted to sentences by max and mean; a token never gets its sentence's score. Everything random has a seed made
+Token lenses are compared token by token, over the chain. Sentence lenses are compared with each other, and with token
+lenses lifted to sentences by max and mean; a token never gets its sentence's score. Every random draw has a seed made
 by hashing the names it is for.
 """
 
@@ -26,25 +26,25 @@ from steerdec.common import bootstrap
 from steerdec.common.json import nan_if_null
 from steerdec.common.multiplicity import holm
 
-SENTENCE_DRAWS: Final = 10_000  # of 1,000 the smallest p is 0.002, which Holm over 27 pairs makes 0.054
-BEYOND: Final = 1.96  # standard errors; chance alone gets there in 5% of the sentences at most
+SENTENCE_DRAWS: Final = 10_000  # with 1,000 the smallest p is 0.002, which Holm over 27 pairs turns into 0.054
+BEYOND: Final = 1.96  # standard errors; by chance alone, at most 5% of the sentences are beyond
 
 Scores = Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The records of the problems that were looked at, as arrays; one entry a trace in every list."""
+    """The records of the problems that were analyzed, as arrays; every list has one entry per trace."""
 
     problems: list[str]
     tokens: list[dict[str, Floats]]  # each [n_tokens]
     classes: list[list[str]]
-    sentences: list[dict[str, Floats]]  # each [n_sentences], token lenses lifted among them
-    heads: int  # receiver heads that were found; 0 where no trace has sentences enough
+    sentences: list[dict[str, Floats]]  # each [n_sentences], including lifted token lenses
+    heads: int  # number of receiver heads found; 0 if no trace has enough sentences
 
     @property
     def resampled(self) -> bool:
-        """Whether rollouts were asked for."""
+        """Return whether rollouts were requested."""
         return any("resampled" in trace for trace in self.sentences)
 
 
@@ -66,7 +66,7 @@ def seed_of(*names: str) -> int:
 
 
 def read(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The table of the records that are not `skipped`."""
+    """Read the records that are not `skipped` into a table."""
     looked = [record for record in records if not record.get("skipped")]
     received = [np.array([nan_if_null(head) for head in record["received"]]) for record in looked]
     kurtosis = np.array([head_kurtosis(one) for one in received]) if looked else np.zeros((0, 0))
@@ -95,7 +95,7 @@ def read(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def token_pairs(table: Table) -> list[Pair]:
-    """Every two token scores; those of lens_names.PAIRS with both nulls and Holm over the declared pairs."""
+    """Compare every two token scores; those of lens_names.PAIRS with both nulls, and Holm over the declared pairs."""
     names = [lens.name for lens in (*lens_names.TOKEN_LENSES, *lens_names.VARIANTS, *lens_names.BASELINES)]
     tests = {pair: _token_nulls(table, *pair) for pair in lens_names.PAIRS}
     shift = dict(zip(tests, holm([test[0].p for test in tests.values()]), strict=True))
@@ -120,7 +120,7 @@ def _token_nulls(table: Table, first: str, second: str) -> tuple[NullTest, NullT
 
 
 def sentence_pairs(table: Table) -> list[Pair]:
-    """The declared pairs of sentence scores by circular shifts, with Holm over them; then each with the baselines."""
+    """Compare the declared pairs of sentence scores by circular shifts with Holm; then each lens with baselines."""
     tests = {}
     declared_pairs = lens_names.sentence_pairs(resampled=table.resampled)
     for first, second in declared_pairs:
@@ -142,16 +142,16 @@ def sentence_pairs(table: Table) -> list[Pair]:
 
 
 def _both_known(pairs: Sequence[tuple[Floats, Floats]]) -> tuple[list[Floats], list[Floats]]:
-    """Each trace's two scores where both are known: the last sentences, which little follows, lack some."""
+    """Keep each trace's two scores where both are known: the last sentences, which little follows, lack some."""
     known = [~(np.isnan(a) | np.isnan(b)) for a, b in pairs]
     kept = [(a[k], b[k]) for (a, b), k in zip(pairs, known, strict=True)]
     return [a for a, _ in kept], [b for _, b in kept]
 
 
 def ceilings(table: Table) -> dict[str, dict[str, Interval]]:
-    """Each lens against itself: computed again in another dtype, or made of either half of what it is made of.
+    """Compare each lens with itself: computed again in another dtype, or from either half of what it is made of.
 
-    MEASURES by name of the lens. Only every so many problems were looked at again.
+    Returns MEASURES by name of the lens. Only every `again_every`-th problem was computed again.
     """
     found = {
         name: agreement(traces, table.problems, name, name + AGAIN, seed=seed_of("bootstrap"))
@@ -170,11 +170,11 @@ def ceilings(table: Table) -> dict[str, dict[str, Interval]]:
 
 
 def resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
-    """What the rollouts came to, each a mean over problems; nothing where none were asked for.
+    """Summarize the rollouts, each number a mean over problems; empty if none were requested.
 
-    `right_before`, `right_after`: share right from before the first sentence and from after the last. `unanswered`:
-    share that gave no answer or was cut off. `differing`: share whose own sentence has another meaning than the
-    chain's. Then of each lens: mean size, and the share of sentences beyond 1.96 of its standard error at most.
+    `right_before`, `right_after`: share correct from before the first sentence and from after the last. `unanswered`:
+    share without an answer or cut off. `differing`: share whose own sentence has another meaning than the chain's. Then
+    for each lens: mean absolute value, and the share of sentences beyond 1.96 times the bound of its standard error.
     """
     looked = [record for record in records if record.get("resampling")]
     rows: dict[str, list[float]] = {}
@@ -199,7 +199,7 @@ def resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
 
 
 def hsic_peaks(table: Table) -> dict[str, Interval]:
-    """The peaks as the paper defines them: their share of the tokens, and AUROC of the peaks by other scores."""
+    """Return the share of tokens that are peaks as the paper defines them, and their AUROC by other scores."""
     marked = [peaks(trace["hsic"]) for trace in table.tokens]
     seed = seed_of("bootstrap")
     found = {"share": over_problems([float(np.mean(one)) for one in marked], table.problems, seed=seed)}
@@ -210,11 +210,11 @@ def hsic_peaks(table: Table) -> dict[str, Interval]:
 
 
 def answers(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
-    """Spearman of sigma (R3) with other scores, in the answers' tokens, of all problems together.
+    """Correlate sigma (R3) with other scores by Spearman, in the answers' tokens, for all problems together.
 
-    An answer has two or three tokens, which have no order to speak of within a problem; so what is correlated here
-    differs between problems as well. `split`: sigma over half of the chains with sigma over the others. The interval
-    resamples problems.
+    An answer has two or three tokens, too few for an order within a problem, so differences between problems are
+    included. `split`: sigma over half of the chains with sigma over the others. The interval is from bootstrap draws of
+    problems.
     """
     looked = [record for record in records if not record.get("skipped")]
     tables = []
@@ -239,7 +239,7 @@ def _pooled(columns: Sequence[tuple[Floats, Floats]]) -> Interval:
         return Interval(np.nan, np.nan, np.nan, len(columns))
     drawn = bootstrap.weights(len(columns), np.random.default_rng(seed_of("answers"))).astype(np.int64)
     found = np.array([correlation(np.repeat(np.arange(len(columns)), times).tolist()) for times in drawn])
-    known = found[~np.isnan(found)]  # a draw of problems that are all alike has no order to correlate
+    known = found[~np.isnan(found)]  # a draw of equal problems has no order to correlate
     low, high = (bootstrap.interval(known) if known.size else None) or (np.nan, np.nan)
     return Interval(correlation(range(len(columns))), low, high, len(columns))
 

@@ -1,4 +1,4 @@
-"""What the lenses are called, and which of their pairs are put to the test: fixed before anything was computed."""
+"""Name the lenses and the pairs that are tested: fixed before anything was computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Lens:
     """A score of tokens or sentences, in words."""
 
     name: str
-    short: str  # for the head of a column
+    short: str  # for the head of a table column
     about: str
     unit: str = ""
 
@@ -40,7 +40,7 @@ SENTENCE_LENSES: Final = (
     Lens("receiver", "receiver heads", "attention from later sentences by the heads that concentrate most"),
     Lens("suppression", "suppression", "log KL of later tokens when they cannot see it, row means removed"),
 )
-# Only where rollouts were asked for (`--resamples`).
+# Only if rollouts were requested (`--resamples`).
 RESAMPLED_LENSES: Final = (
     Lens("resampled", "resampling", "how far the share of right rollouts differs after it and before it"),
     Lens("counterfactual", "counterfactual", "the same, before it only rollouts that say something else in its place"),
@@ -73,7 +73,7 @@ RESAMPLED_PAIRS: Final = tuple(
 # Computed a second time in another dtype.
 REPEATED: Final = tuple(lens.name for lens in TOKEN_LENSES)
 REPEATED_SENTENCES: Final = ("forced_answer", "suppression")
-# Each half of the data by itself, NAME@even and NAME@odd: receiver heads of the problems, the others of the rollouts.
+# From each half of the data, NAME@even and NAME@odd: receiver heads by problems, the others by rollouts.
 HALVED: Final = ("receiver", *(lens.name for lens in RESAMPLED_LENSES))
 
 _ALL: Final = {
@@ -83,17 +83,17 @@ _ALL: Final = {
 
 
 def sentence_lenses(*, resampled: bool) -> tuple[Lens, ...]:
-    """Those that score sentences."""
+    """Return the lenses that score sentences."""
     return (*SENTENCE_LENSES, *RESAMPLED_LENSES) if resampled else SENTENCE_LENSES
 
 
 def sentence_pairs(*, resampled: bool) -> tuple[tuple[str, str], ...]:
-    """The declared pairs of sentence scores."""
+    """Return the declared pairs of sentence scores."""
     return (*SENTENCE_PAIRS, *RESAMPLED_PAIRS) if resampled else SENTENCE_PAIRS
 
 
 def lens(name: str) -> Lens:
-    """By its name; a token lens lifted to sentences, `NAME.max`, is called so."""
+    """Return a lens by its name; a token lens lifted to sentences is called `NAME.max`."""
     bare, _, lift = name.partition(".")
     found = _ALL[bare]
     return found if not lift else Lens(name, f"{found.short}, {lift}", f"{lift} over the sentence's tokens", found.unit)

@@ -1,11 +1,11 @@
-"""What agreement between two scores chance alone would give, two ways. Pure; every draw from a given seed.
+"""Compute what agreement between two scores chance alone would give, in two ways. Pure; all draws come from a seed.
 
-Circular shifts: two scores that know nothing of each other may both rise and fall slowly, and both depend on how far
-into the trace a token is. So position is taken out (ranks within deciles of relative position, over all traces), and
-one score is turned round against the other, which keeps its own rhythm. Shuffles within (part of the trace x token
-class) keep where a score is high and on what kind of token: what agreement is left beyond them is neither.
+Circular shifts: two unrelated scores may both rise and fall slowly, and both may depend on how far into the trace a
+token is. So position is removed (ranks within deciles of relative position, over all traces), and one score is rotated
+against the other, which keeps its own rhythm. Shuffles within (part of the trace x token class) keep where a score is
+high, and on what kind of token: agreement beyond them is due to neither.
 
-A trace's statistic is the mean of both directions' AUROC; the study's is its mean over problems.
+A trace's statistic is the mean of the AUROC in both directions; that of the study is its mean over problems.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from steerdec.analysis.agreement import FEWEST_UNITS, Floats, top_mask
 
 DRAWS: Final = 1000
 DECILES: Final = 10
-PARTS: Final = 3  # of a trace, for shuffles: in deciles x classes hardly any token would have one to change with
-_CHUNK: Final = 4_000_000  # numbers at once
+PARTS: Final = 3  # of a trace, for shuffles: in deciles x classes, hardly any token would have a partner
+_CHUNK: Final = 4_000_000  # numbers in memory at once
 
 
 @dataclass(frozen=True)
 class NullTest:
-    """An observed mean AUROC (both directions) against what chance gives."""
+    """An observed mean AUROC (both directions), compared with what chance gives."""
 
     observed: float
     null_mean: float
-    p: float  # two-sided, (1 + #) / (B + 1) on the nearer side, doubled; NaN where nothing can be said
+    p: float  # two-sided, (1 + #) / (B + 1) on the nearer side, doubled; NaN if it cannot be computed
     n_problems: int
 
 
 def circular_shift_test(
     first: Sequence[Floats], second: Sequence[Floats], problems: Sequence[str], *, seed: int, draws: int = DRAWS
 ) -> NullTest:
-    """Two scores of the same traces, position removed, one turned round by a random offset in each trace.
+    """Test two scores of the same traces, position removed, with one rotated by a random offset in each trace.
 
     Args:
         first: one array per trace; a trace with a NaN, or with fewer than FEWEST_UNITS units, is left out.
         second: as `first`, with arrays of the same lengths.
-        draws: B; 1000 or more for what is reported.
+        draws: B; 1000 or more for reported results.
     """
     kept = _complete(first, second)
     a, b = (position_free([scores[i] for i in kept]) for scores in (first, second))
@@ -53,7 +53,7 @@ def circular_shift_test(
     for x, y in zip(a, b, strict=True):
         turned = shifted_auroc(x, y)
         observed.append(turned[0])
-        rows.append(turned[rng.integers(0, len(x), size=draws)])  # 0 as well, or short traces reject too often
+        rows.append(turned[rng.integers(0, len(x), size=draws)])  # including 0, or short traces would reject too often
     return _test(np.array(observed), np.array(rows), [problems[i] for i in kept])
 
 
@@ -66,7 +66,7 @@ def class_shuffle_test(
     seed: int,
     draws: int = DRAWS,
 ) -> NullTest:
-    """Two scores of the same traces, one shuffled among tokens of one class in one part of the trace."""
+    """Test two scores of the same traces, with one shuffled among tokens of one class in one part of the trace."""
     kept = _complete(first, second)
     rng = np.random.default_rng(seed)
     rows, observed = [], []
@@ -85,7 +85,7 @@ def class_shuffle_test(
 
 
 def position_free(scores: Sequence[Floats]) -> list[Floats]:
-    """Each score as its rank, in (0, 1), among those of all traces in the same decile of relative position."""
+    """Replace each score by its rank, in (0, 1), among those of all traces in the same decile of relative position."""
     where = [np.arange(len(s)) * DECILES // max(1, len(s)) for s in scores]
     values = np.concatenate([*scores, np.zeros(0)])
     decile = np.concatenate([*where, np.zeros(0, dtype=np.int64)])
@@ -97,19 +97,19 @@ def position_free(scores: Sequence[Floats]) -> list[Floats]:
 
 
 def shifted_auroc(x: Floats, y: Floats) -> Floats:
-    """Mean AUROC of both directions when x is turned round by s = 0 to n - 1 against y; [n]. By FFT, n log n."""
+    """Return the mean AUROC of both directions with x rotated by s = 0 to n - 1 against y; [n]. By FFT, n log n."""
     rank_x, rank_y, mask_x, mask_y = _ranked(x, y)
     return _normed(mask_y, _turned(rank_x, mask_y), mask_x, _turned(mask_x, rank_y))
 
 
 def _turned(moving: Floats, still: Floats) -> Floats:
-    """sum_i roll(moving, s)[i] still[i] for every s."""
+    """Compute sum_i roll(moving, s)[i] still[i] for every s."""
     product = np.conj(np.fft.rfft(moving)) * np.fft.rfft(still)
     return np.asarray(np.fft.irfft(product, n=len(moving)), dtype=np.float64)
 
 
 def _ranked(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Ranks and top masks (as 0 and 1) of both."""
+    """Return the ranks and the top masks (as 0 and 1) of both."""
     masks = (top_mask(x, seed=1).astype(np.float64), top_mask(y, seed=2).astype(np.float64))
     return scipy.stats.rankdata(x), scipy.stats.rankdata(y), *masks
 
@@ -119,7 +119,7 @@ def _both(mask_x: Floats, rank_x: Floats, mask_y: Floats, rank_y: Floats) -> flo
 
 
 def _normed(mask_y: Floats, of_second: Floats, mask_x: Floats, of_first: Floats) -> Floats:
-    """Rank sums within the masks as the mean of the two AUROCs."""
+    """Turn rank sums within the masks into the mean of the two AUROCs."""
     found = []
     for mask, sums in ((mask_y, of_second), (mask_x, of_first)):
         m, n = float(mask.sum()), len(mask)
@@ -128,7 +128,7 @@ def _normed(mask_y: Floats, of_second: Floats, mask_x: Floats, of_first: Floats)
 
 
 def _shuffles(cells: NDArray[np.str_], draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Permutations of the indices that keep every index in its cell; [draws, n]."""
+    """Draw permutations of the indices that keep every index in its cell; [draws, n]."""
     order = np.tile(np.arange(len(cells)), (draws, 1))
     for cell in np.unique(cells):
         members = np.flatnonzero(cells == cell)
@@ -142,13 +142,13 @@ def _complete(first: Sequence[Floats], second: Sequence[Floats]) -> list[int]:
 
 
 def _test(observed: Floats, null: Floats, problems: list[str]) -> NullTest:
-    """`observed` [n_traces] against `null` [n_traces, draws], both averaged over problems."""
+    """Compare `observed` [n_traces] with `null` [n_traces, draws], both averaged over problems."""
     if not problems:
         return NullTest(np.nan, np.nan, np.nan, 0)
     names = sorted(set(problems))
     weights = np.array([1 / problems.count(problem) for problem in problems]) / len(names)
     value, chance = float(weights @ observed), weights @ null
-    slack = 1e-9  # draws that equal the observed up to rounding count as reaching it
+    slack = 1e-9  # draws that equal the observed value up to rounding count as reaching it
     above, below = int((chance >= value - slack).sum()), int((chance <= value + slack).sum())
     p = min(1.0, 2 * (1 + min(above, below)) / (len(chance) + 1))
     return NullTest(value, float(chance.mean()), p, len(names))

@@ -1,4 +1,4 @@
-"""What the page of `lenses` shows: the matrix as cells, and traces as lines of text with every lens beneath."""
+"""Prepare what the page of `lenses` shows: the matrix as cells, and traces as lines of text with every lens below."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _CUT: Final = 24  # as the filter `visible` cuts a token
 
 @dataclass(frozen=True)
 class Cell:
-    """AUROC of the row's top fifth by the column's score."""
+    """The AUROC of the row's top fifth by the column's score."""
 
     interval: Interval
     above: bool
-    tint: float  # percent, by the distance from 0.5
-    clear: bool  # the interval leaves 0.5 out
-    own: bool  # the lens against itself, in another dtype
+    tint: float  # percent, from the distance to 0.5
+    clear: bool  # the interval excludes 0.5
+    own: bool  # the lens with itself, in another dtype
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A cell under a line: one token, or the part of a sentence that the line holds."""
+    """A cell under a line: one token, or the part of a sentence in that line."""
 
     tokens: int
-    tint: float | None  # percent; None where there is no score
+    tint: float | None  # percent; None without a score
     top: bool
-    told: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Strip:
 @dataclass(frozen=True)
 class Line:
     texts: list[str]
-    about: list[str]  # of each token: its place, class and sentence
+    about: list[str]  # of each token: its place, class, and sentence
     strips: list[Strip]
 
 
 def matrix(
     pairs: Sequence[Pair], repeated: Mapping[str, Mapping[str, Interval]]
 ) -> tuple[list[Lens], list[tuple[Lens, list[Cell | None]]]]:
-    """(columns, rows) of the agreement matrix; scores that no trace has are left out, impossible cells are None."""
+    """Build (columns, rows) of the agreement matrix; scores in no trace are left out, impossible cells are None."""
     of = {(pair.first, pair.second): pair.measures["auroc_of_first"] for pair in pairs}
     of |= {(pair.second, pair.first): pair.measures["auroc_of_second"] for pair in pairs}
     there = {first for (first, _), found in of.items() if found.n_problems}
@@ -83,17 +83,17 @@ def _cell(found: Interval | None, *, own: bool = False) -> Cell | None:
 
 
 def lines(record: Mapping[str, Any], table: Table, i: int) -> list[Line]:
-    """Trace i of the table, whose record this is, as lines."""
+    """Return trace i of the table, with its record, as lines."""
     texts, n = list(record["tokens"]), len(record["tokens"])
     whole = [(t, t + 1) for t in range(n)]
     spans = [(int(a), int(b)) for a, b in record["spans"]]
     beside = [lens for lens in lens_names.BASELINES if lens.name not in ("position", "sentence_start")]
-    asked = [
+    shown = [
         *((lens, "lens", whole, table.tokens[i]) for lens in (*lens_names.TOKEN_LENSES, *lens_names.VARIANTS)),
         *((lens, "sentence", spans, table.sentences[i]) for lens in lens_names.sentence_lenses(resampled=True)),
         *((lens, "baseline", whole, table.tokens[i]) for lens in beside),
     ]
-    rows = [(lens, kind, units, _stretches(of[lens.name], lens)) for lens, kind, units, of in asked if lens.name in of]
+    rows = [(lens, kind, units, _stretches(of[lens.name], lens)) for lens, kind, units, of in shown if lens.name in of]
     sentence_of = [next(k for k, (a, b) in enumerate(spans) if a <= t < b) for t in range(n)]
     about = [f"token {t + 1} of {n}, {record['classes'][t]}, sentence {sentence_of[t] + 1}" for t in range(n)]
     found = []
@@ -101,14 +101,14 @@ def lines(record: Mapping[str, Any], table: Table, i: int) -> list[Line]:
         cut = []
         for lens, kind, units, cells in rows:
             inside = [(k, min(b, end) - max(a, begin)) for k, (a, b) in enumerate(units) if a < end and b > begin]
-            held = [Stretch(width, cells[k].tint, cells[k].top, cells[k].told) for k, width in inside]
+            held = [Stretch(width, cells[k].tint, cells[k].top, cells[k].label) for k, width in inside]
             cut.append(Strip(lens, kind, held))
         found.append(Line(texts[begin:end], about[begin:end], cut))
     return found
 
 
 def _stretches(scores: Floats, lens: Lens) -> list[Stretch]:
-    """Every unit with its rank among those that have a score, 1 the highest."""
+    """Give every unit its rank among those with a score, where 1 is the highest."""
     known = ~np.isnan(scores)
     count = int(known.sum())
     tops = np.zeros(len(scores), dtype=np.bool_)
@@ -121,18 +121,18 @@ def _stretches(scores: Floats, lens: Lens) -> list[Stretch]:
         if np.isnan(value):
             cells.append(Stretch(1, None, False, "no score"))
         else:
-            told = f"{value:.3g}{' nats' if lens.unit == 'nats' else ''}, {rank} of {count}"
-            cells.append(Stretch(1, _tint(int(rank), count), bool(top), told.replace("-", "\N{MINUS SIGN}")))
+            label = f"{value:.3g}{' nats' if lens.unit == 'nats' else ''}, {rank} of {count}"
+            cells.append(Stretch(1, _tint(int(rank), count), bool(top), label.replace("-", "\N{MINUS SIGN}")))
     return cells
 
 
 def _tint(rank: int, count: int) -> float:
-    """Percent of the full colour: by the square of the rank, so that the highest stand out."""
+    """Return the percentage of the full color, by the square of the rank, so that the highest stand out."""
     return round(85 * (1 - (rank - 1) / max(1, count - 1)) ** 2 if count > 1 else 0.0)
 
 
 def _breaks(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """(first token, token after the last) of each line; a line also ends after a line break of the text."""
+    """Return (first token, token after the last) of each line; a line also ends after a line break of the text."""
     found, begin, width = [], 0, 0
     for t, text in enumerate(texts):
         own = min(_CUT, max(1, len(text))) + 1

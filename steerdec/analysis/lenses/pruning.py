@@ -1,8 +1,8 @@
-"""How much the answer loses when a token of the chain is left out (arXiv 2601.03066).
+"""Measure how much the answer loses when a token of the chain is left out (arXiv 2601.03066).
 
 The objective is the log-likelihood of the reference *answer* alone. The paper's joint objective, answer and remaining
-chain, removes surprising tokens first and so anti-correlates with entropy by construction. Surprisal may still
-explain what is left of an agreement, so :func:`without` takes it out.
+chain, removes surprising tokens first, so it anti-correlates with entropy by construction. Surprisal may still explain
+part of an agreement, so :func:`without` removes it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from steerdec.analysis.lenses.branches import Branch, BranchScorer, Floats
 def leave_one_out(
     scorer: BranchScorer, prompt: Sequence[int], chain: Sequence[int], ending: Sequence[int], scored: int
 ) -> Floats:
-    """What the answer's log p loses in nats when one token is left out, the rest moving up; [n_chain].
+    """Return the loss in nats of the answer's log p when one token is left out and the rest moves up; [n_chain].
 
-    Not greedy deletion: every token is left out alone, so of two tokens that can stand in for each other neither
-    seems to matter. `ending` is the closing words with the answer, of which the last `scored` tokens count. N passes,
-    packed.
+    This is not greedy deletion: every token is left out alone, so if two tokens can replace each other, neither seems
+    to matter. `ending` is the closing words with the answer, of which the last `scored` tokens count. N passes, packed.
     """
     context = [*prompt, *chain]
     whole = Branch(len(context), tuple(ending), scored)
@@ -35,10 +34,10 @@ def leave_one_out(
 def greedy_steps(
     scorer: BranchScorer, prompt: Sequence[int], chain: Sequence[int], ending: Sequence[int], scored: int
 ) -> NDArray[np.int64]:
-    """At which step (1 to N) each token goes when the one that costs the answer least goes first; [n_chain].
+    """Return at which step (1 to N) each token is deleted if the one that costs the answer least goes first; [n_chain].
 
-    The later a token goes the more it matters. Of equals the first goes. N (N + 1) / 2 passes, packed; each step
-    keeps the keys and values before the token that went.
+    The later a token is deleted, the more it matters. Of equal ones, the first is deleted. N (N + 1) / 2 passes,
+    packed; each step keeps the keys and values before the deleted token.
     """
     step = np.zeros(len(chain), dtype=np.int64)
     left = list(range(len(chain)))
@@ -58,9 +57,9 @@ def _without_each(prompt: Sequence[int], chain: Sequence[int], ending: Sequence[
 
 
 def without(scores: ArrayLike, explained_by: ArrayLike) -> Floats:
-    """The ranks of `scores` less what a straight line on the ranks of `explained_by` says of them; [n].
+    """Remove from the ranks of `scores` a linear fit on the ranks of `explained_by`; [n].
 
-    Their rank correlation with `explained_by` is 0. Constant `explained_by` takes nothing out.
+    The rank correlation of the result with `explained_by` is 0. A constant `explained_by` removes nothing.
     """
     y, x = scipy.stats.rankdata(np.asarray(scores)), scipy.stats.rankdata(np.asarray(explained_by))
     y, x = y - np.mean(y), x - np.mean(x)

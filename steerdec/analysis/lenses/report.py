@@ -1,4 +1,4 @@
-"""`steerdec lenses`: the chains looked at, then one agreement matrix, as a page and as JSON."""
+"""Run `steerdec lenses`: analyze the chains, then write one agreement matrix, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FOLDER: Final = Path(__file__).parent
 
 
 def lenses(resolved: Resolved, out: Path, settings: LensSettings) -> tuple[Path, dict[str, Any]]:
-    """Make the records that are missing, then write both files; the page's path, and the JSON as a dict.
+    """Make the records that are missing and write both files; return the page's path, and the JSON as a dict.
 
     Raises:
         InputError, AnalysisError, ModelError, ProblemError, JournalError: one line each.
@@ -49,19 +49,19 @@ def lenses(resolved: Resolved, out: Path, settings: LensSettings) -> tuple[Path,
 
 
 def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: Path) -> tuple[Path, dict[str, Any]]:
-    """Both files, from the records and the settings they were made under, without the model.
+    """Write both files from the records and the settings they were made with, without the model.
 
     Raises:
-        AnalysisError: no problem has a chain that could be looked at.
+        AnalysisError: no problem has a chain that could be analyzed.
         JournalError: the folder cannot be written.
     """
     table = lens_matrix.read(records)
     if not table.problems:
-        raise AnalysisError(f"none of {len(records)} problems has a chain to look at: {records[0]['skipped']}")
+        raise AnalysisError(f"none of {len(records)} problems has a chain to analyze: {records[0]['skipped']}")
     pairs, sentences = lens_matrix.token_pairs(table), lens_matrix.sentence_pairs(table)
     repeated, answers = lens_matrix.ceilings(table), lens_matrix.answers(records)
     claims = lens_words.claims(pairs, sentences, answers)
-    told = {
+    content = {
         "steerdec": steerdec.__version__,
         "settings": dict(settings),
         **_counts(records, table),
@@ -78,11 +78,11 @@ def write(records: Sequence[dict[str, Any]], settings: Mapping[str, Any], out: P
         "hsic_peaks": _intervals(lens_matrix.hsic_peaks(table)),
         **_resampling(records),
     }
-    write_json(out / JSON, told)
+    write_json(out / JSON, content)
     context = _page(records, table, pairs, sentences, repeated)
-    context |= told | {"provenance": provenance.rows(_provenance(told))}
+    context |= content | {"provenance": provenance.rows(_provenance(content))}
     pages.write_page(_FOLDER / "lenses.html.j2", context, out / PAGE)
-    return out / PAGE, told
+    return out / PAGE, content
 
 
 def _counts(records: Sequence[Mapping[str, Any]], table: Table) -> dict[str, Any]:
@@ -104,13 +104,13 @@ def _counts(records: Sequence[Mapping[str, Any]], table: Table) -> dict[str, Any
 
 
 def _resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was resampled, with every sentence's importance; nothing where it was not asked for."""
+    """Collect what was resampled, with every sentence's importance; empty if it was not requested."""
     resampled = [record for record in records if record.get("resampling")]
     if not resampled:
         return {}
     rollouts = int(resampled[0]["resampling"]["rollouts"])
     cosines = [cosine for record in resampled for cosine in record["resampling"]["cosines"]]
-    told = {
+    content = {
         "rollouts": rollouts,
         "places": sum(len(record["resampling"]["right"]) for record in resampled),
         "temperature": continuations.TEMPERATURE,
@@ -128,7 +128,7 @@ def _resampling(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for record in resampled
         ],
     }
-    return {"resampling": told}
+    return {"resampling": content}
 
 
 def _page(
@@ -161,13 +161,15 @@ def _page(
     }
 
 
-def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
-    rows: dict[str, Any] = {"steerdec": told["steerdec"]} | told["settings"]
-    rows["grades of the chains"] = ", ".join(f"{n} {grade}" for grade, n in told["grades"].items())
-    rows["branches"] = "packed" if told["packed"] else "one pass each, as the model does not bear a tree mask"
-    rows["time under the lenses"] = f"{told['seconds_looking']:.0f} s, sampling and statistics not counted"
-    if "resampling" in told:
-        rows["time resampling"] = f"{told['resampling']['seconds']:.0f} s, {told['resampling']['tokens']} tokens"
+def _provenance(content: Mapping[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {"steerdec": content["steerdec"]} | content["settings"]
+    rows["grades of the chains"] = ", ".join(f"{n} {grade}" for grade, n in content["grades"].items())
+    rows["branches"] = (
+        "packed" if content["packed"] else "one pass each, because the model does not support a tree mask"
+    )
+    rows["time under the lenses"] = f"{content['seconds_looking']:.0f} s, sampling and statistics not counted"
+    if "resampling" in content:
+        rows["time resampling"] = f"{content['resampling']['seconds']:.0f} s, {content['resampling']['tokens']} tokens"
     return rows
 
 
@@ -176,11 +178,11 @@ def _looked(records: Sequence[dict[str, Any] | Mapping[str, Any]]) -> list[Any]:
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
-    told: dict[str, Any] = {"first": pair.first, "second": pair.second, "measures": _intervals(pair.measures)}
+    content: dict[str, Any] = {"first": pair.first, "second": pair.second, "measures": _intervals(pair.measures)}
     for name, test, p_holm in (("shift", pair.shift, pair.shift_holm), ("shuffle", pair.shuffle, pair.shuffle_holm)):
         if test is not None:
-            told[name] = _null(test) | {"p_holm": _known(p_holm)}
-    return told
+            content[name] = _null(test) | {"p_holm": _known(p_holm)}
+    return content
 
 
 def _null(test: NullTest) -> dict[str, Any]:
@@ -197,5 +199,5 @@ def _interval(one: Interval) -> dict[str, Any]:
 
 
 def _known(value: float | int | None) -> float | int | None:
-    """Round to six digits, which is more than an interval bears."""
+    """Round to six digits, which is more than an interval supports."""
     return value if isinstance(value, int) else null_if_nan(value, 6)

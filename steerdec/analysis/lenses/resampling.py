@@ -1,11 +1,11 @@
-"""Thought anchors by resampling (arXiv 2506.19143): continuations from before and from after every sentence.
+"""Sample continuations from before and after every sentence: thought anchors by resampling (arXiv 2506.19143).
 
-A place is where a sentence of the chain begins, or where the chain ends; from each the model goes on a number of times,
-until it has answered. What goes on from after sentence i goes on from before sentence i + 1, so S sentences take S + 1
-places. What importance is made of that is in :mod:`anchors`.
+A place is where a sentence of the chain begins, or where the chain ends. From each place the model continues several
+times, until it has answered. What continues after sentence i also continues before sentence i + 1, so S sentences take
+S + 1 places. :mod:`anchors` computes importance from the results.
 
-OUT/resamples.jsonl has one line a place. Every rollout has its own seed, and a place's rollouts go through the model
-together whatever was done before, so that a stopped analysis goes on with what it would have made.
+OUT/resamples.jsonl has one line per place. Every rollout has its own seed, and the rollouts of a place always go
+through the model together, so an interrupted analysis resumes with the results that it would have had.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is sampled, whatever the chain."""
+class ResamplingSettings:
+    """What is sampled, for every chain."""
 
     rollouts: int
-    max_tokens: int  # of a response, beyond what its chain has
+    max_tokens: int  # of a response, in addition to the length of its chain
     template: str  # of the prompt
     seed: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sentence of a chain begins, or where the chain ends."""
+    """A place where a sentence of a chain begins, or where the chain ends."""
 
     problem: Problem
     chain: Chain
     index: int
-    begin: int  # tokens of the chain before it
-    sentence: tuple[int, ...]  # that stands there; empty at the chain's end
+    begin: int  # number of chain tokens before it
+    sentence: tuple[int, ...]  # the sentence at this place; empty at the end of the chain
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -68,33 +68,33 @@ class Place:
 
 
 def resample(
-    loaded: Loaded, chains: Sequence[tuple[Problem, Chain]], asked: Asked, kept: Store
+    loaded: Loaded, chains: Sequence[tuple[Problem, Chain]], settings: ResamplingSettings, kept: Store
 ) -> dict[str, list[Line]]:
-    """The lines of each problem's places, in the chain's order; those that are kept are not made again.
+    """Return the lines of each problem's places, in the chain's order; existing lines are not made again.
 
-    A response may have as many tokens as its chain and `asked.max_tokens` together, from every place: so no place has
-    less room to answer than another, and cutting responses off favours none.
+    From every place, a response may have as many tokens as its chain and `settings.max_tokens` together. So no place
+    has less room to answer than another, and cutting responses off favors none.
 
     Raises:
-        AnalysisError, GradingError, JournalError: it failed on its way; what was done is kept.
+        AnalysisError, GradingError, JournalError: it failed; what was done is kept.
     """
     places = [place for problem, chain in chains for place in places_of(loaded.tokenizer, problem, chain)]
     lines = kept.lines(RECORDS)
     missing = [place for place in places if place.key not in lines]
     if missing:
         centre = sentence_states(loaded, [place.sentence for place in places if place.sentence]).mean(dim=0)
-        total, done = len(places) * asked.rollouts, (len(places) - len(missing)) * asked.rollouts
+        total, done = len(places) * settings.rollouts, (len(places) - len(missing)) * settings.rollouts
         with (
             kept.appending(RECORDS) as journal,
             RunProgress(total, done, "rollouts") as progress,
             GradingPool(workers=1) as pool,
         ):
             for place in missing:
-                line = _line(loaded, pool, place, asked, centre)
+                line = _line(loaded, pool, place, settings, centre)
                 journal.append(line)
                 journal.sync()
                 lines[place.key] = line
-                progress.advance(asked.rollouts, sum(line["tokens"]))
+                progress.advance(settings.rollouts, sum(line["tokens"]))
     found: dict[str, list[Line]] = {}
     for place in places:
         found.setdefault(place.problem.id, []).append(lines[place.key])
@@ -102,14 +102,14 @@ def resample(
 
 
 def places_of(tokenizer: Any, problem: Problem, chain: Chain) -> list[Place]:
-    """S + 1 of a chain of S sentences."""
+    """Return the S + 1 places of a chain of S sentences."""
     spans = sentence_spans(token_texts(chain.tokens, tokenizer))
     begins = [Place(problem, chain, i, begin, chain.tokens[begin:end]) for i, (begin, end) in enumerate(spans)]
     return [*begins, Place(problem, chain, len(spans), len(chain.tokens), ())]
 
 
 def added(record: Line, lines: Sequence[Line]) -> Line:
-    """The record of a chain with what its places' lines say: sizes among its sentences' scores, the rest beside."""
+    """Add to the record of a chain what its places' lines say: absolute values to the scores of its sentences."""
     places = [Rollouts(tuple(x["answers"]), tuple(x["right"]), tuple(x["cosines"])) for x in lines]
     rollouts = len(places[0].right)
     found = anchors.importance(places)
@@ -135,16 +135,16 @@ def added(record: Line, lines: Sequence[Line]) -> Line:
 
 
 def rollout_seeds(seed: int, problem_id: str, sample: int, place: int, rollouts: int) -> list[int]:
-    """Hashed from (problem, chain, place, rollout), so that no two rollouts anywhere share their draws."""
+    """Hash seeds from (problem, chain, place, rollout), so that no two rollouts share random numbers."""
     return [sample_seed(seed, problem_id, rollout, f"{ARM}/{sample}/{place}") for rollout in range(rollouts)]
 
 
-def _line(loaded: Loaded, pool: GradingPool, place: Place, asked: Asked, centre: Tensor) -> Line:
-    """What each rollout from a place answers, and how its first sentence compares with the chain's."""
+def _line(loaded: Loaded, pool: GradingPool, place: Place, settings: ResamplingSettings, centre: Tensor) -> Line:
+    """Sample the rollouts from a place: their answers, and how their first sentences compare with the chain's."""
     begun_s = time.monotonic()
-    chain, stops = place.chain, stop_texts(asked.template)
-    seeds = rollout_seeds(asked.seed, place.problem.id, chain.sample, place.index, asked.rollouts)
-    most_tokens = len(chain.tokens) + asked.max_tokens
+    chain, stops = place.chain, stop_texts(settings.template)
+    seeds = rollout_seeds(settings.seed, place.problem.id, chain.sample, place.index, settings.rollouts)
+    most_tokens = len(chain.tokens) + settings.max_tokens
     found = list(continuations(loaded, chain.prompt, chain.tokens[: place.begin], seeds, stops, most_tokens))
     graded = [pool.grade(response_text(loaded.tokenizer, ids, stops), place.problem, reason) for ids, reason in found]
     firsts = [first_sentence(loaded.tokenizer, ids[place.begin :], end_ids(loaded)) for ids, _ in found]
@@ -165,7 +165,7 @@ def _line(loaded: Loaded, pool: GradingPool, place: Place, asked: Asked, centre:
 
 
 def first_sentence(tokenizer: Any, ids: Sequence[int], ends: set[int]) -> tuple[int, ...]:
-    """The tokens of a continuation's first sentence, without what ends the response; empty if it says nothing."""
+    """Return the tokens of a continuation's first sentence, without what ends the response; empty if there are none."""
     said = [i for i in ids if i not in ends]
     return tuple(said[slice(*sentence_spans(token_texts(said, tokenizer))[0])]) if said else ()
 
@@ -173,11 +173,11 @@ def first_sentence(tokenizer: Any, ids: Sequence[int], ends: set[int]) -> tuple[
 def similarities(
     loaded: Loaded, sentence: Sequence[int], others: Sequence[Sequence[int]], centre: Tensor
 ) -> list[float]:
-    """Cosine of each of the others' meaning with the sentence's, as the model itself sees them (ours).
+    """Return the cosine of each other sentence's meaning with this one's, as the model itself sees them (ours).
 
-    The paper asks an embedding model; here a sentence stands for the mean of its tokens' last states, less `centre`,
-    the mean over all sentences that are looked at: without that any two sentences are alike. The same text is 1, and
-    a sentence of no text, or in no direction from the centre, 0.
+    The paper uses an embedding model. Here, a sentence is represented by the mean of its tokens' last states minus
+    `centre`, the mean over all sentences of the analysis; without that, any two sentences are alike. Equal texts give
+    1. A sentence without text, or equal to the center, gives 0.
     """
     states = sentence_states(loaded, [sentence, *others]) - centre
     lengths = states.norm(dim=1)
@@ -196,7 +196,7 @@ def similarities(
 
 @torch.inference_mode()
 def sentence_states(loaded: Loaded, sentences: Sequence[Sequence[int]]) -> Tensor:
-    """Mean over its tokens of the last layer's state after the final norm, each sentence fed alone; [n, hidden].
+    """Return the mean over its tokens of the last layer's state after the final norm, each sentence alone; [n, hidden].
 
     In float64; zeros for a sentence without tokens.
     """
@@ -207,6 +207,6 @@ def sentence_states(loaded: Loaded, sentences: Sequence[Sequence[int]]) -> Tenso
         ids = torch.tensor([[*one, *[0] * (length - len(one))] for one in group], device=loaded.device)
         states = loaded.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.double()
         real = torch.tensor([[i < len(one) for i in range(length)] for one in group], device=loaded.device)
-        # the padding comes last, where a causal model does not see it
+        # the padding is at the end, where a causal model does not see it
         found.append((states * real[:, :, None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1))
     return torch.cat(found)

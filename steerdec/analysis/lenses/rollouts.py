@@ -1,8 +1,8 @@
-"""What chains do to the reference answer: across sampled chains (R3), and along one chain (ours).
+"""Measure what chains do to the reference answer: across sampled chains (R3), and along one chain (ours).
 
-R3 (arXiv 2506.13351) asks at which tokens of the *reference answer* the model's certainty depends on the chain it
-reasoned by. Its positions lie in the answer, so it has no place in a table over the chain's tokens; it is compared
-with other scores in the answer. For the chain, :func:`answer_shift` is ours and named so.
+R3 (arXiv 2506.13351) asks at which tokens of the *reference answer* the model's certainty depends on the chain of
+reasoning. Its positions are in the answer, so it has no place in a table over the chain's tokens, and is compared with
+other scores in the answer. For the chain, :func:`answer_shift` is ours.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from steerdec.analysis.lenses.branches import Branch, BranchScorer, Floats
 
 @dataclass(frozen=True)
 class AnswerVariance:
-    """Over the chains that were sampled, for each token of the reference answer; each [n_answer]."""
+    """Statistics over the sampled chains, for each token of the reference answer; each [n_answer]."""
 
     sigma_nats: Floats  # standard deviation of log p (ddof 1)
-    even_nats: Floats  # the same over the chains of even index alone, and of odd: how far sigma repeats itself
+    even_nats: Floats  # the same over chains with even index only, and with odd index: how far sigma repeats
     odd_nats: Floats
     entropy_nats: Floats  # mean entropy of the distribution that predicts the token
     surprisal_nats: Floats  # mean -log p
@@ -30,17 +30,17 @@ class AnswerVariance:
 def answer_variance(
     scorer: BranchScorer, prompt: Sequence[int], chains: Sequence[Sequence[int]], ending: Sequence[int], scored: int
 ) -> AnswerVariance:
-    """sigma_j = std over N sampled chains of log p(y_j | prompt, chain_i, closing, y_<j), y the reference answer.
+    """Compute sigma_j = std over N chains of log p(y_j | prompt, chain_i, closing, y_<j), y the reference answer.
 
     Args:
-        chains: token ids, four chains at least, two a half.
+        chains: token ids; at least four chains, two per half.
         ending: the closing words and y; y is the last `scored` tokens.
 
     Raises:
-        ValueError: fewer than four chains.
+        ValueError: there are fewer than four chains.
     """
     if len(chains) < 4:
-        raise ValueError(f"{len(chains)} chains; the spread over chains needs 4 at least")
+        raise ValueError(f"{len(chains)} chains; the spread over chains needs at least 4")
     branches = [Branch(len(prompt), (*chain, *ending), scored) for chain in chains]
     logp, entropy = [], []
     for branch, distribution in zip(branches, scorer.distributions(prompt, branches), strict=True):
@@ -61,14 +61,15 @@ def answer_variance(
 def answer_logp(
     scorer: BranchScorer, prompt: Sequence[int], chain: Sequence[int], ending: Sequence[int], scored: int
 ) -> Floats:
-    """log p(answer | prompt, chain up to and with token t, closing) in nats for t = -1 (no chain) to N - 1; [N + 1]."""
+    """Return log p(answer | prompt, chain up to token t, closing) in nats for t = -1 (no chain) to N - 1; [N + 1]."""
     branches = [Branch(len(prompt) + kept, tuple(ending), scored) for kept in range(len(chain) + 1)]
     return np.array([float(np.sum(one)) for one in scorer.logprobs([*prompt, *chain], branches)])
 
 
 def answer_shift(logp: Floats) -> Floats:
-    """delta_t = log p(y | q, c_<=t, closing) - log p(y | q, c_<t, closing), signed, of :func:`answer_logp`; [N].
+    """Compute delta_t = log p(y | q, c_<=t, closing) - log p(y | q, c_<t, closing), signed; [N].
 
-    Ours: what one more token of the chain does to the answer if the model had to answer now.
+    `logp` is from :func:`answer_logp`. Ours: what one more token of the chain does to the answer if the model had to
+    answer now.
     """
     return np.diff(logp)

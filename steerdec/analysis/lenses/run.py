@@ -1,8 +1,8 @@
-"""Chains sampled, and each problem's chain looked at under every lens; what is there already is not made again.
+"""Sample chains and apply every lens to one chain per problem; existing results are not computed again.
 
-OUT/traces.jsonl has the samples, OUT/lenses.jsonl one line a problem, OUT/resamples.jsonl (if asked for) one line for
-every place that was gone on from; all are appended as they come. `lens_report` makes the table and the page from these
-lines, so that they can be made anew without the model's work.
+OUT/traces.jsonl has the samples, OUT/lenses.jsonl one line per problem, and OUT/resamples.jsonl (if requested) one line
+per place with rollouts. All are appended as results arrive. `lenses.report` makes the table and the page from these
+lines, so they can be made again without running the model.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from steerdec.problems.sets import Problem, ProblemSet
 
 RECORDS: Final = "lenses"
 SAMPLES: Final = 8
-FEWEST_SAMPLES: Final = 4  # two a half, for the spread over chains
-MAX_TOKENS: Final = 96  # a chain's work grows with the square of its length
+FEWEST_SAMPLES: Final = 4  # two per half, for the spread over chains
+MAX_TOKENS: Final = 96  # the work for a chain grows with the square of its length
 
 
-def resolve(asked: Source) -> Resolved:
-    """Every default filled in. Raises InputError, ProblemError, PromptError: one line, before any work."""
-    if asked.problems is None:
-        raise InputError("--problems is missing: what --model is to reason about")
-    if asked.samples is not None and asked.samples < FEWEST_SAMPLES:
-        raise InputError(f"--samples: {asked.samples}; the spread of an answer over chains needs {FEWEST_SAMPLES}")
-    filled = replace(asked, samples=asked.samples or SAMPLES, max_tokens=asked.max_tokens or MAX_TOKENS)
+def resolve(requested: Source) -> Resolved:
+    """Fill in every default. Raises InputError, ProblemError, PromptError: one line, before any work."""
+    if requested.problems is None:
+        raise InputError("--problems is required: what --model reasons about")
+    if requested.samples is not None and requested.samples < FEWEST_SAMPLES:
+        raise InputError(f"--samples: {requested.samples}; the spread of an answer over chains needs {FEWEST_SAMPLES}")
+    filled = replace(requested, samples=requested.samples or SAMPLES, max_tokens=requested.max_tokens or MAX_TOKENS)
     resolved = source.resolve(filled)
     answers = {p.answer for p in _set(resolved).problems}
     if len(answers) < 2:
@@ -48,19 +48,19 @@ def resolve(asked: Source) -> Resolved:
 
 
 def settings_of(loaded: Loaded, resolved: Resolved, settings: LensSettings) -> dict[str, Any]:
-    """What a folder has to have been made with for a command to go on in it."""
+    """Return the settings that a folder must have been made with to be resumed by a command."""
     dtype = str(loaded.dtype).removeprefix("torch.")
-    told = {"analysis": "lenses"} | resolved.settings() | asdict(settings) | {"dtype": dtype}
-    return {name: value for name, value in told.items() if name != "resamples" or value}
+    described = {"analysis": "lenses"} | resolved.settings() | asdict(settings) | {"dtype": dtype}
+    return {name: value for name, value in described.items() if name != "resamples" or value}
 
 
 def look(loaded: Loaded, resolved: Resolved, settings: LensSettings, kept: store.Store) -> list[dict[str, Any]]:
-    """The records of all problems, in the set's order: see `lens_trace.Lenses.look`, or what `_skipped` gives.
+    """Return the records of all problems, in the set's order: from `Lenses.look`, or from `_skipped`.
 
-    With `settings.resamples`, what was resampled is added to them: see `resampling.added`.
+    With `settings.resamples`, the results of resampling are added to them: see `resampling.added`.
 
     Raises:
-        AnalysisError, ProblemError, GradingError, JournalError: it failed on its way; what was done is kept.
+        AnalysisError, ProblemError, GradingError, JournalError: it failed; what was done is kept.
     """
     problems = _set(resolved).problems
     found = source.all_traces(resolved, loaded, kept)
@@ -86,37 +86,37 @@ def look(loaded: Loaded, resolved: Resolved, settings: LensSettings, kept: store
     if settings.resamples:
         chains = [(problem, _chain(loaded, resolved, endings, problem, traces[problem.id])) for problem in problems]
         looked_at = [(problem, chain) for problem, chain in chains if chain is not None]
-        asked = resampling.Asked(
+        sampling_settings = resampling.ResamplingSettings(
             rollouts=settings.resamples,
             max_tokens=resolved.source.max_tokens or MAX_TOKENS,
             template=str(resolved.source.prompt),
             seed=resolved.source.seed or 0,
         )
-        places = resampling.resample(loaded, looked_at, asked, kept)
+        places = resampling.resample(loaded, looked_at, sampling_settings, kept)
         records |= {problem: resampling.added(records[problem], own) for problem, own in places.items()}
     return [records[problem.id] for problem in problems]
 
 
 def check(loaded: Loaded, resolved: Resolved, settings: LensSettings) -> None:
-    """The longest chain with its answer fits, and the model gives numbers; before anything is written.
+    """Check before anything is written that the longest chain with its answer fits, and that the model gives numbers.
 
     Raises:
-        InputError: prompt, chain and answer, or a rollout, do not fit the model's context.
+        InputError: prompt, chain, and answer, or a rollout, do not fit the model's context.
         AnalysisError: logits or hidden states are not finite.
     """
-    asked, problems = resolved.source, _set(resolved).problems
+    requested, problems = resolved.source, _set(resolved).problems
     endings = _endings(loaded, resolved)
-    prompts = [prompt_ids(loaded.tokenizer, str(asked.prompt), problem, asked.thinking) for problem in problems]
+    prompts = [prompt_ids(loaded.tokenizer, str(requested.prompt), problem, requested.thinking) for problem in problems]
     longest = max(len(p) + len(endings[q.id].tokens) for p, q in zip(prompts, problems, strict=True))
-    if longest + (asked.max_tokens or 0) > loaded.context_tokens:
+    if longest + (requested.max_tokens or 0) > loaded.context_tokens:
         raise InputError(
-            f"--max-tokens: {asked.max_tokens} with a prompt and an answer of {longest} tokens; {loaded.name} takes at "
-            f"most {loaded.context_tokens} (max_position_embeddings)"
+            f"--max-tokens: {requested.max_tokens} with a prompt and an answer of {longest} tokens; {loaded.name} "
+            f"takes at most {loaded.context_tokens} (max_position_embeddings)"
         )
     longest = max(map(len, prompts))
-    if settings.resamples and longest + 2 * (asked.max_tokens or 0) > loaded.context_tokens:
+    if settings.resamples and longest + 2 * (requested.max_tokens or 0) > loaded.context_tokens:
         raise InputError(
-            f"--resamples: rollouts may have twice --max-tokens, {2 * (asked.max_tokens or 0)}, after a prompt of "
+            f"--resamples: rollouts may have twice --max-tokens, {2 * (requested.max_tokens or 0)}, after a prompt of "
             f"{longest} tokens; {loaded.name} takes at most {loaded.context_tokens} (max_position_embeddings)"
         )
     forward(loaded.model, prompts[0], endings[problems[0].id].tokens)
@@ -134,9 +134,9 @@ def _endings(loaded: Loaded, resolved: Resolved) -> dict[str, Ending]:
 def _chain(
     loaded: Loaded, resolved: Resolved, endings: dict[str, Ending], problem: Problem, traces: Sequence[Trace]
 ) -> Chain | None:
-    """The chain of a problem: of its first sample that reasons for FEWEST_TOKENS before it states an answer.
+    """Return the chain of a problem: from its first sample that reasons for FEWEST_TOKENS before it states an answer.
 
-    A rule fixed beforehand. None if there is no such sample.
+    The rule is fixed in advance. None if there is no such sample.
     """
     stops = stop_texts(str(resolved.source.prompt))
     cut = [reasoning(loaded.tokenizer, trace.response_ids, stops) for trace in traces]
@@ -162,13 +162,13 @@ def _skipped(problem: Problem) -> dict[str, Any]:
 
 
 def _other_answer(problems: Sequence[Problem], problem: Problem) -> Problem:
-    """The next problem, going round, that has another answer."""
+    """Return the next problem, cyclically, that has another answer."""
     at = problems.index(problem)
     return next(p for p in (*problems[at + 1 :], *problems[:at]) if p.answer != problem.answer)
 
 
 def _alone(loaded: Loaded, statement: Ending) -> tuple[int, ...]:
-    """The statement of an answer as a text of its own, with whatever the tokenizer begins a text with."""
+    """Tokenize the statement of an answer as a text of its own, with whatever the tokenizer begins a text with."""
     return tuple(loaded.tokenizer(statement.text.strip()).input_ids)
 
 

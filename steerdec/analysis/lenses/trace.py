@@ -1,4 +1,4 @@
-"""One trace under every lens."""
+"""Apply every lens to one trace."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from steerdec.analysis.traces.token_classes import token_classes
 from steerdec.common.json import nulls_if_nan
 
 ARM: Final = "lenses"
-AGAIN: Final = "@again"  # after the name of a score computed a second time, in another dtype
+AGAIN: Final = "@again"  # follows the name of a score that was computed a second time, in another dtype
 DIGITS: Final = 7
 
 
 @dataclass(frozen=True)
 class LensSettings:
-    """What decides how a trace is looked at, beside model and trace."""
+    """The settings that decide how a trace is analyzed, apart from model and trace."""
 
-    greedy_tokens: int = 24  # longest chain for greedy deletion, whose cost grows with the third power
+    greedy_tokens: int = 24  # longest chain for greedy deletion, whose cost grows with the third power of its length
     gap_sentences: int = anchors.GAP_SENTENCES
-    again_every: int = 4  # every so many problems everything is computed in the other dtype as well
+    again_every: int = 4  # for every such number of problems, one is also computed in the other dtype
     resamples: int = 0  # rollouts from every sentence; none by default
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A sampled chain to look at, with what it is judged by."""
+    """A sampled chain to analyze, and what it is judged by."""
 
     problem_id: str
     sample: int
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
-    others: tuple[tuple[int, ...], ...]  # all sampled chains of the problem, this one among them
+    others: tuple[tuple[int, ...], ...]  # all sampled chains of the problem, including this one
     ending: Ending
-    gold: tuple[int, ...]  # the statement of the reference answer, fed alone
-    wrong_gold: tuple[int, ...]  # of another problem, with another answer
-    facts: dict[str, Any]  # told beside the scores: answer, grade
+    gold: tuple[int, ...]  # the statement of the reference answer, alone
+    wrong_gold: tuple[int, ...]  # the same for another problem with another answer
+    facts: dict[str, Any]  # shown with the scores: answer, grade
 
 
 class Lenses:
-    """Model, a second copy in another dtype, and their scorers. The copy shows how far each lens repeats itself."""
+    """The model, a second copy in another dtype, and their scorers. The copy shows how well a lens repeats."""
 
     def __init__(self, loaded: Loaded, settings: LensSettings) -> None:
         self._loaded, self._settings = loaded, settings
@@ -65,15 +65,15 @@ class Lenses:
 
     @property
     def packed(self) -> bool:
-        """Whether branches go through the model packed."""
+        """Return whether branches go through the model packed."""
         return self._scorer.packed and self._again_scorer.packed
 
     def look(self, chain: Chain, seed: int, *, again: bool) -> dict[str, Any]:
-        """The record of one trace: JSON values only, scores with DIGITS significant digits, None for NaN.
+        """Return the record of one trace: JSON values only, scores with DIGITS significant digits, None for NaN.
 
         Args:
-            seed: of the shuffled dimensions.
-            again: whether to look a second time with the copy.
+            seed: for the shuffled dimensions.
+            again: whether to compute the scores a second time with the copy.
 
         Raises:
             BranchError, HsicError, AnalysisError: the model gives values that are not finite.
@@ -120,7 +120,7 @@ class Lenses:
     def _one(
         self, model: Any, scorer: BranchScorer, chain: Chain, spans: Sequence[tuple[int, int]], seed: int
     ) -> tuple[dict[str, Floats], dict[str, Floats], Floats]:
-        """(token scores, sentence scores, signed answer shift) by one of the two models."""
+        """Compute (token scores, sentence scores, signed answer shift) with one of the two models."""
         seen = forward(model, chain.prompt, chain.tokens)
         golds = last_state(model, chain.gold), last_state(model, chain.wrong_gold)
         hsic = hsic_scores(seen.states, *golds, seed=seed)

@@ -1,4 +1,4 @@
-"""The finding of `lenses` in plain words: claims with a verdict each, by rules that were fixed before the data.
+"""State the findings of `lenses` in plain words: claims with a verdict each, by rules that were fixed before the data.
 
 "The same tokens" means that two lenses share at least half of their top fifths; chance gives a fifth.
 """
@@ -16,11 +16,11 @@ from steerdec.analysis.lenses.matrix import Pair
 from steerdec.pages import wording
 
 ALPHA: Final = 0.05
-HALF: Final = 0.5  # of the top fifths in common
+HALF: Final = 0.5  # share of the top fifths in common
 
 
 def claims(pairs: Sequence[Pair], sentences: Sequence[Pair], answers: Mapping[str, Interval]) -> list[dict[str, str]]:
-    """id, statement, verdict ("holds", "fails", "undecided") and reason of each claim."""
+    """Return id, statement, verdict ("holds", "fails", "undecided"), and reason of each claim."""
     of = {(pair.first, pair.second): pair for pair in pairs}
     declared = [of[pair] for pair in lens_names.PAIRS]
     return [
@@ -32,9 +32,9 @@ def claims(pairs: Sequence[Pair], sentences: Sequence[Pair], answers: Mapping[st
     ]
 
 
-def findings(told: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line a claim, for the terminal."""
-    return [f"{claim['statement']} {claim['verdict'].upper()}: {claim['reason']}." for claim in told]
+def findings(judged: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return one line per claim, for the terminal."""
+    return [f"{claim['statement']} {claim['verdict'].upper()}: {claim['reason']}." for claim in judged]
 
 
 def names(pair: Pair) -> str:
@@ -75,7 +75,7 @@ def _beyond_chance(declared: Sequence[Pair]) -> dict[str, str]:
 
 
 def sign(pair: Pair) -> int:
-    """1 where the pair agrees more than every null it was put to allows, -1 less, 0 undecided."""
+    """Return 1 if the pair agrees more than every null it was tested with allows, -1 if less, 0 if undecided."""
     tests = [(pair.shift, pair.shift_holm), (pair.shuffle, pair.shuffle_holm)]
     signs = {
         int(np.sign(test.observed - test.null_mean)) if p is not None and p < ALPHA else 0
@@ -100,13 +100,13 @@ def _about_the_answer(pair: Pair) -> dict[str, str]:
 def _sentences(declared: Sequence[Pair]) -> dict[str, str]:
     lifted = [pair for pair in declared if "." in pair.second]
     found = [pair for pair in lifted if sign(pair) > 0]
-    told = {pair.first for pair in found}
+    beyond_chance = {pair.first for pair in found}
     resampled = any(pair.first == "resampled" for pair in declared)
     wanted = [lens.name for lens in lens_names.sentence_lenses(resampled=resampled)]
     untested = [
         name for name in wanted if all(p.measures["overlap"].n_problems == 0 for p in lifted if p.first == name)
     ]
-    verdict = "holds" if told == set(wanted) else "undecided"
+    verdict = "holds" if beyond_chance == set(wanted) else "undecided"
     reason = f"{len(found)} of {len(lifted)} pairs of a sentence and a lifted token lens agree beyond circular shifts"
     if found:
         reason += f": {_with_auroc(found)}"

@@ -1,9 +1,10 @@
-"""`steerdec mask`: the forks of many responses as a file. Which they are is decided over all tokens at once.
+"""Run `steerdec mask`: write the forks of many responses to a file. They are decided over all tokens at once.
 
-By share, as in arXiv 2506.01939, equation 6: the threshold is the batch's quantile, and a token at it or above it is a
-fork. The batch here is everything in the mask. So the share is exact, but for tokens that tie with the last one, which
-are all in. By threshold, as in the server: a token whose entropy is above it is a fork. By class: a token is a fork if
-its text is of that class, which nobody knows before it is sampled; arms that replay what was recorded can go there.
+By share, as in arXiv 2506.01939, equation 6: the threshold is the quantile of the batch, and a token at or above it is
+a fork. The batch is everything in the mask, so the share is exact except for tokens that tie with the last one, which
+are all included. By threshold, as in the server: a token whose entropy is above it is a fork. By class: a token is a
+fork if its text belongs to that class, which is unknown until it is sampled; arms that replay recorded responses can
+use it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scored:
-    """A trace, or its beginning, with what a lens says of each token; NaN where it says nothing."""
+    """A trace, or the start of one, with the lens's score of each token; NaN where it has none."""
 
     trace: Trace
     entropy_nats: Floats
@@ -51,10 +52,10 @@ class Scored:
 
 
 def cut_of(scores: Iterable[Floats], share: float) -> float:
-    """The score at and above which a token is among the top `share` of all that have a score.
+    """Return the score at and above which a token is among the top `share` of all tokens with a score.
 
     Raises:
-        InputError: no token has one.
+        InputError: no token has a score.
     """
     pooled = np.concatenate([np.zeros(0, np.float32), *scores])
     known = pooled[~np.isnan(pooled)]
@@ -72,10 +73,10 @@ def mask_responses(
     threshold: Threshold | None = None,
     tokens: str | None = None,
 ) -> dict[str, Any]:
-    """The mask of a run's or a model's responses, by entropy or by class; what mask.json says.
+    """Mask the responses of a run or a model, by entropy or by class; return the content of mask.json.
 
     Args:
-        share: top share of the tokens by entropy. Give exactly one of `share`, `threshold` and `tokens`.
+        share: top share of the tokens by entropy. Give exactly one of `share`, `threshold`, and `tokens`.
         threshold: entropy in nats above which a token is a fork.
         tokens: one of `token_classes.CLASSES`.
 
@@ -100,7 +101,7 @@ def mask_responses(
 
 
 def of_class(ids: Sequence[int], tokens: str, tokenizer: Any) -> Floats:
-    """1 for each token of the class, 0 for the rest; special tokens are of no class."""
+    """Return 1 for each token of the class, and 0 for all others; special tokens belong to no class."""
     special = set(tokenizer.all_special_ids)
     classes = token_classes(token_texts(ids, tokenizer))
     return np.asarray([c == tokens and i not in special for i, c in zip(ids, classes, strict=True)], np.float32)
@@ -109,13 +110,13 @@ def of_class(ids: Sequence[int], tokens: str, tokenizer: Any) -> Floats:
 def mask_lenses(
     folder: Path, lens: str, out: Path, *, share: float | None = None, threshold: Threshold | None = None
 ) -> dict[str, Any]:
-    """The mask of the chains that `steerdec lenses` looked at, by one of its scores; no model is loaded.
+    """Mask the chains of `steerdec lenses` by one of its scores, without loading a model.
 
     Raises:
         InputError, AnalysisError, JournalError: one line each.
     """
     if threshold is not None and lens != ENTROPY:
-        raise InputError(f"--threshold is of entropies; with --lens {lens} give --share")
+        raise InputError(f"--threshold applies to entropies; use --share with --lens {lens}")
     about, entries, left_out = _read_lenses(folder, lens)
     with store.opened(out, {"analysis": "mask", "lenses": str(folder.resolve()), "lens": lens}):
         return _write(out, lens, entries, about | {"left_out": left_out}, share, threshold)
@@ -129,7 +130,7 @@ def _write(
     share: float | None,
     threshold: Threshold | None,
 ) -> dict[str, Any]:
-    beyond = np.greater_equal if threshold is None else np.greater  # a share has its last token in
+    beyond = np.greater_equal if threshold is None else np.greater  # a share includes its last token
     if threshold is not None:
         cut = threshold.nats
         by = {"share": None, "threshold_nats": cut, "threshold_origin": threshold.origin}
@@ -139,7 +140,7 @@ def _write(
     else:
         cut = cut_of((entry.score for entry in entries), share)
         by = {"share": share, "threshold_nats": None, "threshold_origin": None}
-    told = {
+    about_mask = {
         "steerdec": steerdec.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lens": lens,
@@ -149,7 +150,7 @@ def _write(
         "ids_are": dict(Counter(entry.trace.ids_are for entry in entries)),
         "versions": {name: version(name) for name in ("torch", "transformers", "pyarrow")},
     }
-    return write_mask(out, (_masked(entry, beyond(entry.score, np.float32(cut))) for entry in entries), told)
+    return write_mask(out, (_masked(entry, beyond(entry.score, np.float32(cut))) for entry in entries), about_mask)
 
 
 def _masked(entry: Scored, fork: NDArray[np.bool_]) -> MaskedRequest:
@@ -170,17 +171,17 @@ def _masked(entry: Scored, fork: NDArray[np.bool_]) -> MaskedRequest:
 
 
 def _problems(resolved: source.Resolved) -> dict[str, Any]:
-    asked = resolved.source
+    requested = resolved.source
     if resolved.problem_set is not None:
-        told = {"name": resolved.problem_set.name, "sha256": resolved.problem_set.sha256}
-        return {"problems": told, "prompt": asked.prompt}
-    assert asked.run is not None, "resolve() gives a run or problems"
-    run = read_settings(asked.run / RUN_JSON)
+        about_mask = {"name": resolved.problem_set.name, "sha256": resolved.problem_set.sha256}
+        return {"problems": about_mask, "prompt": requested.prompt}
+    assert requested.run is not None, "resolve() gives a run or problems"
+    run = read_settings(requested.run / RUN_JSON)
     return {"problems": {"name": run.problems.source, "sha256": run.problems.sha256}, "prompt": run.prompt}
 
 
 def _read_lenses(folder: Path, lens: str) -> tuple[dict[str, Any], list[Scored], int]:
-    """(about, chains that have the lens, how many have not). A chain is the beginning of a sample's response."""
+    """Return (about, chains that have the lens, number that do not). A chain is the start of a sample's response."""
     settings = _lens_settings(folder)
     traces = {t.key: t for t in map(store.trace_of, journal.read_records(folder / _TRACES))}
     of_sample = {(problem, sample): trace for (problem, _, sample), trace in traces.items()}
@@ -219,12 +220,12 @@ def _lens_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as e:
         raise InputError(f"--lenses: {path} cannot be read ({e}); give a folder of `steerdec lenses`") from None
     if not isinstance(settings, dict) or settings.get("analysis") != "lenses":
-        raise InputError(f"--lenses: {folder} is not of `steerdec lenses`")
+        raise InputError(f"--lenses: {folder} was not made by `steerdec lenses`")
     return settings
 
 
 def _floats(values: Sequence[float | None], n: int) -> Floats:
-    """Of a record's scores, None as NaN. Raises InputError."""
+    """Convert the scores of a record, with None as NaN. Raises InputError."""
     if len(values) != n:
         raise InputError(f"{_LENSES}: {len(values)} scores for {n} tokens")
     return nan_if_null(values).astype(np.float32)

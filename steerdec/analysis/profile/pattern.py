@@ -1,6 +1,6 @@
-"""The entropy pattern of a model's own text: arXiv 2506.01939, section 3 and figure 2. Pure.
+"""Compute the entropy pattern of a model's own text: arXiv 2506.01939, section 3 and figure 2. Pure.
 
-Pooled over all tokens, as there; the intervals resample problems.
+All tokens are pooled, as in the paper; the intervals are from bootstrap draws of problems.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from steerdec.common.paper import FORK_SHARE
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.8, 0.9, 0.95, 0.99)
 CERTAIN_NATS: Final = 0.01
-MIN_COUNT: Final = 100  # a token is listed above so many occurrences, as in the paper's figure 2
+MIN_COUNT: Final = 100  # a token is listed if it occurs more often than this, as in the paper's figure 2
 BIN_NATS: Final = 0.1
 
 
 @dataclass(frozen=True)
 class Value:
-    """A number with its 95% interval over problems; None where there is no more than one problem."""
+    """A number with its 95% interval over problems; no interval if there is only one problem."""
 
     value: float
     ci95: tuple[float, float] | None
@@ -36,7 +36,7 @@ class FrequentToken:
     token: int
     text: str
     count: int
-    problems: int  # in how many it occurs
+    problems: int  # number of problems it occurs in
     mean_entropy_nats: float
 
 
@@ -47,7 +47,7 @@ class Pattern:
     mean_entropy_nats: Value
     quantiles_nats: dict[str, Value]  # "p05" ... "p99"
     share_below_0_01: Value
-    entropy_share_of_top_fifth: Value  # how much of the summed entropy the tokens at or above p80 hold
+    entropy_share_of_top_fifth: Value  # share of the summed entropy that the tokens at or above p80 hold
     histogram: tuple[int, ...]  # counts in bins of BIN_NATS from 0
     most_uncertain: tuple[FrequentToken, ...]
     least_uncertain: tuple[FrequentToken, ...]
@@ -56,7 +56,7 @@ class Pattern:
 
 
 def pooled(traces: Sequence[Trace], scores: Sequence[Scores]) -> tuple[Floats, Ints]:
-    """(entropy in nats, index of the problem) of every token, problems numbered in order of appearance."""
+    """Return (entropy in nats, index of the problem) of every token, problems numbered in order of appearance."""
     numbers: dict[str, int] = {}
     for trace in traces:
         numbers.setdefault(trace.problem_id, len(numbers))
@@ -73,7 +73,7 @@ def pattern(
     min_count: int = MIN_COUNT,
     shown: int = 20,
 ) -> Pattern:
-    """Everything figure 2 shows, and the intervals. `decode` gives a token's text."""
+    """Compute everything that figure 2 shows, and the intervals. `decode` returns a token's text."""
     h, group = pooled(traces, scores)
     n = int(group.max()) + 1
     w = bootstrap.weights(n, np.random.default_rng(seed)) if n > 1 else None
@@ -113,7 +113,7 @@ def pattern(
 def _frequent(
     traces: Sequence[Trace], h: Floats, group: Ints, decode: Callable[[int], str], min_count: int
 ) -> list[FrequentToken]:
-    """Tokens with more than `min_count` occurrences, highest mean entropy first."""
+    """Return the tokens with more than `min_count` occurrences, highest mean entropy first."""
     ids, which = np.unique(np.concatenate([np.asarray(t.response_ids) for t in traces]), return_inverse=True)
     counts, sums = np.bincount(which), np.bincount(which, h)
     pairs = np.unique(np.stack([which, group]), axis=1)

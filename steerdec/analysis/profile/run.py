@@ -1,4 +1,4 @@
-"""`steerdec profile`: the entropy pattern of a model's responses, as a page and as JSON."""
+"""Run `steerdec profile`: the entropy pattern of a model's responses, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN: Final = 12
 def profile(
     resolved: source.Resolved, out: Path, *, threshold_nats: float | None = None, min_count: int | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Make the traces and scores that are missing, then write both files; the page's path, and the JSON as a dict.
+    """Compute missing traces and scores and write both files; return the page's path, and the JSON as a dict.
 
     Raises:
         InputError, AnalysisError, ModelError, ProblemError, JournalError: one line each.
@@ -41,20 +41,20 @@ def profile(
         scores = source.all_scores(found, loaded, kept)
         least = MIN_COUNT if min_count is None else min_count
         result = pattern(found, scores, lambda i: str(loaded.tokenizer.decode([i])), min_count=least)
-        told = _told(resolved, loaded, found, scores, result)
+        content = _content(resolved, loaded, found, scores, result)
         if threshold_nats is None:
             p80 = float(np.quantile(pooled(found, scores)[0], 1 - FORK_SHARE))
             threshold = p80, "the 80th percentile of these tokens"
         else:
             threshold = threshold_nats, "the one given"
-        told |= {"threshold_nats": threshold[0], "threshold_origin": threshold[1]}
-        write_json(out / JSON, told)
+        content |= {"threshold_nats": threshold[0], "threshold_origin": threshold[1]}
+        write_json(out / JSON, content)
         page = _page(resolved, loaded, found, scores, result, threshold)
-        pages.write_page(_TEMPLATE, page | {"provenance": provenance.rows(_provenance(told))}, out / PAGE)
-    return out / PAGE, told
+        pages.write_page(_TEMPLATE, page | {"provenance": provenance.rows(_provenance(content))}, out / PAGE)
+    return out / PAGE, content
 
 
-def _told(
+def _content(
     resolved: source.Resolved, loaded: Loaded, traces: list[Trace], scores: list[Scores], result: Pattern
 ) -> dict[str, Any]:
     return {
@@ -70,15 +70,15 @@ def _told(
 
 
 def against_reported(traces: Sequence[Trace], scores: Sequence[Scores]) -> dict[str, float] | None:
-    """How far these entropies lie from those that the server reported for the same tokens; None where it kept none.
+    """Compare these entropies with those that the server reported for the same tokens; None if the run stored none.
 
-    More than rounding means other tokens, another prompt, or another dtype. The journal holds five decimals.
+    A difference beyond rounding means other tokens, another prompt, or another dtype. The journal has five decimals.
     """
     apart = [
-        abs(told - own)
+        abs(reported - own)
         for trace, score in zip(traces, scores, strict=True)
-        for told, own in zip(trace.reported_entropy_nats or (), score.entropy_nats.tolist(), strict=False)
-        if told is not None
+        for reported, own in zip(trace.reported_entropy_nats or (), score.entropy_nats.tolist(), strict=False)
+        if reported is not None
     ]
     if not apart:
         return None
@@ -131,11 +131,11 @@ def _set_name(resolved: source.Resolved) -> str:
     return f"run {Path(str(resolved.source.run)).name}"
 
 
-def _provenance(told: dict[str, Any]) -> dict[str, Any]:
-    rows: dict[str, Any] = {name: told[name] for name in ("steerdec", "model", "dtype")} | told["settings"]
-    rows["token ids"] = ", ".join(f"{n} {how}" for how, n in told["ids_are"].items())
-    if told["against_reported_nats"]:
-        apart = told["against_reported_nats"]
+def _provenance(content: dict[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {name: content[name] for name in ("steerdec", "model", "dtype")} | content["settings"]
+    rows["token ids"] = ", ".join(f"{n} {how}" for how, n in content["ids_are"].items())
+    if content["against_reported_nats"]:
+        apart = content["against_reported_nats"]
         rows["against the server's entropies"] = (
             f"{apart['tokens']} tokens, largest difference {apart['largest']:.2g} nats, mean {apart['mean']:.2g}"
         )

@@ -1,7 +1,7 @@
-"""Many ways to go on from one text, at the temperature and top-p of thought anchors by resampling (arXiv 2506.19143).
+"""Sample many continuations of one text, with the settings of thought anchors by resampling (arXiv 2506.19143).
 
-The u-th token of a continuation is where the u-th number of a Philox stream, whose key is its seed, falls. So it does
-not depend on what is sampled beside it, but for the rounding of the logits.
+Each continuation has a Philox stream whose key is its seed. The u-th number of the stream decides the u-th token. So a
+continuation does not depend on what is sampled next to it, except for the rounding of the logits.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from steerdec.common.errors import AnalysisError
 
 TEMPERATURE: Final = 0.6
 TOP_P: Final = 0.95
-_TAIL_TOKENS: Final = 8  # a stop text is looked for in the last so many tokens
-_NEAR: Final = 256  # so many of the likeliest tokens nearly always reach TOP_P; sorting a whole vocabulary is slow
+_TAIL_TOKENS: Final = 8  # a stop text is searched for in this many tokens at the end
+_NEAR: Final = 256  # this many of the likeliest tokens nearly always reach TOP_P; sorting a whole vocabulary is slow
 
 
 @torch.inference_mode()
@@ -32,13 +32,13 @@ def continuations(
     stops: tuple[str, ...],
     most_tokens: int,
 ) -> Iterator[tuple[list[int], str]]:
-    """(response with what was begun, finish reason) for each seed, in their order.
+    """Return (response including its given start, finish reason) for each seed, in order.
 
-    The text so far goes through the model once for all; rows that have ended leave the batch.
+    The given start goes through the model only once; rows that have ended leave the batch.
 
     Args:
-        stops: texts that end a response, besides the model's own end.
-        most_tokens: of a response, with what was begun.
+        stops: texts that end a response, in addition to the model's own end tokens.
+        most_tokens: maximum length of a response, including its given start.
 
     Raises:
         AnalysisError: the model's logits are NaN.
@@ -91,10 +91,10 @@ def _batch(
 
 
 def nucleus_draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token that each row's uniform falls on, of [n, vocabulary] logits and [n] numbers in [0, 1); [n].
+    """Select the token that each row's uniform number falls on; [n].
 
-    At TEMPERATURE, among the fewest likeliest tokens that have a probability of TOP_P together, in falling order of
-    probability (Holtzman et al., arXiv 1904.09751).
+    The logits are [n, vocabulary], the numbers [n] in [0, 1). At TEMPERATURE, the candidates are the smallest set of
+    most likely tokens whose total probability reaches TOP_P, in descending order (Holtzman et al., arXiv 1904.09751).
     """
     p = torch.softmax(logits.float() / TEMPERATURE, dim=-1)
     top, order = p.topk(min(_NEAR, p.shape[1]), dim=-1)

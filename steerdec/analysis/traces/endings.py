@@ -1,4 +1,4 @@
-"""Where a response stops reasoning and says its answer, and the words that make a model answer at once."""
+"""Find where a response stops reasoning and states its answer, and the words that make a model answer at once."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any, Final
 from steerdec.analysis.traces.sentences import sentence_spans
 from steerdec.analysis.traces.texts import token_texts
 
-FEWEST_TOKENS: Final = 8  # of a chain that can be looked at
+FEWEST_TOKENS: Final = 8  # of a chain that can be analyzed
 
-# Closing words, the answer, what ends it: after the manner in which each prompt asks for the answer.
+# Closing words, the answer, and what ends it: modeled on how each prompt asks for the answer.
 _CLOSINGS: Final = {
     "few-shot": (" The answer is", " {}", "."),
     "gym": ("\n<answer>", "{}", "</answer>"),
 }
 _BOXED: Final = ("\n\nThe final answer is \\boxed{{", "{}", "}}")
-# A response that states its answer has decided; what a lens says after that is about copying.
+# A response that states its answer has decided; what a lens says about later tokens is about copying.
 _STATES_ANSWER: Final = re.compile(r"\\boxed|\\fbox|\banswer\s*(?:is|:)|<answer>|####|\*\*Answer", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """`tokens` close the reasoning and give the reference answer; the last `scored` of them are the answer's."""
+    """Token ids that close the reasoning and give the reference answer; the last `scored` of them are the answer."""
 
     text: str
     tokens: tuple[int, ...]
-    scored: int  # the answer with what ends it, so that 1 is not taken for the beginning of 18
+    scored: int  # the answer with what ends it, so that 1 is not mistaken for the start of 18
 
 
 def ending(tokenizer: Any, template: str, answer: str) -> Ending:
-    """The ending for a prompt template of :mod:`steerdec.problems.prompts`."""
+    """Return the ending for a prompt template of :mod:`steerdec.problems.prompts`."""
     closing, value, end = _CLOSINGS.get(template, _BOXED)
     closing, end = closing.format(), end.format()
     text = closing + value.format(answer) + end
@@ -45,12 +45,12 @@ def ending(tokenizer: Any, template: str, answer: str) -> Ending:
 
 
 def reasoning(tokenizer: Any, ids: Sequence[int], stops: Sequence[str] = ()) -> tuple[int, ...]:
-    """The tokens of a response before the sentence that first states an answer; without special tokens at its end.
+    """Return the tokens of a response before the sentence that first states an answer, without final special tokens.
 
     Empty if the response begins with its answer.
 
     Args:
-        stops: texts at which the response ends, as it was sampled.
+        stops: texts at which the response ended when it was sampled.
     """
     special = set(tokenizer.all_special_ids)
     kept = list(ids)

@@ -1,4 +1,4 @@
-"""One pass over a trace that gives what several lenses need: entropy, surprisal, states before the last norm."""
+"""Compute what several lenses need in one pass over a trace: entropy, surprisal, and states before the last norm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Forward:
-    """Entry t belongs to the distribution, or the state, that predicts chain token t."""
+    """The result of one pass. Entry t belongs to the distribution, or the state, that predicts chain token t."""
 
     entropy_nats: Floats  # [n]
     surprisal_nats: Floats  # [n]
@@ -28,11 +28,11 @@ class Forward:
 
 @torch.inference_mode()
 def forward(model: Any, prompt: Sequence[int], chain: Sequence[int]) -> Forward:
-    """Teacher forcing over prompt and chain.
+    """Run teacher forcing over prompt and chain.
 
     Raises:
-        AnalysisError: logits or states that are not finite.
-        InputError: the model does not show its blocks.
+        AnalysisError: logits or states are not finite.
+        InputError: the blocks of the model cannot be accessed.
     """
     ids = torch.tensor([[*prompt, *chain]], device=model.device)
     with _LastBlock(model) as seen:
@@ -48,14 +48,14 @@ def forward(model: Any, prompt: Sequence[int], chain: Sequence[int]) -> Forward:
 
 @torch.inference_mode()
 def last_state(model: Any, ids: Sequence[int]) -> Tensor:
-    """The state of the last token of a text fed alone, [hidden]. Raises InputError."""
+    """Return the state of the last token of a text fed alone, [hidden]. Raises InputError."""
     with _LastBlock(model) as seen:
         model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
     return seen.states[0, -1]
 
 
 class _LastBlock:
-    """Keeps what the last block gives, while open."""
+    """Context manager that stores the output of the last block."""
 
     states: Tensor
 

@@ -1,4 +1,4 @@
-"""Tokenizer and weights of a model, for scoring on the device there is."""
+"""Load the tokenizer and weights of a model, for scoring on the available device."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Loaded:
     model: Any
     device: torch.device
     dtype: torch.dtype
-    context_tokens: int  # as its configuration says; 2^63 - 1 where it says nothing
+    context_tokens: int  # from its configuration; 2^63 - 1 if that has no limit
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model by name or folder. Raises ModelError, InputError."""
+    """Load the tokenizer of a model by name or folder. Raises ModelError, InputError."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(models.fetch(name))
     except (OSError, ValueError) as e:
-        raise InputError(f"--model: {name} has no tokenizer that can be read ({_first_line(e)})") from None
+        raise InputError(f"--model: {name} has no readable tokenizer ({_first_line(e)})") from None
 
 
 def load(
@@ -53,9 +53,9 @@ def load(
     Args:
         name: folder, Hugging Face id, or the embedded model's name.
         dtype: one of DTYPES. Default: float32 without a GPU, else the dtype the weights are stored in.
-        device: of torch. Default: cuda where there is one.
-        attention: transformers' implementation; "eager" where attention weights are to be read.
-        tokenizer: one already loaded for it.
+        device: torch device. Default: cuda if available.
+        attention: transformers' implementation; "eager" if attention weights will be read.
+        tokenizer: its tokenizer, if it is already loaded.
 
     Raises:
         ModelError: there is no such model.
@@ -65,16 +65,16 @@ def load(
     from transformers.utils import logging as transformers_logging
 
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+        raise InputError(f"--dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device: {device} is not there; this torch sees no GPU")
-    asked: Any = DTYPES[dtype] if dtype else "auto" if where.type == "cuda" else torch.float32
+        raise InputError(f"--device: {device} is not available; torch finds no GPU")
+    torch_dtype: Any = DTYPES[dtype] if dtype else "auto" if where.type == "cuda" else torch.float32
     folder = models.fetch(name)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=asked, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as e:
         raise InputError(f"--model: {name} cannot be loaded as a causal language model ({_first_line(e)})") from None
     model = model.to(where).eval().requires_grad_(False)
@@ -85,10 +85,10 @@ def load(
 
 
 def check_same_tokenizer(first: Any, second: Any, names: tuple[str, str]) -> None:
-    """Both give the same ids to the same text, so that tokens can be compared one by one. Raises InputError.
+    """Check that both give the same ids to the same text, so that tokens can be compared one by one. Raises InputError.
 
-    Their vocabularies have to be equal; merges and rules are held against each other on a text that has most of
-    what they differ in.
+    Their vocabularies must be equal. Merges and rules are compared on a text that covers most of what tokenizers differ
+    in.
     """
     one, two = first.get_vocab(), second.get_vocab()
     if one != two:
@@ -111,7 +111,7 @@ _PROBE: Final = (
 
 
 def check_fits(traces: Iterable[Trace], loaded: Loaded) -> None:
-    """Every trace lies within the model's context and vocabulary. Raises InputError, before anything is scored."""
+    """Check that every trace fits the model's context and vocabulary, before anything is scored. Raises InputError."""
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
     for trace in traces:
         tokens = len(trace.prompt_ids) + len(trace.response_ids)
@@ -143,18 +143,18 @@ def free_host_bytes(root: Path = Path("/")) -> int:
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError):
         meminfo = (root / "proc/meminfo").read_text()
-        if found := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE):  # free, or cache that can go
+        if found := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE):  # free, or a cache that can go
             available = int(found[1]) * 1024
     cgroup = root / "sys/fs/cgroup"
     version_1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
     for limit, used in (("memory.max", "memory.current"), version_1):
-        with suppress(OSError, ValueError):  # no such cgroup, or "max": no limit
+        with suppress(OSError, ValueError):  # no such cgroup, or "max", which means no limit
             available = min(available, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
     return max(0, available)
 
 
 def batch_rows(loaded: Loaded, tokens: int) -> int:
-    """Return how many sequences of `tokens` tokens fit into a quarter of the free memory: keys, values and logits."""
+    """Return how many sequences of `tokens` tokens fit into a quarter of the free memory: keys, values, and logits."""
     config = loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

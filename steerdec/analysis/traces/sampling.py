@@ -1,8 +1,8 @@
-"""Traces sampled with transformers, where there is no bench run: one draw a token, from a uniform fixed by hash.
+"""Sample traces with transformers where there is no bench run: one draw per token, from a number fixed by a hash.
 
-The u-th draw of a sample is the u-th number of a Philox stream whose key is the sample's seed (`plan.sample_seed`), and
-the token is where the cumulative distribution passes it. So a sample does not depend on its batch, but for the rounding
-of the logits, and a run that was stopped goes on with the samples it would have made.
+Each sample has a Philox stream whose key is the sample's seed (`plan.sample_seed`). The u-th token is where the
+cumulative distribution passes the u-th number of the stream. So a sample does not depend on its batch, except for the
+rounding of the logits, and an interrupted run resumes with the samples it would have made.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from steerdec.problems.sets import Problem, ProblemSet
 
 ARM: Final = "sampled"
 MAX_TOKENS: Final = 512
-_TAIL_TOKENS: Final = 8  # a stop text is looked for in the last so many tokens
+_TAIL_TOKENS: Final = 8  # a stop text is searched for in this many tokens at the end
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How traces come about; with the model, the problems and their prompt it fixes them."""
+    """How traces are sampled; together with the model, the problems, and their prompt it determines them."""
 
     samples: int
     temperature: float  # 0 is greedy
@@ -54,7 +54,7 @@ def sample_traces(
     done: Sequence[tuple[str, str, int]] = (),
     on_trace: Callable[[Trace], None] | None = None,
 ) -> list[Trace]:
-    """Sample and grade `sampling.samples` responses to each problem, without those whose keys are `done`.
+    """Sample and grade `sampling.samples` responses to each problem, except those whose keys are in `done`.
 
     Raises:
         InputError: a prompt with its response would not fit the model's context.
@@ -132,14 +132,14 @@ def _batch(
 
 
 def end_ids(loaded: Loaded) -> set[int]:
-    """Every token that ends a response, as vLLM takes them: the tokenizer's, and the generation configuration's."""
-    told = loaded.model.generation_config.eos_token_id
-    listed = told if isinstance(told, list) else [told]
+    """Return every token that ends a response in vLLM: the tokenizer's, and those of the generation configuration."""
+    eos = loaded.model.generation_config.eos_token_id
+    listed = eos if isinstance(eos, list) else [eos]
     return {int(i) for i in (loaded.tokenizer.eos_token_id, *listed) if i is not None}
 
 
 def _ended(row: list[int], tokenizer: Any, ends: set[int], stops: tuple[str, ...]) -> tuple[list[int], str]:
-    """The response up to its end, which is part of it, and vLLM's finish reason."""
+    """Cut the response at its end, which belongs to it, and return it with vLLM's finish reason."""
     for t, token in enumerate(row):
         if token in ends:
             return row[: t + 1], "stop"
@@ -154,7 +154,7 @@ def response_text(tokenizer: Any, response: list[int], stops: tuple[str, ...]) -
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped to mypy here
-    """Leaves only the token that the row's next uniform falls on; at temperature 0, the likeliest."""
+    """Leave only the token that the row's next random number falls on; at temperature 0, the most likely one."""
 
     def __init__(self, keys: Sequence[int], sampling: Sampling, prompt_tokens: int) -> None:
         draws = [np.random.Generator(np.random.Philox(key=key)).random(sampling.max_tokens) for key in keys]
@@ -166,13 +166,13 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped t
             return scores
         up_to = torch.softmax(scores.float() / self._temperature, -1).double().cumsum(-1)
         draw = self._draws[:, input_ids.shape[1] - self._prompt_tokens, None].to(scores.device)
-        # below the whole sum, which rounding leaves a little off 1: a token of probability 0 is never passed
+        # below the total, which rounding leaves slightly off 1, so that a token of probability 0 is never chosen
         drawn = torch.searchsorted(up_to, draw * up_to[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
 class _StopText(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row at a stop text of its response. (transformers' own looks at the prompt's end as well.)"""
+    """End each row at a stop text in its response. (The class of transformers also looks at the end of the prompt.)"""
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...], prompt_tokens: int) -> None:
         self._tokenizer, self._stops, self._prompt_tokens = tokenizer, stops, prompt_tokens

@@ -1,12 +1,12 @@
-"""Teacher forcing: what a model says about each token of a response that is already there.
+"""Score the tokens of given responses by teacher forcing.
 
-A score at t belongs to the distribution that predicts token t, so the response's first token is scored by the last
+A score at t belongs to the distribution that predicts token t, so the first response token is scored at the last
 position of the prompt. Entropy is arXiv 2506.01939, equation 1: H_t = -sum_v p_v log p_v over the full vocabulary at
-temperature 1, by a float32 log-softmax whatever the model computes in.
+temperature 1, from a float32 log-softmax whatever dtype the model computes in.
 
-Sequences are padded on the right and go through the model in pieces along their length, with its own cache of keys and
-values: the logits of a piece are all that is ever held, so a trace of any length fits. Under a causal model the
-padding, which comes last, changes nothing before it. A prompt that traces have in common goes through once.
+Sequences are padded on the right and go through the model in pieces along their length, with the model's cache of keys
+and values. Only the logits of one piece are held at a time, so a trace of any length fits. In a causal model, the
+padding at the end changes nothing before it. A prompt that several traces share goes through only once.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from steerdec.analysis.traces.loading import Loaded, check_fits, free_bytes
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common.errors import AnalysisError, InputError
 
-_COPIES: Final = 4  # of a piece's logits at once: the model's own, float32, log-probabilities, products
-_SHARE: Final = 0.25  # of the free memory that the logits of a piece may take
+_COPIES: Final = 4  # copies of a piece's logits at once: the model's own, float32, log-probabilities, products
+_SHARE: Final = 0.25  # share of the free memory that the logits of a piece may take
 _MOST_BYTES: Final = 1 << 31
-_BATCH_TOKENS: Final = 16_384  # of prompts and responses in a batch: keys, values and activations
+_BATCH_TOKENS: Final = 16_384  # tokens of prompts and responses in a batch: keys, values, and activations
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One trace under one model; each array has one entry a response token."""
+    """The scores of one trace under one model; each array has one entry per response token."""
 
     entropy_nats: NDArray[np.float32]
-    surprisal_nats: NDArray[np.float32]  # -log p of the token that stands there
-    rank: NDArray[np.int64]  # how many tokens were more likely; 0 is the likeliest
+    surprisal_nats: NDArray[np.float32]  # -log p of the token in the response
+    rank: NDArray[np.int64]  # number of tokens that were more likely; 0 is the most likely
 
 
 def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(entropy in nats, surprisal in nats, rank) of [n, vocabulary] logits and [n] token ids, each [n]."""
+    """Return (entropy in nats, surprisal in nats, rank), each [n], of [n, vocabulary] logits and [n] token ids."""
     logp = torch.log_softmax(logits.float(), -1)
     p = logp.exp()
     entropy = -torch.where(p == 0, 0.0, p * logp).sum(-1)  # a token at -inf adds nothing, and NaN stays NaN
@@ -56,16 +56,16 @@ def score_traces(
     batch_tokens: int = _BATCH_TOKENS,
     piece_bytes: int | None = None,
 ) -> list[Scores]:
-    """Score every trace; the result has their order, whatever the batches were.
+    """Score every trace and return the scores in their order, however they were batched.
 
     Args:
         on_scores: called with (index, scores) as soon as a trace is done, in no particular order.
-        batch_tokens: that many in a batch at most, padding included, or one trace.
-        piece_bytes: memory for the logits of a piece. Default: a quarter of what is free, 2 GiB at most.
+        batch_tokens: maximum number of tokens in a batch, including padding; a single trace may exceed it.
+        piece_bytes: memory for the logits of a piece. Default: a quarter of the free memory, at most 2 GiB.
 
     Raises:
         InputError: there is no trace, one is empty, or one does not fit the model's context or vocabulary.
-        AnalysisError: the model gives NaN.
+        AnalysisError: the model's logits are NaN.
     """
     if not traces:
         raise InputError("there is no trace to score")
@@ -83,7 +83,7 @@ def score_traces(
 
 
 def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences of like length together, longest first, so that what does not fit fails at once."""
+    """Group the indices of sequences of similar length, longest first, so that what does not fit fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while order:
         n = max(1, min(len(order), most_tokens // lengths[order[0]]))
@@ -92,7 +92,7 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
 
 
 def _batches(traces: Sequence[Trace], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of traces that go together: those with one prompt, then those whose prompt is theirs alone."""
+    """Group the indices of traces: those that share a prompt, then those whose prompt is theirs alone."""
     of_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, trace in enumerate(traces):
         of_prompt.setdefault(trace.prompt_ids, []).append(i)
@@ -105,10 +105,10 @@ def _batches(traces: Sequence[Trace], most_tokens: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def _batch_scores(loaded: Loaded, traces: list[Trace], piece_bytes: int | None) -> Iterator[Scores]:
-    """Scores of traces that go through the model together."""
+    """Yield the scores of traces that go through the model together."""
     ids = [[*t.prompt_ids, *t.response_ids] for t in traces]
     starts = [len(t.prompt_ids) - 1 for t in traces]  # the position that predicts the first response token
-    length = max(len(x) for x in ids) - 1  # the last token predicts nothing that is there
+    length = max(len(x) for x in ids) - 1  # the last token predicts nothing in the response
     padded = torch.tensor([(x + [0] * (length + 1))[: length + 1] for x in ids], device=loaded.device)
     first = min(starts)
     parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in traces]
@@ -130,7 +130,7 @@ def _batch_scores(loaded: Loaded, traces: list[Trace], piece_bytes: int | None) 
 
 
 def _pieces(loaded: Loaded, ids: Tensor, first: int, piece_bytes: int | None) -> Iterator[tuple[int, int, Tensor]]:
-    """(begin, end, logits [batch, end - begin, vocabulary]) that cover the positions from `first` on."""
+    """Yield (begin, end, logits [batch, end - begin, vocabulary]) that cover the positions from `first` on."""
     from transformers import DynamicCache
 
     rows, length = ids.shape
@@ -139,7 +139,7 @@ def _pieces(loaded: Loaded, ids: Tensor, first: int, piece_bytes: int | None) ->
     step = max(1, room // (rows * vocabulary * 4 * _COPIES))
     cache: Any = DynamicCache(config=loaded.model.config)
     begin = 0
-    if first > 0:  # the prompts, of which only the keys and values are needed
+    if first > 0:  # the prompts, of which only keys and values are needed
         prompts = ids[:, :first]
         shared = rows > 1 and bool((prompts == prompts[:1]).all())
         loaded.model(prompts[:1] if shared else prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)

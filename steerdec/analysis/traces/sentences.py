@@ -1,4 +1,4 @@
-"""Cutting a chain into sentences whose tokens are whole."""
+"""Split a chain into sentences without splitting tokens."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SHORTEST_CHARACTERS: Final = 12  # "1. " of a list and "So." go with their neighbour
-# A full stop ends a sentence where space or the end follows, so that 3.5 and x.y stay whole.
+SHORTEST_CHARACTERS: Final = 12  # "1. " of a list and "So." are joined with their neighbor
+# A period ends a sentence if a space or the end follows, so that 3.5 and x.y stay whole.
 _END: Final = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|$)|\n[ \t]*\n")
 
 Floats = NDArray[np.float64]
 
 
 def sentence_spans(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """(first token, token after the last) of each sentence; together they are all tokens, each once.
+    """Return (first token, token after the last) of each sentence; together they cover all tokens, each once.
 
-    A sentence ends at `.`, `?`, `!` or a blank line. A piece shorter than SHORTEST_CHARACTERS without the space round
-    it goes with the next one, the last one with the one before; none is dropped. A token that two sentences share
-    belongs to the one in which it begins (leading space not counted).
+    A sentence ends at `.`, `?`, `!`, or a blank line. A piece shorter than SHORTEST_CHARACTERS, without surrounding
+    space, is joined with the next one, and the last piece with the one before; none is dropped. A token that two
+    sentences share belongs to the one in which it begins (not counting leading space).
 
     Args:
-        texts: of each token, whose concatenation is the text.
+        texts: the text of each token; joined, they are the whole text.
     """
     text = "".join(texts)
     ends = [match.end() for match in _END.finditer(text)]
@@ -59,14 +59,14 @@ def _spans(owner: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def lifted(scores: ArrayLike, spans: Sequence[tuple[int, int]]) -> tuple[Floats, Floats]:
-    """The largest and the mean score of each sentence's tokens, [n_sentences] each. Never the other way round."""
+    """Return the largest and the mean score of each sentence's tokens, [n_sentences] each. Never do the reverse."""
     values = np.asarray(scores, dtype=np.float64)
     highest = np.array([np.max(values[a:b]) for a, b in spans], dtype=np.float64)
     return highest, np.array([np.mean(values[a:b]) for a, b in spans], dtype=np.float64)
 
 
 def sentence_starts(n_tokens: int, spans: Sequence[tuple[int, int]]) -> Floats:
-    """1 at the first token of each sentence, else 0; [n_tokens]."""
+    """Return 1 at the first token of each sentence, else 0; [n_tokens]."""
     starts = np.zeros(n_tokens)
     starts[[a for a, _ in spans]] = 1.0
     return starts

@@ -1,4 +1,4 @@
-"""Where the traces of an analysis come from, and their scores: read or made once, then kept in its folder."""
+"""Find or make the traces of an analysis and their scores, and keep them in its folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRACES: Final = "traces"  # file names in the folder, without .jsonl
 
 @dataclass(frozen=True)
 class Source:
-    """What the command line named; None is its default."""
+    """What the command line requested; None means the default."""
 
     run: Path | None = None
     model: str | None = None
@@ -46,14 +46,14 @@ _OF_RUN: Final = ("arm",)
 
 @dataclass(frozen=True)
 class Resolved:
-    """A source in full: every default filled in, everything checked that can be without the model."""
+    """A source with every default filled in, and everything checked that needs no model."""
 
     source: Source
     model: str
-    problem_set: ProblemSet | None  # None: the traces come from `source.run`
+    problem_set: ProblemSet | None  # None if the traces come from `source.run`
 
     def settings(self) -> dict[str, Any]:
-        """What the folder of the analysis is held against."""
+        """Return the settings that the folder of the analysis must agree with."""
         kept = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self.source).items()}
         kept |= {"model": self.model}
         if self.problem_set is not None:
@@ -80,7 +80,7 @@ def resolve(source: Source) -> Resolved:
     from steerdec.analysis.traces import sampling  # imports transformers
 
     if source.model is None:
-        raise InputError("--model is missing: what --problems are to be answered by")
+        raise InputError("--model is required: the model that answers --problems")
     problem_set = load_problems(str(source.problems), limit=source.limit)
     filled = replace(
         source,
@@ -91,35 +91,35 @@ def resolve(source: Source) -> Resolved:
         prompt=source.prompt or problem_set.prompt,
     )
     for problem in problem_set.problems[:1]:
-        request_body(str(filled.prompt), problem, thinking=filled.thinking)  # for its message
+        request_body(str(filled.prompt), problem, thinking=filled.thinking)  # for its error message
     return Resolved(filled, source.model, problem_set)
 
 
 def load(resolved: Resolved) -> Loaded:
-    """The model of the source. Raises ModelError, InputError."""
+    """Load the model of the source. Raises ModelError, InputError."""
     return loading.load(resolved.model, dtype=resolved.source.dtype, device=resolved.source.device)
 
 
 def all_traces(resolved: Resolved, loaded: Loaded, store: Store) -> list[Trace]:
-    """The traces, in an order that does not depend on how often the analysis was stopped.
+    """Return the traces, in an order that does not depend on how often the analysis was interrupted.
 
     Raises:
         InputError, AnalysisError, ProblemError, JournalError: see `traces` and `sampling`.
     """
-    asked = resolved.source
-    if asked.run is not None:
-        return traces.read_run(asked.run, loaded.tokenizer, arm=asked.arm, limit=asked.limit)
+    requested = resolved.source
+    if requested.run is not None:
+        return traces.read_run(requested.run, loaded.tokenizer, arm=requested.arm, limit=requested.limit)
     from steerdec.analysis.traces.sampling import Sampling, sample_traces
 
     problem_set = resolved.problem_set
     assert problem_set is not None, "resolve() gives a run or problems"
     plan = Sampling(
-        samples=asked.samples or SAMPLES,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        max_tokens=asked.max_tokens or 1,
-        seed=asked.seed or 0,
-        prompt=asked.prompt or problem_set.prompt,
-        thinking=asked.thinking,
+        samples=requested.samples or SAMPLES,
+        temperature=1.0 if requested.temperature is None else requested.temperature,
+        max_tokens=requested.max_tokens or 1,
+        seed=requested.seed or 0,
+        prompt=requested.prompt or problem_set.prompt,
+        thinking=requested.thinking,
     )
     kept = {key: trace_of(line) for key, line in store.lines(TRACES).items()}
     total = len(problem_set.problems) * plan.samples
@@ -136,7 +136,7 @@ def all_traces(resolved: Resolved, loaded: Loaded, store: Store) -> list[Trace]:
 
 
 def all_scores(found: list[Trace], loaded: Loaded, store: Store, name: str = "scores") -> list[Scores]:
-    """The scores of the traces, in their order; what `NAME.jsonl` has already is not made again.
+    """Return the scores of the traces, in their order; scores that are already in `NAME.jsonl` are not computed again.
 
     Raises:
         InputError, AnalysisError, JournalError: see `score_traces` and `Store`.

@@ -1,7 +1,7 @@
-"""The folder of an analysis: what it was asked, and what it has done so far, so that a stopped one goes on.
+"""Keep the settings and results of an analysis in its folder, so that an interrupted analysis resumes.
 
-`analysis.json` holds the settings; each kind of result has a file of its own, `NAME.jsonl`, written with the
-benchmark's journal: appended line by line, a torn end cut off when the analysis goes on.
+`analysis.json` has the settings. Each kind of result has its own file, `NAME.jsonl`, written with the benchmark's
+journal: lines are appended, and a torn end is cut off when the analysis resumes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Key = tuple[str, str, int]  # problem_id, arm, sample
 
 @contextmanager
 def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Store]:
-    """The folder, made if need be, locked, and checked to be of the same analysis.
+    """Open the folder: create it if needed, lock it, and check that it belongs to the same analysis.
 
     Raises:
-        InputError: it holds something else, or an analysis under other settings.
+        InputError: it holds something else, or an analysis with other settings.
         JournalError: it is in use, or cannot be written.
     """
     try:
@@ -63,13 +63,13 @@ def _check_same(path: Path, wanted: dict[str, Any]) -> None:
 
 
 class Store:
-    """Made by `opened`."""
+    """The results of an analysis on disk; see `opened`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def lines(self, name: str) -> dict[Key, dict[str, Any]]:
-        """What `NAME.jsonl` holds, by key, after its torn end has been cut off. Raises JournalError."""
+        """Return what `NAME.jsonl` holds, by key, after cutting off a torn end. Raises JournalError."""
         found: dict[Key, dict[str, Any]] = {}
         path = self.folder / f"{name}.jsonl"
 
@@ -82,7 +82,7 @@ class Store:
 
     @contextmanager
     def appending(self, name: str) -> Iterator[journal.Journal]:
-        """`NAME.jsonl` to append lines to; each needs problem_id, arm and sample. Raises JournalError."""
+        """Open `NAME.jsonl` to append lines; each needs problem_id, arm, and sample. Raises JournalError."""
         lines = journal.Journal(self.folder / f"{name}.jsonl")
         try:
             yield lines
@@ -95,9 +95,9 @@ def trace_line(trace: Trace) -> dict[str, Any]:
 
 
 def trace_of(line: dict[str, Any]) -> Trace:
-    told = line.get("reported_entropy_nats")
+    reported = line.get("reported_entropy_nats")
     lists = {"prompt_ids": tuple(line["prompt_ids"]), "response_ids": tuple(line["response_ids"])}
-    return Trace(**(line | lists | {"reported_entropy_nats": None if told is None else tuple(told)}))
+    return Trace(**(line | lists | {"reported_entropy_nats": None if reported is None else tuple(reported)}))
 
 
 def scores_line(trace: Trace, scores: Scores) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each token of a response adds to its text."""
+"""Find what each token of a response adds to its text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text; bytes of a character that is not whole yet come with its last token."""
+    """Return what each token adds to the text; a character of several tokens belongs to the last of them."""
     texts = []
     for t in range(len(ids)):
-        start = max(0, t - 8)  # enough before it for every tokenizer's spacing
+        start = max(0, t - 8)  # enough context for the spacing rules of every tokenizer
         before, with_it = tokenizer.decode(ids[start:t]), tokenizer.decode(ids[start : t + 1])
         own = with_it[len(before) :] if with_it.startswith(before) else with_it[len(before.rstrip("\ufffd")) :]
         texts.append("" if own.endswith("\ufffd") else own)

@@ -1,4 +1,4 @@
-"""What kind of token a token is, so that "the same place" can be told from "the same kind of token"."""
+"""Classify tokens, so that "the same place" can be told apart from "the same kind of token"."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _WORD_MARKS: Final = " \n\t"
 
 
 def token_classes(texts: Sequence[str]) -> list[str]:
-    """One of CLASSES for each token's text, the first that fits.
+    """Return one of CLASSES for each token's text, the first that fits.
 
-    digit: has a digit. operator: has an arithmetic sign, or begins a LaTeX one. word start: begins with a space or a
-    line break, or follows one, or is the first. continuation: the rest, punctuation glued to a word included.
+    digit: contains a digit. operator: contains an arithmetic sign, or begins a LaTeX operator. word start: begins with
+    a space or a line break, follows one, or is the first token. continuation: all others, including punctuation
+    attached to a word.
     """
     found = []
     before = " "

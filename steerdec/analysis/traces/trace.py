@@ -1,17 +1,17 @@
-"""Traces: a prompt and a response as token ids, with what became of it. Read from a bench run here; see `sampling`.
+"""Traces: a prompt and a response as token ids, with the grade. Read from a bench run here; see `sampling` for others.
 
-A run keeps texts, not token ids, so the ids are made anew: the prompt as vLLM makes it (the chat template rendered to
-text, then tokenised without special tokens; a plain completion with them), the response from its text. A model may have
-sampled other tokens for the same text ("  " as two spaces, "un" + "like"): then the ids here are not those that were
-sampled, and their entropies not those of the run. How far that can be excluded stands in `Trace.ids_are`:
+A run stores texts and no token ids, so the ids are made again: the prompt as vLLM makes it (the chat template rendered
+to text, then tokenized without special tokens; a plain completion with them), and the response from its text. The model
+may have sampled other tokens for the same text ("  " as two spaces, "un" + "like"). Then these ids are not the sampled
+ones, and their entropies are not those of the run. `Trace.ids_are` says how far that can be excluded:
 
-    sampled    the very ids, from `sampling`
-    verified   the sample kept its tokens' texts, and each token made anew has the same text
-    counted    as many tokens as the server counted, or one less: a stop token ends no text
-    differ     another number, or other texts
+    sampled    exactly the sampled ids, from `sampling`
+    verified   the sample has the texts of its tokens, and each token made again has the same text
+    counted    as many tokens as the server counted, or one fewer: a stop token has no text
+    differ     another number of tokens, or other texts
 
-A reasoning parser on the server drops white space around `</think>`, and a chat template may print the date; the first
-shows as `differ`, the second cannot be seen.
+A reasoning parser on the server drops white space around `</think>`, which shows as `differ`. A chat template may print
+the date, which cannot be detected.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Origin = Literal["sampled", "verified", "counted", "differ"]
 
 @dataclass(frozen=True)
 class Trace:
-    """One response, as token ids. Immutable; lists have one entry a response token."""
+    """One response as token ids. Immutable; lists have one entry per response token."""
 
     problem_id: str
     arm: str
     sample: int
     prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]  # with the stop token where it is known, as vLLM counts it
+    response_ids: tuple[int, ...]  # with the stop token if it is known, as vLLM counts it
     gold: str
     kind: str  # how `gold` is compared; see `problems.Problem`
     answer: str | None
@@ -48,7 +48,7 @@ class Trace:
     finish_reason: str | None
     text: str
     ids_are: Origin
-    reported_entropy_nats: tuple[float | None, ...] | None = None  # by the server, where the sample kept them
+    reported_entropy_nats: tuple[float | None, ...] | None = None  # from the server, if the sample has them
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -56,12 +56,12 @@ class Trace:
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Name the trace in a message."""
         return f"problem {self.problem_id}, arm {self.arm}, sample {self.sample}"
 
 
 def prompt_ids(tokenizer: Any, template: str, problem: Problem, thinking: bool | None) -> tuple[int, ...]:
-    """The prompt's token ids as vLLM makes them. Raises PromptError, InputError."""
+    """Return the prompt's token ids as vLLM makes them. Raises PromptError, InputError."""
     _, body = request_body(template, problem, thinking=thinking)
     if "prompt" in body:
         return tuple(tokenizer(body["prompt"]).input_ids)
@@ -73,30 +73,30 @@ def prompt_ids(tokenizer: Any, template: str, problem: Problem, thinking: bool |
 
 
 def stop_texts(template: str) -> tuple[str, ...]:
-    """Where a response to this template ends, besides the model's own end."""
+    """Return the texts at which a response to this template ends, in addition to the model's own end tokens."""
     problem = Problem("", "", "")
     return tuple(request_body(template, problem, thinking=None)[1].get("stop", ()))
 
 
 def run_model(folder: Path) -> tuple[str, str | None]:
-    """(model, dtype) that a run was made with; the dtype as the server told it. Raises SettingsError."""
+    """Return (model, dtype) of a run; the dtype as the server reported it. Raises SettingsError."""
     settings = read_settings(folder / RUN_JSON)
     name = settings.launch.model if settings.launch is not None else settings.model
     return name, settings.server.get("dtype")
 
 
 def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int | None = None) -> list[Trace]:
-    """The traces of one arm of a bench run, in the file's order, failed and empty ones left out.
+    """Return the traces of one arm of a bench run, in the order of its file, without failed and empty ones.
 
     Args:
         tokenizer: of the model that made the run.
-        arm: default: the arm in which nothing is changed (identity, for it has telemetry; else baseline), and which
-            writes whole responses.
-        limit: that many at most.
+        arm: default: the arm that changes nothing (identity, because it has telemetry; else baseline) and that writes
+            whole responses.
+        limit: maximum number of traces.
 
     Raises:
         SettingsError, ProblemError, JournalError: the run or its problems cannot be read.
-        InputError: no such arm, nothing in it, or the problems have changed since.
+        InputError: there is no such arm, it is empty, or the problems have changed since.
     """
     settings = read_settings(folder / RUN_JSON)
     arm = arm or _undisturbed(settings)
@@ -120,7 +120,7 @@ def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int
 
 
 def _problems(folder: Path, settings: Settings) -> ProblemSet:
-    """The run's problems, proven to be the same. Raises ProblemError, InputError."""
+    """Load the run's problems and check that they are the same. Raises ProblemError, InputError."""
     problem_set = load_problems(settings.problems.source, limit=settings.problems.limit)
     if problem_set.sha256 != settings.problems.sha256:
         raise InputError(
@@ -159,7 +159,7 @@ def _trace(sample: Sample, text: str, problem: Problem, prompt: tuple[int, ...],
 
 
 def _response_ids(sample: Sample, text: str, tokenizer: Any) -> tuple[tuple[int, ...], Origin]:
-    """The response's ids, and how sure it is that they are the ones that were sampled."""
+    """Return the response's ids, and how certain it is that they are the sampled ones."""
     pieces = sample.token_text
     if pieces:
         ids = _from_pieces(pieces, tokenizer)
@@ -172,7 +172,7 @@ def _response_ids(sample: Sample, text: str, tokenizer: Any) -> tuple[tuple[int,
 
 
 def _from_pieces(pieces: list[str], tokenizer: Any) -> tuple[int, ...] | None:
-    """Ids whose texts are `pieces`: of the whole text, else one by one; None where neither has these texts."""
+    """Find ids whose texts are `pieces`: those of the whole text, or one by one; None if neither has these texts."""
     whole = tuple(tokenizer("".join(pieces), add_special_tokens=False).input_ids)
     if [tokenizer.decode([i]) for i in whole] == pieces:
         return whole
@@ -183,7 +183,7 @@ def _from_pieces(pieces: list[str], tokenizer: Any) -> tuple[int, ...] | None:
 
 
 def by_problem(traces: list[Trace]) -> Iterator[tuple[str, list[int]]]:
-    """(problem_id, indices of its traces), problems in order of appearance."""
+    """Yield (problem_id, indices of its traces), problems in order of appearance."""
     groups: dict[str, list[int]] = {}
     for i, trace in enumerate(traces):
         groups.setdefault(trace.problem_id, []).append(i)

@@ -1,12 +1,12 @@
-"""The policy gradient on forks alone, arXiv 2506.01939, equation 6, written out: what the trainer is tested against.
+"""The policy gradient on forks alone, arXiv 2506.01939, equation 6, written out: the trainer is tested against it.
 
-Of a batch of responses with token t of response i: r its probability now over that when it was sampled, A_i the
-response's advantage, H_t the entropy of the distribution that predicts it, tau the batch's quantile of H at 1 - rho:
+For token t of response i in a batch: r is its probability now divided by that when it was sampled, A_i the response's
+advantage, H_t the entropy of the distribution that predicts it, and tau the batch's quantile of H at 1 - rho:
 
     loss = - 1/n sum over tokens with H_t >= tau of min(r A_i, clip(r, 1 - epsilon_low, 1 + epsilon_high) A_i)
 
-n is read in two ways. FORKS: the number of tokens in the sum, so that the loss is a mean over forks. ALL: the number of
-tokens of all responses, so that it is about rho times smaller; so TRL does it.
+n can be read in two ways. FORKS: the number of tokens in the sum, so that the loss is a mean over forks. ALL: the
+number of tokens of all responses, as in TRL, so that the loss is about rho times as large.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ EPSILON_HIGH: Final = 0.28
 
 
 def forks_of(entropy_nats: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Tokens at or above the quantile at 1 - share, interpolated as by TRL; bool of any shape.
+    """Mark tokens at or above the quantile at 1 - share, interpolated as in TRL; bool of any shape.
 
     Args:
+        entropy_nats: entropies, of the same shape.
         mask: bool, the tokens that count.
+        share: rho, the share of tokens that are forks.
     """
     if not bool(mask.any()):
         return torch.zeros_like(mask)
@@ -37,14 +39,18 @@ def forks_of(entropy_nats: Tensor, mask: Tensor, share: float) -> Tensor:
 def loss(
     logp: Tensor, sampled_logp: Tensor, advantages: Tensor, entropy_nats: Tensor, mask: Tensor, share: float, per: str
 ) -> Tensor:
-    """The loss of a batch, a scalar; 0 where no token counts.
+    """Compute the loss of a batch, a scalar; 0 if no token counts.
 
     Args:
-        logp: [responses, tokens], log-probability of each token now; sampled_logp: when it was sampled.
+        logp: [responses, tokens], log-probability of each token now.
+        sampled_logp: [responses, tokens], the same when it was sampled.
         advantages: [responses].
         entropy_nats: [responses, tokens].
-        mask: [responses, tokens], bool.
-        per: what it is divided by, FORKS or ALL.
+        mask: [responses, tokens], bool, the tokens that count.
+        share: rho, the share of tokens that are forks.
+        per: divisor of the sum, FORKS or ALL.
+        epsilon_low: the ratio is clipped below at 1 - epsilon_low.
+        epsilon_high: the ratio is clipped above at 1 + epsilon_high.
     """
     forks = forks_of(entropy_nats, mask, share)
     ratio = (logp - sampled_logp).exp()

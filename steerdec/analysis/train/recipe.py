@@ -1,4 +1,4 @@
-"""GRPO on forks for a problem set: its settings, its data and its reward, in TRL's terms."""
+"""Define GRPO on forks for a problem set: settings, data, and reward, in TRL's terms."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from steerdec.problems.sets import ProblemSet
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a training, beside model and problems."""
+    """The settings that decide a training, apart from model and problems."""
 
     prompt: str
-    steps: int  # of the optimiser
-    prompts: int  # sampled from at once
-    generations: int  # of each prompt; their mean reward is the baseline of each
+    steps: int  # of the optimizer
+    prompts: int  # sampled at once
+    generations: int  # per prompt; their mean reward is the baseline of each
     updates: int  # steps on the responses sampled at once, each on its own part of them
     micro_batch: int  # responses in one pass of the model
     max_tokens: int
     learning_rate: float
-    share: float  # of the tokens that the loss is over; 1 for all
+    share: float  # of the tokens in the loss; 1 for all
     per: str  # see `equation6`
     seed: int
     temperature: float = 1.0
@@ -36,7 +36,7 @@ class Recipe:
     bf16: bool = False  # compute in bfloat16 (autocast); the weights stay in float32
 
     def check(self) -> None:
-        """Raises InputError: numbers that do not fit together."""
+        """Check that the numbers fit together. Raises InputError."""
         if self.per_step * self.updates != self.prompts * self.generations:
             raise InputError(
                 f"--updates: {self.updates} does not divide the {self.prompts * self.generations} responses of "
@@ -49,12 +49,12 @@ class Recipe:
 
     @property
     def per_step(self) -> int:
-        """Responses a step of the optimiser is over."""
+        """Return how many responses a step of the optimizer uses."""
         return self.prompts * self.generations // self.updates
 
 
 def grpo_config(recipe: Recipe, out: Path, *, on_cpu: bool, save_every: int) -> Any:
-    """TRL's configuration: what the paper trains with (DAPO, clip-higher, no KL), on the top share of tokens."""
+    """Build TRL's configuration with the paper's settings (DAPO, clip-higher, no KL), on the top share of tokens."""
     from steerdec.analysis.train.fork_grpo import GRPOConfig
 
     return GRPOConfig(
@@ -90,12 +90,12 @@ def grpo_config(recipe: Recipe, out: Path, *, on_cpu: bool, save_every: int) -> 
 
 
 def request_kwargs(recipe: Recipe) -> dict[str, Any]:
-    """What the chat template is given besides the messages."""
+    """Return what the chat template receives in addition to the messages."""
     return {} if recipe.thinking is None else {"enable_thinking": recipe.thinking}
 
 
 def data(problem_set: ProblemSet, recipe: Recipe, loaded: Loaded) -> Any:
-    """A row a problem: `prompt` as TRL takes it (text, or messages) and `problem_id`.
+    """Return one row per problem: `prompt` as TRL takes it (text, or messages) and `problem_id`.
 
     Raises:
         InputError: a prompt with its response would not fit the model's context, or there are too few problems.
@@ -118,12 +118,13 @@ def data(problem_set: ProblemSet, recipe: Recipe, loaded: Loaded) -> Any:
 
 
 def end_ids(loaded: Loaded, prompt: str) -> list[int]:
-    """Every token that ends a response: the model's own, and those whose text holds a stop text of the template.
+    """Return every token that ends a response: the model's own, and those whose text contains a stop text.
 
-    TRL ends a response at tokens, not at texts. A stop text of the templates is one character, so it lies in one token.
+    TRL ends a response at tokens, not at texts. A stop text of the templates is one character, so it is within one
+    token.
     """
-    told = loaded.model.generation_config.eos_token_id
-    own = {loaded.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+    eos = loaded.model.generation_config.eos_token_id
+    own = {loaded.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     stops = stop_texts(prompt)
     if stops:
         texts = loaded.tokenizer.batch_decode([[i] for i in range(len(loaded.tokenizer))])
@@ -132,7 +133,7 @@ def end_ids(loaded: Loaded, prompt: str) -> list[int]:
 
 
 class Reward:
-    """1 for a response that the benchmark grades as correct, else 0; cut-off responses are incorrect."""
+    """Reward 1 for a response that the benchmark grades as correct, else 0; cut-off responses are incorrect."""
 
     __name__ = "correct"  # TRL's name for it in the logs
 

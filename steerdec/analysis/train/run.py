@@ -1,8 +1,8 @@
 """Train a model on the forks of its own responses: `python -m steerdec.analysis.train`. Needs the extra `train`.
 
-OUT/checkpoint-N holds where the training stands, OUT/model the trained model in the dtype of the first one, and
-OUT/training.json what was done, step by step. Stopped by Ctrl-C or SIGTERM, it finishes its step, saves, and the same
-command goes on.
+OUT/checkpoint-N has the state of the training, OUT/model the trained model in the dtype of the original one, and
+OUT/training.json what was done, step by step. On Ctrl-C or SIGTERM, the training finishes its steps on the sampled
+responses and saves; the same command then resumes it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from steerdec.problems.sets import ProblemSet
 
 MODEL: Final = "model"
 JSON: Final = "training.json"
-_STATE: Final = "trainer_state.json"  # the last thing that a checkpoint gets
-_KEPT: Final = {  # in training.json, by TRL's names; what is of sampling stands at the step that came right after it
+_STATE: Final = "trainer_state.json"  # the last file written into a checkpoint
+_KEPT: Final = {  # in training.json, by TRL's names; those of the sampling are given at the step right after it
     "reward": "reward",
     "loss": "loss",
     "entropy": "mean_entropy_nats",
@@ -46,11 +46,11 @@ _KEPT: Final = {  # in training.json, by TRL's names; what is of sampling stands
 def train(
     model: str, problem_set: ProblemSet, recipe: Recipe, out: Path, *, device: str | None = None, save_every: int = 50
 ) -> dict[str, Any]:
-    """Train from where OUT stands; what training.json then says.
+    """Train, from the state in OUT; return the content of training.json.
 
     Raises:
         InputError, AnalysisError, ModelError, JournalError: one line each.
-        KeyboardInterrupt: it was stopped; OUT has its last step.
+        KeyboardInterrupt: it was interrupted; OUT has its last step.
     """
     recipe.check()
     try:
@@ -73,9 +73,9 @@ def train(
         with GradingPool(workers=1) as pool:
             reward = Reward(problem_set, loaded.tokenizer, ends, recipe.prompt, pool)
             history = run_steps(loaded, rows, reward, recipe, out, save_every)
-        loaded.model.config, loaded.model.generation_config = own  # the trainer, too, has changed some of it
+        loaded.model.config, loaded.model.generation_config = own  # the trainer has changed some of these
         dtype = _save(loaded, out / MODEL)
-        told = {
+        record = {
             "steerdec": steerdec.__version__,
             "versions": {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")},
             "device": str(loaded.device),
@@ -83,19 +83,19 @@ def train(
             "saved_dtype": dtype,
             "steps": history,
         }
-        write_atomically(out / JSON, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        return told
+        write_atomically(out / JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return record
 
 
 def run_steps(
     loaded: loading.Loaded, rows: Any, reward: Any, recipe: Recipe, out: Path, save_every: int
 ) -> list[dict[str, Any]]:
-    """The steps that are missing; the measurements of all. Raises AnalysisError, KeyboardInterrupt."""
+    """Run the missing steps; return the measurements of all. Raises AnalysisError, KeyboardInterrupt."""
     from transformers import PrinterCallback, ProgressCallback
 
     from steerdec.analysis.train.fork_grpo import ForkGRPOTrainer
 
-    whole_rounds = -(-save_every // recipe.updates) * recipe.updates  # sampled responses are not in a checkpoint
+    whole_rounds = -(-save_every // recipe.updates) * recipe.updates  # a checkpoint does not include sampled responses
     trainer = ForkGRPOTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
@@ -121,7 +121,7 @@ def run_steps(
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The checkpoint with the most steps; those that were not written to their end are removed."""
+    """Return the checkpoint with the most steps; incomplete ones are removed."""
     whole = []
     for folder in out.glob("checkpoint-*"):
         try:
@@ -137,7 +137,7 @@ def _step_of(checkpoint: Path | None) -> int:
 
 
 def _watch(progress: RunProgress, stopped: list[int], updates: int) -> Any:
-    """Tells how far it is, and ends the training when it was stopped, after the last step on what is sampled."""
+    """Show progress, and end an interrupted training after the last step on the sampled responses."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped to mypy here
@@ -157,7 +157,7 @@ def _watch(progress: RunProgress, stopped: list[int], updates: int) -> Any:
 
 @contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """A list that gets the first SIGINT or SIGTERM; a second one interrupts at once."""
+    """Yield a list that receives the first SIGINT or SIGTERM; a second one interrupts at once."""
     got: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -176,7 +176,7 @@ def _stopping() -> Iterator[list[int]]:
 
 
 def _save(loaded: loading.Loaded, folder: Path) -> str:
-    """Write the model beside its place, then move it there; the dtype, which is that of the model it came from."""
+    """Write the model under another name, then move it into place; return its dtype, which is the original model's."""
     import torch
     from transformers import AutoConfig
 
