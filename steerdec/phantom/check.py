@@ -35,6 +35,7 @@ from steerdec.phantom.truth import Truth
 
 CALIBRATED: Final = ("dose-only", "place-only")
 LENSES_OF: Final = "claim-true"
+START_TIMEOUT_S: Final = 900.0  # of a server on a machine that is busy with other work
 DECIDED_SAMPLES: Final = 32  # samples of each problem from which on every verdict has to be the right one
 
 
@@ -122,7 +123,8 @@ def _served(phantom: Path, log: Path, endpoint: str | None) -> Iterator[str]:
     if endpoint is not None:
         yield endpoint
     else:
-        with local_server(str(phantom), log, environment={"VLLM_CPU_KVCACHE_SPACE": "1"}) as url:
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        with local_server(str(phantom), log, environment=environment, start_timeout_s=START_TIMEOUT_S) as url:
             yield url
 
 
