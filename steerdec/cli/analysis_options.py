@@ -18,7 +18,7 @@ MAX_TOKENS = 512
 
 Run = Annotated[
     Path | None,
-    typer.Argument(metavar="RUN", help="Folder of a bench run, whose texts are scored again.", show_default=False),
+    typer.Argument(metavar="RUN", help="Folder of a bench run; its texts are scored again.", show_default=False),
 ]
 
 
@@ -34,7 +34,7 @@ Model = Annotated[
 
 ArmName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Arm of RUN. Default: the one in which nothing is changed.", show_default=False),
+    typer.Option(metavar="NAME", help="Arm of RUN. Default: the arm that changes nothing.", show_default=False),
 ]
 
 
@@ -62,7 +62,7 @@ MaxTokens = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        parser=number(0, 100), metavar="T", help="Of the sampling; 0 is greedy. Default: 0.6 on embedded, else 1."
+        parser=number(0, 100), metavar="T", help="Sampling temperature; 0 is greedy. Default: 0.6 on embedded, else 1."
     ),
 ]
 
@@ -71,18 +71,18 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPE",
-        help="float32, bfloat16 or float16. Default: the run's; else float32 without a GPU, the model's own with one.",
+        help="float32, bfloat16, or float16. Default: the run's; else float32 without a GPU, the model's own with one.",
     ),
 ]
 
 
 Device = Annotated[
-    str | None, typer.Option(metavar="DEVICE", help="Of torch. Default: cuda where there is one, else cpu.")
+    str | None, typer.Option(metavar="DEVICE", help="torch device. Default: cuda if available, else cpu.")
 ]
 
 
 def source(run: Path | None, **named: Any) -> Any:
-    """The source, every default filled in. Raises InputError and what `resolve` does."""
+    """Return the source with every default filled in. Raises InputError, and the errors of `resolve`."""
     from steerdec.analysis.traces.source import Source, resolve
 
     return resolve(Source(run=run, **named))

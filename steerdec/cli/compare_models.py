@@ -18,13 +18,13 @@ def compare_models(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="The earlier model: a folder, a hub id, or SmolLM2-135M-Instruct.")
     ],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The later one, of the same architecture.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; gone on with if there is one.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The later model, of the same architecture.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; resumed if it exists.")],
     problems: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Built-in problem set, or a JSONL file of id, problem, answer. Default: compare the weights alone.",
+            help="Built-in problem set, or a JSONL file of id, problem, answer. Default: compare only the weights.",
             show_default=False,
         ),
     ] = None,
@@ -42,16 +42,17 @@ def compare_models(
         str | None,
         typer.Option(
             metavar="DTYPE",
-            help="Of the scores: float32, bfloat16 or float16. Default: float32 without a GPU, else as stored.",
+            help="Dtype of the scores: float32, bfloat16, or float16. Default: float32 without a GPU, else as stored.",
         ),
     ] = None,
     device: cli.Device = None,
 ) -> None:
     """Show what training changed: the entropies of the same tokens under two models, and the weights themselves.
 
-    TUNED answers the problems, both score its tokens by teacher forcing: overlap of the top 20%, change of entropy
-    along the base's percentiles. Then the two checkpoints, a chunk of each at a time: share unchanged, rank and size of
-    the change. Writes DIR/compare-models.html and DIR/compare-models.json. Stopped, the same command goes on.
+    TUNED answers the problems, and both models score its tokens by teacher forcing: overlap of the top 20%, change of
+    entropy along the base's percentiles. Then it reads both checkpoints in chunks: share unchanged, rank and size of
+    the change. Writes DIR/compare-models.html and DIR/compare-models.json. If it is interrupted, the same command
+    resumes it.
 
     Examples:
 
@@ -85,7 +86,7 @@ def compare_models(
 
 
 def findings(result: dict[str, Any]) -> list[str]:
-    """What was found, in a few lines."""
+    """Summarize the result in a few lines."""
     lines = []
     if (entropy := result["entropy"]) is not None:
         pooled, each, mean = entropy["pooled"], entropy["per_response"], entropy["mean"]["change_nats"]

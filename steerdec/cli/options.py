@@ -65,7 +65,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPE",
-        help="Of --model. Default: float32 without a GPU, so that A/A equals B exactly; else the model's own.",
+        help="Dtype of --model. Default: float32 without a GPU, so that A/A equals B exactly; else the model's own.",
     ),
 ]
 Limit = Annotated[
@@ -83,10 +83,10 @@ Prompt = Annotated[
 Thinking = Annotated[
     bool | None,
     typer.Option(
-        "--thinking/--no-thinking", help="Switch the model's thinking mode. Default: as its chat template does."
+        "--thinking/--no-thinking", help="Turn the model's thinking mode on or off. Default: as its chat template does."
     ),
 ]
-Concurrency = Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Requests at once, to each endpoint.")]
+Concurrency = Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Concurrent requests per endpoint.")]
 Timeout = Annotated[
     float,
     typer.Option(

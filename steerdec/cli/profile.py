@@ -13,7 +13,7 @@ from steerdec.cli.options import exit_on_known_errors, number
 
 
 def profile(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; gone on with if there is one.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the page; resumed if it exists.")],
     run: shared.Run = None,
     model: shared.Model = None,
     problems: options.Problems = None,
@@ -28,20 +28,23 @@ def profile(
     threshold: Annotated[
         float | None,
         typer.Option(
-            parser=number(0, 1000), metavar="NATS", help="Mark forks above it. Default: the 80th percentile found."
+            parser=number(0, 1000),
+            metavar="NATS",
+            help="Entropy above which tokens are marked as forks. Default: the 80th percentile of the responses.",
         ),
     ] = None,
     min_count: Annotated[
         int | None,
-        typer.Option(min=0, max=10**9, metavar="N", help="List tokens with more occurrences. Default: 100."),
+        typer.Option(min=0, max=10**9, metavar="N", help="List tokens that occur more often than this. Default: 100."),
     ] = None,
     dtype: shared.Dtype = None,
     device: shared.Device = None,
 ) -> None:
-    """Show where the entropy of a model's responses lies: histogram, quantiles, tokens, coloured traces.
+    """Show where the entropy of a model's responses lies: histogram, quantiles, tokens, colored traces.
 
     The responses are those of a bench RUN, or sampled now (--model with --problems). Each token is scored by teacher
-    forcing in one pass. Writes DIR/profile.html and DIR/profile.json. Stopped, the same command goes on.
+    forcing in one pass. Writes DIR/profile.html and DIR/profile.json. If it is interrupted, the same command resumes
+    it.
 
     Examples:
 

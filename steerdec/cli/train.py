@@ -22,28 +22,30 @@ def _option(text: str, metavar: str = "N", low: int = 1) -> Any:
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the training; gone on with if there is one.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the training; resumed if it exists.")],
     model: Annotated[str, typer.Option(metavar="MODEL", help="Folder, hub id, or the embedded model.")],
-    problems: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to train on; a right answer is rewarded.")],
+    problems: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Problems to train on; a correct answer is rewarded.")
+    ],
     limit: options.Limit = None,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
-    steps: Annotated[int, _option("Steps of the optimiser.")] = 200,
-    prompts: Annotated[int, _option("Problems that are answered at once.")] = 8,
-    generations: Annotated[int, _option("Responses to each.", low=2)] = 8,
-    updates: Annotated[int, _option("Steps on these responses, each on a part of its own.")] = 1,
+    steps: Annotated[int, _option("Number of optimizer steps.")] = 200,
+    prompts: Annotated[int, _option("Problems sampled at once.")] = 8,
+    generations: Annotated[int, _option("Responses to each problem.", low=2)] = 8,
+    updates: Annotated[int, _option("Optimizer steps on these responses, each on its own part of them.")] = 1,
     micro_batch: Annotated[
         int | None, _option("Responses in one pass; the quantile is taken over these. Default: all of a step.")
     ] = None,
     max_tokens: Annotated[int, _option("Longest response; longer ones are cut off and left out of the loss.")] = 512,
     temperature: Annotated[
-        float, typer.Option(parser=number(1e-3, 100), metavar="T", help="Of the sampling, and of the loss.")
+        float, typer.Option(parser=number(1e-3, 100), metavar="T", help="Temperature of the sampling and of the loss.")
     ] = 1.0,
     learning_rate: Annotated[
-        float, typer.Option(parser=number(1e-12, 1), metavar="LR", help="Of AdamW, constant.")
+        float, typer.Option(parser=number(1e-12, 1), metavar="LR", help="Learning rate of AdamW, constant.")
     ] = 1e-6,
     share: Annotated[
-        float, typer.Option(parser=number(1e-3, 1), metavar="RHO", help="Share of tokens the loss is over; 1 for all.")
+        float, typer.Option(parser=number(1e-3, 1), metavar="RHO", help="Share of tokens in the loss; 1 for all.")
     ] = FORK_SHARE,
     per: Annotated[
         str, typer.Option(metavar="forks|all", help="Divide the loss by the forks, or by all tokens, as TRL does.")
@@ -55,7 +57,8 @@ def train(
 ) -> None:
     """Train MODEL by policy gradient on the forks of its own responses to a problem set, with TRL.
 
-    Writes DIR/model and DIR/training.json. Stopped, it finishes its step and saves, and the same command goes on.
+    Writes DIR/model and DIR/training.json. When interrupted, it finishes its steps on the sampled responses and saves,
+    and the same command resumes it.
     """
     with exit_on_known_errors(f"what is done is in {out}; the same command continues from there"):
         from steerdec.analysis.train import equation6
@@ -94,7 +97,7 @@ def train(
 
 
 def main() -> None:
-    """As `steerdec`: a usage error is one line, status 2."""
+    """Run the command; as in `steerdec`, a usage error is one line and status 2."""
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
         status = app(standalone_mode=False)

@@ -1,4 +1,4 @@
-"""Starting our own modules as processes."""
+"""Start our own modules as processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def python_child(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of a Python that runs `module` and imports from where this one does.
+    """Return command line and environment of a Python that runs `module` and imports from where this one does.
 
-    The hash seed is fixed: some reasoning_gym tasks draw from sets, whose order follows it.
+    The hash seed is fixed, because some reasoning_gym tasks draw from sets, whose order depends on it.
     """
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return [sys.executable, "-W", "ignore", "-m", module, *arguments], os.environ | {

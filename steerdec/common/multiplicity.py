@@ -1,4 +1,4 @@
-"""Correction of p-values for several tests."""
+"""Correct p-values for several tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the order given. An unknown p (NaN) stays so, but counts as a declared test."""
+    """Return the Holm-adjusted p-values, in order. An unknown p (NaN) stays unknown, but counts as a declared test."""
     if not p_values:
         return []
     missing = np.isnan(np.asarray(p_values, dtype=np.float64))

@@ -1,7 +1,7 @@
-"""Numbers as people and models write them: `1,234`, `$12.50`, `007`, `−5`, `1{,}000`, `3e5`.
+"""Read numbers as people and models write them: `1,234`, `$12.50`, `007`, `−5`, `1{,}000`, `3e5`.
 
-Numbers stay strings of digits in a canonical form, so two of them are equal exactly when their strings are:
-`float()` would round, and "3.0" is no argument for `int()`.
+Numbers stay strings of digits in a canonical form, so two numbers are equal exactly if their strings are. `float()`
+would round, and `int()` does not accept "3.0".
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ NUMBER = (
     rf"(?P<whole>[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])|[0-9]+|(?=\.[0-9]))"
     r"(?:\.(?P<fraction>[0-9]+))?"
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,2})(?![0-9A-Za-z]))?"
-)  # the digits are ASCII: \d would let superscripts in, and 7² is not 72
-MAX_CHARS = 1000  # no answer is longer; keeps the decoration pattern, quadratic in runs of spaces, cheap
+)  # the digits are ASCII: \d would also match superscripts, and 7² is not 72
+MAX_CHARS = 1000  # no answer is longer; this keeps the decoration pattern, quadratic in runs of spaces, cheap
 _WHOLE_TEXT = re.compile(NUMBER + r"\.?")
 _DECORATION = re.compile(r"^(?:\s|\\?\$|\*\*|\\\(|\\!|\{(?=[^{}]*\}))+|(?:\s|\\?\$|\*\*|\\\)|\\!|(?<=[0-9])\})+$")
 
 
 def canonical_number(match: re.Match[str]) -> str:
-    """The number that :data:`NUMBER` matched: sign only if negative, no leading or trailing zeros, no exponent."""
+    """Return the number that :data:`NUMBER` matched: a minus sign if negative, no surplus zeros, no exponent."""
     whole = re.sub(r"[^0-9]", "", match["whole"])
     fraction = match["fraction"] or ""
     point = len(whole) + int(match["exponent"] or 0)
@@ -34,13 +34,13 @@ def canonical_number(match: re.Match[str]) -> str:
 
 
 def read_number(text: str) -> str | None:
-    """The canonical form of a text that is one number and nothing else but `$`, `**`, spaces; None for other text."""
+    """Return the canonical form of a text that is one number, apart from `$`, `**`, and spaces; else None."""
     match = _match(text)
     return None if match is None else canonical_number(match)
 
 
 def read_integer(text: str) -> str | None:
-    """As :func:`read_number`, for integers written without a decimal point's digits or an exponent."""
+    """Do as :func:`read_number`, for integers written without digits after a decimal point and without an exponent."""
     match = _match(text)
     if match is None or match["fraction"] or match["exponent"] or not match["whole"]:
         return None

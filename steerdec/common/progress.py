@@ -74,7 +74,7 @@ class RunProgress:
             self._line()
 
     def count(self, arm: str, *, tokens: int, failed: bool, correct: bool | None) -> None:
-        """Count one more sample; `correct` None where it is ungraded."""
+        """Count one more sample; `correct` is None if it is ungraded."""
         self.failed += failed
         if correct is not None:
             self._graded[arm] += 1
@@ -82,7 +82,7 @@ class RunProgress:
         self.advance(1, tokens)
 
     def advance(self, steps: int, tokens: int) -> None:
-        """Count so many more of the total, with so many generated tokens."""
+        """Count this many more steps of the total, and this many generated tokens."""
         self._done += steps
         self._new += steps
         self._tokens += tokens

@@ -1,7 +1,7 @@
-"""`python -m steerdec.common.tether PID COMMAND...`: become COMMAND, and die with process PID.
+"""Become a command that dies with another process: `python -m steerdec.common.tether PID COMMAND...`.
 
-A server started for a run must not outlive it, not even when the run is killed with SIGKILL and can
-clean nothing up. Linux sends the signal set here when the parent is gone; elsewhere this only execs.
+A server started for a run must not outlive it, even if the run is killed with SIGKILL and cannot clean up. On Linux,
+the signal set here is sent when the parent is gone; elsewhere this only execs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # it died before the line above ran
             sys.exit(1)
     os.execvp(command[0], command)
 

@@ -26,11 +26,12 @@ _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", 
 def said_plainly(
     error: ErrorDetails, *, known: Iterable[str] = (), pattern: str = "a text of the expected form"
 ) -> str:
-    """Return what is wrong with a value, to stand after its place: "must be less than 1", say.
+    """Return what is wrong with a value, to follow its place in a message, for example "must be less than 1".
 
     Args:
-        known: the fields that may stand where an unknown one was found.
-        pattern: what texts with a fixed form may look like.
+        error: one error of pydantic's.
+        known: the allowed fields, for an unknown one.
+        pattern: how texts with a fixed form may look.
     """
     kind, context, given = error["type"], error.get("ctx", {}), error["input"]
     if kind == "extra_forbidden":

@@ -1,4 +1,4 @@
-r"""Finding `\boxed{...}` in a response."""
+r"""Find `\boxed{...}` in a response."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _SPACES = re.compile(r"\s*")
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last box whose braces balance and that is not empty; None if there is none.
+    r"""Return the content of the last non-empty box whose braces balance; None if there is none.
 
-    A box that holds nothing but a box is that box: `\boxed{\boxed{70}}` gives "70". An empty box is usually the
-    instruction quoted ("I put it in \boxed{}"), so it does not hide the one before it.
+    A box that holds only another box is that box: `\boxed{\boxed{70}}` gives "70". An empty box is usually a quote of
+    the instruction ("I put it in \boxed{}"), so it does not hide the box before it.
 
     One pass with a stack: a response that repeats "\boxed{" ten thousand times takes no longer than another.
     """
-    content: tuple[int, int] | None = None  # of the box found last
+    content: tuple[int, int] | None = None  # of the last box found
     whole = (-1, -1)  # the same with `\boxed{` and `}`
     open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin; None for a plain brace
     for token in _TOKEN.finditer(text):
@@ -32,7 +32,7 @@ def last_box(text: str) -> str | None:
             first, end = _skip_spaces(text, opening[1]), token.start()
             if first == end:
                 continue
-            # boxes close inside out, so an outer box replaces the one it holds
+            # inner boxes close first, so an outer box replaces the one it contains
             if not (first == whole[0] and _skip_spaces(text, whole[1]) == end):
                 content = (opening[1], end)
             whole = (opening[0], token.end())

@@ -1,24 +1,25 @@
-"""From a response to correct or incorrect, and by which path.
+"""Decide whether a response is correct or incorrect, and by which path.
 
-The order of the steps: a truncated response is incorrect, for it might have gone on; thinking is dropped; the answer
-is cut out of the rest; two integers (or two decimals) are compared as such; only what is left goes to math-verify or
-reasoning_gym. Those two may compute for ever, so :mod:`grading_pool` runs them in processes it can end;
-:func:`grade` here runs them in place.
+The order of the steps: a truncated response is incorrect, because it might have continued; thinking is dropped; the
+answer is extracted from the rest; two integers (or two decimals) are compared as such; only what is left goes to
+math-verify or reasoning_gym. Those two may never finish, so :mod:`steerdec.grading.pool` runs them in processes that it
+can end; :func:`grade` runs them in place.
 
 Paths (`Grade.path`):
 
     truncated            finish_reason was "length"
-    no-answer            nothing where an answer has to stand
+    no-answer            there is no answer where one is expected
     boxed-int            integer in the last box, compared with an integer
     boxed-number         decimal in the last box, compared with a number
-    boxed-text           the last box says the same, character for character
+    boxed-text           the last box equals the reference, character by character
     boxed-incomplete     the last box ends in an operator
-    boxed-math-verify    what math-verify says of the last box
+    boxed-math-verify    decided by math-verify from the last box
     hashes, answer-is    "#### N" or "the answer is N", compared with a number
     gym, gym-raised      reasoning_gym's score (1.0 or incorrect); its scorer raised (incorrect)
     timeout, crash       the comparison did not end, or killed its process (incorrect)
+    error                there is no response, because the request failed (ungraded); set by the caller
 
-A grade is "ungraded" only where there is no response to grade; that is for whoever made the request to say.
+A grade is "ungraded" only if there is no response to grade.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Verdict = Literal["correct", "incorrect", "ungraded"]
 
 @dataclass(frozen=True)
 class Grade:
-    """`answer` is what was found, canonical where it is a number, so that equal answers can be counted (maj@k)."""
+    """A grade, its path, and the extracted answer, canonical for numbers so that maj@k can count equal ones."""
 
     answer: str | None
     grade: Verdict
@@ -46,7 +47,7 @@ class Grade:
 
 
 class Comparison(NamedTuple):
-    """An answer that takes a computer algebra system, or a task's own scorer, to judge."""
+    """An answer that only a computer algebra system, or the task's own scorer, can judge."""
 
     answer: str
     gold: str
@@ -54,20 +55,20 @@ class Comparison(NamedTuple):
 
 
 def grade(text: str, problem_answer: str, kind: str, finish_reason: str | None) -> Grade:
-    """Grade one response, here and without a time-out. Pure.
+    """Grade one response here, without a time limit. Pure.
 
     Args:
-        text: the whole response; thinking may stand in it up to `</think>`.
+        text: the whole response; thinking may precede the answer, up to `</think>`.
         problem_answer: the reference answer.
         kind: "integer", "number", "math" or "gym:TASK?..." (see `problems.Problem`).
-        finish_reason: as the server gave it.
+        finish_reason: as the server reported it.
     """
     decided = decide(text, problem_answer, kind, finish_reason)
     return compare(decided) if isinstance(decided, Comparison) else decided
 
 
 def decide(text: str, problem_answer: str, kind: str, finish_reason: str | None) -> Grade | Comparison:
-    """Everything that is cheap and sure to end: a grade, or the comparison that is left to do."""
+    """Do everything that is cheap and sure to end: return a grade, or the comparison that remains."""
     if finish_reason == "length":
         return Grade(None, "incorrect", "truncated")
     response = without_thinking(text)
@@ -85,20 +86,20 @@ def decide(text: str, problem_answer: str, kind: str, finish_reason: str | None)
 
 
 def compare(comparison: Comparison) -> Grade:
-    """Judge what :func:`decide` could not. May take for ever: see :class:`grading_pool.GradingPool`."""
+    """Judge what :func:`decide` could not. May never finish: see :class:`steerdec.grading.pool.GradingPool`."""
     if comparison.kind.startswith("gym:"):
         try:
             score = gym.score(comparison.kind, comparison.answer)
         except gym.GymError:
             raise
-        except Exception:  # whatever a scorer meets in a text it did not expect
+        except Exception:  # whatever a scorer raises for a text that it did not expect
             return Grade(comparison.answer, "incorrect", "gym-raised")
         return _grade(comparison.answer, score == 1.0, "gym")  # a lower score is partial credit
     return _grade(comparison.answer, _math_verify(comparison.answer, comparison.gold), "boxed-math-verify")
 
 
 def prepare(kind: str) -> None:
-    """Import and make what :func:`compare` needs for this kind, so that its time is not the answer's."""
+    """Import and build what :func:`compare` needs for this kind, so that this time does not count for an answer."""
     if kind.startswith("gym:"):
         gym.prepare(kind)
     else:
@@ -106,29 +107,29 @@ def prepare(kind: str) -> None:
 
 
 def without_thinking(text: str) -> str:
-    """What follows the last `</think>`, up to a `<think>` that nothing closes."""
+    """Return what follows the last `</think>`, up to a `<think>` that is not closed."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def last_tagged(text: str) -> str | None:
-    """What the last `<answer>` ... `</answer>` encloses, or None where that is nothing."""
+    """Return the content of the last `<answer>` ... `</answer>`, or None if it is empty or missing."""
     before, closing, _ = text.rpartition("</answer>")
     _, opening, inside = before.rpartition("<answer>")
     return (inside.strip() or None) if closing and opening else None
 
 
-# "N" must not be the start of a sum, a product, a ratio, a mixed number, a list or a time of day: then it is not the
-# answer. Atomic: of "1 234*2" not the 1 either.
+# "N" must not start a sum, a product, a ratio, a mixed number, a list, or a time of day: then it is not the
+# answer. The group is atomic, so that the 1 of "1 234*2" does not match either.
 _ALONE = r"(?!\s*[-+*/xX×÷=^:]\s*[0-9]|[0-9]|,[0-9]|\.[0-9]| +[0-9]+/[0-9])"
 _NUMBER_ALONE = rf"(?>{NUMBER}){_ALONE}"
 _LEAD = r"[\s:=*]*(?:\\\(|\\?\$)?"
-# The box is what the prompts ask for, "####" is GSM8K's own form, the sentence is what the few-shot examples end with:
-# in this order, and of each the last.
+# The prompts ask for the box, "####" is GSM8K's own form, and the few-shot examples end with the sentence. They are
+# tried in this order, and the last match of each counts.
 _MARKED_NUMBERS = (
     ("hashes", re.compile(rf"####{_LEAD}{_NUMBER_ALONE}")),
     ("answer-is", re.compile(rf"\banswer\s+is{_LEAD}{_NUMBER_ALONE}", re.IGNORECASE)),
 )
-# math-verify drops an operator at the end and reads "x = 70 +" as 70.
+# math-verify drops a final operator and reads "x = 70 +" as 70.
 _INCOMPLETE = re.compile(r"(?:[-+*/=^_<>×÷\u2212]|\\(?:times|cdot|div|pm|mp|leq?|geq?|neq|approx))\s*$")
 
 
@@ -137,7 +138,7 @@ def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
     if None not in integers:
         return _equal(*integers, "boxed-int")
     numbers = read_number(box), read_number(gold)
-    if None not in numbers and kind == "number":  # elsewhere a decimal may stand for a fraction, rounded
+    if None not in numbers and kind == "number":  # in other sets a decimal may stand for a rounded fraction
         return _equal(*numbers, "boxed-number")
     if _plain(box) == _plain(gold):
         return Grade(_plain(box), "correct", "boxed-text")
@@ -147,20 +148,20 @@ def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
 
 
 def _plain(latex: str) -> str:
-    """The text without `\\text{}` around its parts and without surplus spaces."""
+    """Return the text without `\\text{}` around its parts and without surplus spaces."""
     return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", latex).split())
 
 
 def _math_verify(answer: str, gold: str) -> bool:
-    from math_verify import parse, verify  # 2 s: not for runs that never need it
+    from math_verify import parse, verify  # takes 2 s, so not for runs that never need it
 
-    # It warns that its own time-outs are off. They use SIGALRM, which only a main thread may, and which does not
+    # It warns that its own time limits are off. They use SIGALRM, which works only in a main thread, and which does not
     # interrupt a long integer power.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     try:
         gold_parsed, answer_parsed = (parse(f"\\boxed{{{latex}}}", parsing_timeout=None) for latex in (gold, answer))
         return bool(verify(gold_parsed, answer_parsed, timeout_seconds=None))
-    except Exception:  # what cannot be read is not equal
+    except Exception:  # what cannot be parsed is not equal
         return False
 
 

@@ -1,4 +1,4 @@
-"""Grading in worker processes, each of which can be ended without loss to the others."""
+"""Grade in worker processes, each of which can be ended without affecting the others."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from steerdec.grading.worker import TIMEOUT_SIGNAL
 from steerdec.problems.sets import Problem
 
 MAX_REMEMBERED = 100_000  # verdicts; the samples of a problem repeat their answers
-START_S = 120.0  # to start a worker and import a computer algebra system, on a busy machine
-STUCK_FACTOR = 20.0  # wall-clock seconds a second of the time-out, before a worker that does not compute is ended too
+START_S = 120.0  # seconds to start a worker and import a computer algebra system, on a busy machine
+STUCK_FACTOR = 20.0  # wall-clock seconds per second of the limit, before a worker that does not compute is ended
 
 
 class GradingError(SteerdecError):
-    """A worker failed before it came to the answer: the installation is at fault, not the sample."""
+    """A worker failed before it reached the answer: the installation is at fault, not the sample."""
 
 
 class GradingPool:
-    """Grades responses; what needs an algebra system goes to worker processes, started when first needed.
+    """Grade responses; what needs an algebra system goes to worker processes, started when first needed.
 
     A comparison that takes more than `timeout_s` seconds of processor time ends its worker and counts as incorrect
-    (path "timeout"). A worker that dies otherwise is replaced and the comparison made once more, then given up (path
-    "crash").
-    May be used from several threads.
+    (path "timeout"). If a worker dies otherwise, it is replaced and the comparison is repeated once, then given up
+    (path "crash"). May be used from several threads.
     """
 
     def __init__(self, workers: int = 2, timeout_s: float = 5.0) -> None:
@@ -45,12 +44,12 @@ class GradingPool:
         self._verdicts: dict[Comparison, Grade] = {}
 
     def grade(self, text: str, problem: Problem, finish_reason: str | None) -> Grade:
-        """Grade one response, waiting for a worker where it takes one. Raises GradingError."""
+        """Grade one response, waiting for a worker if it needs one. Raises GradingError."""
         decided = decide(text, problem.answer, problem.kind, finish_reason)
         return self._compare(decided) if isinstance(decided, Comparison) else decided
 
     async def __call__(self, text: str, problem: Problem, finish_reason: str | None) -> Grade:
-        """As :meth:`grade`, without holding up the event loop."""
+        """Do as :meth:`grade`, without blocking the event loop."""
         decided = decide(text, problem.answer, problem.kind, finish_reason)
         if not isinstance(decided, Comparison):
             return decided
@@ -59,7 +58,7 @@ class GradingPool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._compare, decided)
 
     def close(self) -> None:
-        """End the workers, after what they are at. The pool cannot be used again."""
+        """End the workers after their current work. The pool cannot be used again."""
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
             if worker := self._idle.get():
@@ -84,7 +83,7 @@ class GradingPool:
                 if grade.path != "crash":
                     break
         except BaseException:
-            worker = None  # in an unknown state
+            worker = None  # its state is unknown
             raise
         finally:
             self._idle.put(worker)
@@ -112,15 +111,15 @@ class _Worker:
         return self._process.returncode is None
 
     def compare(self, comparison: Comparison, timeout_s: float) -> Grade:
-        """The grade; with path "timeout" or "crash" the worker has ended. Raises GradingError."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended; reading says so too
+        """Return the grade; after path "timeout" or "crash" the worker has ended. Raises GradingError."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which reading will show too
             self._requests.write(json.dumps({"comparison": comparison, "timeout_s": timeout_s}).encode() + b"\n")
             self._requests.flush()
         stuck = not self._readable.poll(1000 * (START_S + STUCK_FACTOR * timeout_s))
         line = b"" if stuck else self._answers.readline()
         if line:
             return Grade(**json.loads(line))
-        self.stop(wait_s=0 if stuck else START_S)  # it has closed its output, so it is on its way out
+        self.stop(wait_s=0 if stuck else START_S)  # it has closed its output, so it is about to end
         status = self._process.returncode
         if status > 0:
             raise GradingError(f"a grading worker failed on {comparison.kind!r}: {self.last_error or status}")
@@ -128,7 +127,7 @@ class _Worker:
         return Grade(comparison.answer, "incorrect", path)
 
     def stop(self, wait_s: float = 1.0) -> None:
-        """End the process, by force if it does not end in `wait_s` seconds."""
+        """End the process, by force if it does not end within `wait_s` seconds."""
         with contextlib.suppress(BrokenPipeError):
             self._requests.close()
         try:

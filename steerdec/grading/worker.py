@@ -1,11 +1,11 @@
-"""The process that makes comparisons for :mod:`grading_pool`: one JSON line in, one JSON line out.
+"""Make comparisons in a process of their own, for :mod:`steerdec.grading.pool`: one JSON line in, one JSON line out.
 
-In:  {"comparison": [answer, gold, kind], "timeout_s": seconds of processor time}
-Out: {"answer": ..., "grade": ..., "path": ...}
+In:  {"comparison": [answer, gold, kind], "timeout_s": seconds of processor time} Out: {"answer": ..., "grade": ...,
+"path": ...}
 
-The time-out is processor time, so a busy machine turns no right answer into a wrong one. The default action of its
-signal ends the process, also in the middle of an integer power that no Python code could interrupt; and a runaway
-ends so even when its parent is gone.
+The limit counts processor time, so a busy machine never turns a correct answer into an incorrect one. The default
+action of its signal ends the process, even in the middle of an integer power that no Python code could interrupt, and
+even if its parent is gone.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def main() -> None:
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not stand between the answers
+    os.dup2(2, 1)  # nothing that a library prints may come between the answers
     for line in sys.stdin:
         request = json.loads(line)
         comparison = Comparison(*request["comparison"])
-        prepare(comparison.kind)  # imports and the task's data are not the answer's time
+        prepare(comparison.kind)  # imports and the task's data do not count as the answer's time
         signal.setitimer(signal.ITIMER_PROF, request["timeout_s"])
         grade = compare(comparison)
         signal.setitimer(signal.ITIMER_PROF, 0)
