@@ -97,7 +97,7 @@ def _reference(room: str) -> str:
 
 @cache
 def _drawn(source: str) -> str:
-    """The diagram as one line of HTML. Raises RuntimeError where Mermaid cannot read it."""
+    """Draw a diagram as one line of HTML. Raises RuntimeError if Mermaid cannot read it."""
     import mermaidx
 
     name = f"diagram-{abs(hash(source)):x}"

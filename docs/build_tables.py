@@ -1,7 +1,7 @@
-"""Write the tables of docs/ that say what the code says: `python docs/build_tables.py`.
+"""Write the tables of docs/ from the code: `python docs/build_tables.py`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; everything else is written by hand.
-tests/docs/test_docs.py fails when a table is not what this program would write.
+A table is between `<!-- table NAME -->` and `<!-- end -->`; everything else is written by hand. tests/docs/test_docs.py
+fails if a table is not what this program would write.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from steerdec.steering import params
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# What a policy cannot do without, to try values of its other fields.
+# The required fields of a policy, to try values of its other fields.
 REQUIRED = {"entropy_target": {"delta_nats": 0.5}}
 
 
 def filled(text: str) -> str:
-    """`text` with every table written anew. Raises KeyError for a table nobody can write."""
+    """Return `text` with every table generated again. Raises KeyError for an unknown table."""
     return _TABLE.sub(lambda found: found[1] + "\n" + table(found["name"]) + "\n" + found[3], text)
 
 
@@ -64,7 +64,7 @@ def _markdown(head: list[str], rows: Iterator[list[str]] | list[list[str]]) -> s
 
 
 def _fields(policy: str) -> str:
-    """The fields of one policy that are its own, or differ from what all share; "shared" for those."""
+    """List the fields of one policy that differ from those that all share; "shared" lists those."""
     shared = policy == "shared"
     model = params.Split if shared else params.POLICIES[policy]
     common, required = params._Steering.model_fields, model.model_json_schema().get("required", [])
@@ -81,7 +81,7 @@ def _fields(policy: str) -> str:
 
 
 def _allowed(model: type[BaseModel], policy: str, name: str) -> str:
-    """Type and range of a field in words, from its JSON schema."""
+    """Describe the type and range of a field, from its JSON schema."""
     schema: dict[str, Any] = model.model_json_schema()["properties"][name]
     kinds = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
     return ", or ".join(_in_words(kind, policy, name) for kind in kinds)
@@ -126,7 +126,7 @@ def _code(value: object) -> str:
 
 @functools.cache
 def _phantoms(_: str) -> str:
-    """The kinds, the exact scores of the arms that claims are about, and the verdicts that are right."""
+    """List the kinds, the exact scores of the arms in claims, and the correct verdicts."""
     shown = ("B", "F-up", "F-down", "N-up-m", "N-down", "F-down-m")
     rows = []
     for kind in kinds.KINDS.values():
@@ -142,7 +142,7 @@ def _phantoms(_: str) -> str:
 
 @functools.cache
 def command_line() -> Any:
-    """The whole command, as `steerdec` runs it: its benchmark commands join in `main`, at every call of it anew."""
+    """Return the whole command, as `steerdec` runs it: `main` adds the benchmark commands at each call."""
     given = mock.patch.object(sys, "argv", ["steerdec", "--version"])
     with given, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         cli.main()
@@ -150,7 +150,7 @@ def command_line() -> Any:
 
 
 def commands(command: Any | None = None, path: str = "steerdec") -> Iterator[tuple[str, Any]]:
-    """Every command that does something, by its full name."""
+    """Yield every command that is not only a group, by its full name."""
     command = command or command_line()
     if not hasattr(command, "commands"):
         yield path, command

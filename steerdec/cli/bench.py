@@ -245,7 +245,7 @@ def plan(
         float | None, typer.Option(parser=number(0.001, 1e9), metavar="R", help="What all endpoints generate together.")
     ] = None,
 ) -> None:
-    """What a run of this size can see, and what it costs, before it is made.
+    """Say what a run of this size can detect, and what it costs, before it is made.
 
     Example:
 

@@ -29,11 +29,15 @@ class RunProgress:
     def __init__(
         self, total: int, done: int, unit: str = "samples", *, at_once: int = 1, show_scores: bool = False
     ) -> None:
-        """Args:
-        total: how many there will be, `done` of them from before.
-        at_once: how many are made at the same time. The speed is not known before twice as many have finished, for
-            the first to finish are the shortest, so no time left is shown until then.
-        show_scores: show the running score of each arm.
+        """Start counting.
+
+        Args:
+            total: how many there will be, including those from before.
+            done: how many there are from before.
+            unit: what is counted.
+            at_once: how many are made at the same time. The first to finish are the shortest, so no speed and no
+                remaining time is shown until twice as many have finished.
+            show_scores: show the running score of each arm.
         """
         self._total = total
         self._unit = unit

@@ -148,7 +148,7 @@ def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
 
 
 def _plain(latex: str) -> str:
-    """Return the text without `\\text{}` around its parts and without surplus spaces."""
+    r"""Return the text without `\text{}` around its parts and without surplus spaces."""
     return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", latex).split())
 
 
