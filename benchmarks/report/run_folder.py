@@ -39,11 +39,16 @@ class RunFolder:
     @property
     def model(self) -> str:
         """The last part of the model's path or hub name; the whole name is in the provenance."""
-        return self.settings.model.rstrip("/").rsplit("/", 1)[-1]
+        return last_part(self.settings.model)
 
     @property
     def problem_set(self) -> str:
-        return self.settings.problems.name.rstrip("/").rsplit("/", 1)[-1]
+        return last_part(self.settings.problems.name)
+
+
+def last_part(name: str) -> str:
+    """Return the last part of a path or a hub name."""
+    return name.rstrip("/").rsplit("/", 1)[-1]
 
 
 def read_run(directory: str | Path, summary: Summary | None = None) -> RunFolder:
@@ -60,7 +65,7 @@ def read_run(directory: str | Path, summary: Summary | None = None) -> RunFolder
     for sample in run.samples():
         grades[sample.key] = sample.grade
         if sample.entropy_nats:
-            trace = _trace(sample)
+            trace = token_trace(sample)
             if trace is None:
                 dropped += 1
             else:
@@ -94,9 +99,10 @@ def _cells(grades: Mapping[tuple[str, str, int], str]) -> dict[tuple[str, str], 
     return cells
 
 
-def _trace(sample: Sample) -> TokenTrace | None:
-    entropy, fork, token_text = sample.entropy_nats or [], sample.fork, sample.token_text
-    if fork is None or len(fork) != len(entropy):
+def token_trace(sample: Sample) -> TokenTrace | None:
+    """Return the per-token lists of a sample; None where it kept none, or where they disagree in length."""
+    entropy, fork, token_text = sample.entropy_nats, sample.fork, sample.token_text
+    if entropy is None or fork is None or len(fork) != len(entropy):
         return None
     if token_text is not None and len(token_text) != len(entropy):
         return None

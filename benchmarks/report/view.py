@@ -176,12 +176,13 @@ def _delivered(settings: Settings, summary: Summary) -> list[Delivered]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Which of the columns on what was delivered have a number in any row."""
+    """Which of the optional columns have a number in any row."""
 
     shift: bool
     kl: bool
     texts: bool
     applied: bool
+    per_correct: bool
 
 
 def _measured(summary: Summary) -> Measured:
@@ -191,6 +192,7 @@ def _measured(summary: Summary) -> Measured:
         kl=any(arm.mean_kl_nats is not None for arm in arms),
         texts=any(arm.texts_changed is not None for arm in arms),
         applied=any(arm.applied is not None for arm in arms),
+        per_correct=any(arm.tokens_per_correct is not None for arm in arms),
     )
 
 

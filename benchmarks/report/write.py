@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from steerdec.common.files import write_atomically
 from steerdec.pages import html
@@ -10,7 +11,7 @@ from steerdec.records.summary import Summary
 
 from . import latex, view
 from .figures import write_figures
-from .run_folder import read_run
+from .run_folder import RunFolder, read_run
 
 FIGURE = "differences.svg"
 FIGURE_FOR_PAPERS = "differences.pdf"
@@ -38,5 +39,14 @@ def write_report(run_dir: str | Path, summary: Summary | None = None) -> Path:
     markdown = html.render(_TEMPLATES / "report.md.j2", context | {"figure": FIGURE})
     write_atomically(folder.path / "report.md", markdown)
     path = folder.path / "report.html"
-    write_atomically(path, html.render(_TEMPLATES / "report.html.j2", context | html.script(_TEMPLATES / "sort.js")))
+    write_atomically(path, _page(context))
     return path
+
+
+def report_page(folder: RunFolder) -> str:
+    """Return `report.html` of a run."""
+    return _page(view.page(folder))
+
+
+def _page(context: dict[str, Any]) -> str:
+    return html.render(_TEMPLATES / "report.html.j2", context | html.script(_TEMPLATES / "sort.js"))

@@ -204,6 +204,26 @@ def compare(
 
 
 @bench_app.command()
+def view(
+    folder: Folder,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0: any.")] = 8080,
+) -> None:
+    """Show a run in the browser, also while it is being made: progress, samples with their tokens, and the report.
+
+    The scores of an unfinished run are shown only on request. Ctrl-C ends it.
+
+    Example:
+
+    steerdec bench view runs/first
+    """
+    from steerdec.benchmarks.view.serve import serve
+
+    with exit_on_known_errors():
+        serve(folder, host, port)
+
+
+@bench_app.command()
 def export(
     folder: Folder,
     to: Annotated[str, typer.Option(metavar="FORMAT", help="parquet, inspect, or every-eval-ever.")],

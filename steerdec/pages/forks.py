@@ -119,6 +119,17 @@ def pair_of_traces(traces: Sequence[TokenTrace], reference: str) -> TracePair | 
     return None if alone is None else TracePair(alone.problem_id, alone.sample, _around(alone, None), None, None)
 
 
+def side_by_side(left: TokenTrace, right: TokenTrace | None, most_tokens: int) -> TracePair:
+    """Show the first `most_tokens` tokens of a trace, beside another of the same sample or alone."""
+    at = None if right is None else _first_difference(left, right)
+    shown = [
+        None if one is None else shown_trace(one, [(0, min(most_tokens, len(one.token_text or ())))], at)
+        for one in (left, right)
+    ]
+    assert shown[0] is not None, "left is a trace"
+    return TracePair(left.problem_id, left.sample, shown[0], shown[1], at)
+
+
 def _first_difference(left: TokenTrace, right: TokenTrace) -> int | None:
     a, b = left.token_text or (), right.token_text or ()
     for at, (x, y) in enumerate(zip(a, b, strict=False)):
