@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs phantom clean
+.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,10 @@ demo: setup
 # Models whose every number is known, measured with the commands above; SAMPLES=32 make phantom is the thorough form.
 phantom: setup
 	$(BIN)/python -m steerdec.phantom.check $(SAMPLES:%=--samples %) $(KINDS:%=--kinds %) --out build/phantom$(SAMPLES:%=-%)
+
+# A reasoner whose decisions are known (docs/organism.md). Kept in the cache, so only the first time takes minutes.
+organism: setup
+	$(BIN)/python -m steerdec model organism --out organism
 
 # COVERAGE=1 make test: with what of the code ran, and floors for it; slower by the tracing.
 COVERED := $(if $(COVERAGE),--cov --cov-report=)

@@ -146,6 +146,7 @@ def main() -> None:
     from steerdec.cli.compare_models import compare_models
     from steerdec.cli.lenses import lenses
     from steerdec.cli.mask import mask
+    from steerdec.cli.organism import model_organism, model_organism_study
     from steerdec.cli.phantom import phantom
     from steerdec.cli.profile import profile
 
@@ -161,6 +162,8 @@ def main() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    model_app.command("organism")(model_organism)
+    model_app.command("organism-study")(model_organism_study)
     try:
         status = app(standalone_mode=False)  # else typer frames usage errors in a box of many lines
     except _USAGE_ERROR as e:
