@@ -11,6 +11,7 @@ Paths (`Grade.path`):
     no-answer            there is no answer where one is expected
     boxed-int            integer in the last box, compared with an integer
     boxed-number         decimal in the last box, compared with a number
+    boxed-measure        number with a unit, a base, a ratio or a time of day in the last box (see `measures`)
     boxed-text           the last box equals the reference, character by character
     boxed-incomplete     the last box ends in an operator
     boxed-math-verify    decided by math-verify from the last box
@@ -24,14 +25,23 @@ A grade is "ungraded" only if there is no response to grade.
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, NamedTuple
 
-from steerdec.common.numerals import NUMBER, canonical_number, read_integer, read_number
+from steerdec.common.numerals import MAX_CHARS, NUMBER, canonical_number, read_integer, read_number
+from steerdec.grading import exact
 from steerdec.grading.boxes import last_box
+from steerdec.grading.measures import (
+    FULL_WIDTH,
+    Measure,
+    bare,
+    is_words,
+    plain,
+    read_measure,
+    without_letter,
+    without_unit,
+)
 from steerdec.problems import gym
 
 Verdict = Literal["correct", "incorrect", "ungraded"]
@@ -39,7 +49,7 @@ Verdict = Literal["correct", "incorrect", "ungraded"]
 
 @dataclass(frozen=True)
 class Grade:
-    """A grade, its path, and the extracted answer, canonical for numbers so that maj@k can count equal ones."""
+    """`answer` is what was found, in one form for all ways to write it, so that equal answers are counted (maj@k)."""
 
     answer: str | None
     grade: Verdict
@@ -95,7 +105,8 @@ def compare(comparison: Comparison) -> Grade:
         except Exception:  # whatever a scorer raises for a text that it did not expect
             return Grade(comparison.answer, "incorrect", "gym-raised")
         return _grade(comparison.answer, score == 1.0, "gym")  # a lower score is partial credit
-    return _grade(comparison.answer, _math_verify(comparison.answer, comparison.gold), "boxed-math-verify")
+    correct, answer = exact.compare(comparison.answer, comparison.gold)
+    return _grade(_counted(comparison.gold) if correct else answer, correct, "boxed-math-verify")
 
 
 def prepare(kind: str) -> None:
@@ -103,7 +114,7 @@ def prepare(kind: str) -> None:
     if kind.startswith("gym:"):
         gym.prepare(kind)
     else:
-        _warm_math_verify()
+        exact.prepare()
 
 
 def without_thinking(text: str) -> str:
@@ -121,7 +132,13 @@ def last_tagged(text: str) -> str | None:
 # "N" must not start a sum, a product, a ratio, a mixed number, a list, or a time of day: then it is not the
 # answer. The group is atomic, so that the 1 of "1 234*2" does not match either.
 _ALONE = r"(?!\s*[-+*/xX×÷=^:]\s*[0-9]|[0-9]|,[0-9]|\.[0-9]| +[0-9]+/[0-9])"
-_NUMBER_ALONE = rf"(?>{NUMBER}){_ALONE}"
+# Nor is it the answer where a second number measures the same thing: "2 hours and 30 minutes" is not 2.
+_UNITS = (
+    r"hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in|yards?|miles?"
+    r"|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|km|kilomet(?:er|re)s?|m|met(?:er|re)s?|cm|kg|grams?|g|degrees?"
+)
+_HALF = rf"(?!\s*(?:{_UNITS})\b[,.]?\s*(?:and\s+|&\s*)?[0-9])"
+_NUMBER_ALONE = rf"(?>{NUMBER}){_ALONE}{_HALF}"
 _LEAD = r"[\s:=*]*(?:\\\(|\\?\$)?"
 # The prompts ask for the box, "####" is GSM8K's own form, and the few-shot examples end with the sentence. They are
 # tried in this order, and the last match of each counts.
@@ -134,40 +151,42 @@ _INCOMPLETE = re.compile(r"(?:[-+*/=^_<>×÷\u2212]|\\(?:times|cdot|div|pm|mp|le
 
 
 def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
+    box = box.translate(FULL_WIDTH)
     integers = read_integer(box), read_integer(gold)
     if None not in integers:
         return _equal(*integers, "boxed-int")
     numbers = read_number(box), read_number(gold)
-    if None not in numbers and kind == "number":  # in other sets a decimal may stand for a rounded fraction
+    if None not in numbers:
         return _equal(*numbers, "boxed-number")
-    if _plain(box) == _plain(gold):
-        return Grade(_plain(box), "correct", "boxed-text")
+    if len(box) > MAX_CHARS:
+        return Comparison(box, gold, kind)
+    if bare(plain(box)) == bare(plain(gold)) and plain(box):
+        return Grade(_counted(gold), "correct", "boxed-text")
     if _INCOMPLETE.search(box):
         return Grade(box, "incorrect", "boxed-incomplete")
-    return Comparison(box, gold, kind)
+    if is_words(plain(gold)):  # to math-verify letters are factors, and their order does not matter
+        answer = bare(plain(box))
+        return _grade(answer.casefold(), answer.casefold() == bare(plain(gold)).casefold(), "boxed-text")
+    letter, _ = without_letter(plain(box))
+    if letter and bare(plain(gold)).strip("()") == letter:
+        return Grade(_counted(gold), "correct", "boxed-text")
+    measures = read_measure(box), read_measure(gold)
+    if measures[0] is not None and measures[1] is not None and not _percent(*measures):
+        return _grade(str(measures[0]), measures[0].equals(measures[1]), "boxed-measure")
+    if any(measure is not None and (len(measure.numbers) > 1 or measure.base) for measure in measures):
+        return Grade(bare(plain(box)), "incorrect", "boxed-measure")  # math-verify would take one number of several
+    return Comparison(without_unit(box), without_unit(gold), kind)
 
 
-def _plain(latex: str) -> str:
-    r"""Return the text without `\text{}` around its parts and without surplus spaces."""
-    return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", latex).split())
+def _percent(answer: Measure, gold: Measure) -> bool:
+    """Return whether one is a percentage and the other is not, and they differ: 50% may stand for 0.5."""
+    return (answer.units == ("percent",)) != (gold.units == ("percent",)) and answer.numbers != gold.numbers
 
 
-def _math_verify(answer: str, gold: str) -> bool:
-    from math_verify import parse, verify  # takes 2 s, so not for runs that never need it
-
-    # It warns that its own time limits are off. They use SIGALRM, which works only in a main thread, and which does not
-    # interrupt a long integer power.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    try:
-        gold_parsed, answer_parsed = (parse(f"\\boxed{{{latex}}}", parsing_timeout=None) for latex in (gold, answer))
-        return bool(verify(gold_parsed, answer_parsed, timeout_seconds=None))
-    except Exception:  # what cannot be parsed is not equal
-        return False
-
-
-@cache
-def _warm_math_verify() -> None:
-    _math_verify(r"\frac{1}{2}", "0.5")  # its parser builds its tables at the first expression
+def _counted(gold: str) -> str:
+    """Return the form in which a right answer is counted, however it was written."""
+    measure = read_measure(gold)
+    return bare(plain(gold)) if measure is None else str(measure)
 
 
 def _equal(answer: str | None, gold: str | None, path: str) -> Grade:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from steerdec.problems.sets import Problem
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data/grading_cases.jsonl").read_text().splitlines()]
 PATHS = {
-    "truncated", "no-answer", "boxed-int", "boxed-number", "boxed-text", "boxed-incomplete", "boxed-math-verify",
-    "hashes", "answer-is",
+    "truncated", "no-answer", "boxed-int", "boxed-number", "boxed-measure", "boxed-text",
+    "boxed-incomplete", "boxed-math-verify", "hashes", "answer-is",
 }  # fmt: skip
 PIECES = [*"\\{}$,.-+= 0179abx\u2212\u00b2", "\\boxed{", "</think>", "<answer>", "</answer>", "####", "answer is "]
 LATEX = st.lists(st.sampled_from(PIECES)).map("".join)
@@ -47,7 +48,7 @@ def test_golden_case(case: dict[str, Any]) -> None:
 
 def test_golden_cases_say_where_they_are_from_and_reach_every_path() -> None:
     assert all(case["source"] for case in CASES)
-    assert len({case["name"] for case in CASES}) == len(CASES) >= 60
+    assert len({case["name"] for case in CASES}) == len(CASES) >= 400
     assert {case["path"] for case in CASES} == PATHS
 
 
@@ -101,6 +102,54 @@ def test_a_box_holds_balanced_braces(text: str) -> None:
         assert plain.count("{") == plain.count("}")
 
 
+WRAPPERS = ["{}", "\\text{{{}}}", "\\textbf{{{}}}", "\\mathrm{{{}}}", "\\mathbf{{{}}}"]
+UNITS = ["", " eggs", "\\text{ eggs}", "\\text{ cm}", "\\,\\mathrm{kg}", "^\\circ", "°", "\\text{ degrees}"]
+THOUSANDS = [",", "{,}", "\\,", "\\ ", " ", "\u2009"]
+
+
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from(WRAPPERS),
+    st.sampled_from(UNITS),
+    st.sampled_from(["", "."]),
+    st.sampled_from(THOUSANDS),
+)
+@settings(deadline=None)
+def test_how_a_number_is_written_never_changes_its_grade(
+    n: int, wrapper: str, unit: str, period: str, mark: str
+) -> None:
+    """Thousands marks, a wrapper, a unit and a final period say nothing; another last digit always does."""
+    for kind in ("integer", "number", "math"):
+        written = "\\boxed{" + wrapper.format(f"{n:,}".replace(",", mark)) + unit + period + "}"
+        right = decide(written, str(n), kind, "stop")
+        assert isinstance(right, Grade)
+        assert (right.answer, right.grade) == (str(n), "correct")
+        got = decide(written, str(n + 1), kind, "stop")
+        assert isinstance(got, Grade)
+        assert got.grade == "incorrect"
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6))
+@settings(deadline=None)
+def test_a_number_that_is_nearly_right_is_wrong(x: Decimal) -> None:
+    nearly = x * (1 + Decimal("1e-9")) if x else Decimal("1e-9")
+    for kind in ("integer", "number", "math"):
+        right, wrong = (decide(f"\\boxed{{{value:f}}}", f"{x:f}", kind, "stop") for value in (x, nearly))
+        assert isinstance(right, Grade)
+        assert isinstance(wrong, Grade)
+        assert (right.grade, wrong.grade) == ("correct", "incorrect")
+
+
+def test_equal_answers_are_one_vote_however_they_are_written() -> None:
+    for gold, spellings in (
+        ("70", ("70", "70.0", "\\frac{140}{2}", "70\\text{ cm}", "x = 70", "\\textbf{(C)}\\ 70")),
+        ("\\frac{1}{3}", ("\\frac13", "1/3", "\\frac{2}{6}")),
+        ("9", ("70.5", "\\frac{141}{2}", "70.50\\text{ cm}")),
+        ("x", ("\\sqrt{117}", "3\\sqrt{13}")),
+    ):
+        assert len({grade(f"\\boxed{{{box}}}", gold, "math", "stop").answer for box in spellings}) == 1
+
+
 def test_long_repetitive_responses_take_no_longer_than_others() -> None:
     started = time.process_time()
     for loop in (
@@ -149,7 +198,7 @@ def test_an_endless_expression_is_cut_off_and_incorrect(pool: GradingPool, latex
     problem = Problem("p", "?", "1", "math")
     got = pool.grade(f"\\boxed{{{latex}}}", problem, "stop")
     assert (got.grade, got.path) == ("incorrect", "timeout")
-    assert pool.grade("\\boxed{\\frac{2}{2}}", problem, "stop") == Grade("\\frac{2}{2}", "correct", "boxed-math-verify")
+    assert pool.grade("\\boxed{\\frac{2}{2}}", problem, "stop") == Grade("1", "correct", "boxed-math-verify")
 
 
 def test_a_tower_of_powers_is_incorrect_whether_or_not_it_ends(pool: GradingPool) -> None:
@@ -159,7 +208,7 @@ def test_a_tower_of_powers_is_incorrect_whether_or_not_it_ends(pool: GradingPool
 
 
 def _workers() -> list[int]:
-    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "grading_worker"], capture_output=True, text=True)
+    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "grading.worker"], capture_output=True, text=True)
     return [int(pid) for pid in children.stdout.split()]
 
 
@@ -169,7 +218,7 @@ def test_a_worker_killed_from_outside_costs_no_sample() -> None:
         assert pool.grade("\\boxed{1+x}", problem, "stop").grade == "correct"
         (pid,) = _workers()
         os.kill(pid, signal.SIGKILL)
-        assert pool.grade("\\boxed{x+2}", problem, "stop") == Grade("x+2", "incorrect", "boxed-math-verify")
+        assert pool.grade("\\boxed{x+2}", problem, "stop") == Grade("x + 2", "incorrect", "boxed-math-verify")
         assert _workers() != [pid]
     assert _workers() == []
 
