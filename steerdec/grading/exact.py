@@ -62,13 +62,22 @@ def _canonical(parsed: list[Any], text: str) -> str:
     import sympy
 
     expression = parsed[0] if parsed else None
-    if not isinstance(expression, sympy.Basic) or re.fullmatch(r"[A-Za-z]{3,}(?: [A-Za-z]+)*", text):
+    if not isinstance(expression, sympy.Basic) or re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", text):
         return text  # a word is not the product of its letters
     number = _number(parsed)
-    shown = str((expression if number is None else number).doit())  # parsed as written: sqrt(117) is 3*sqrt(13)
+    shown = str(expression if number is None else _evaluated(number))
     if isinstance(number, sympy.Rational) and (decimal := _terminating(number)) is not None:
         shown = decimal
     return shown if len(shown) <= MAX_CANONICAL_CHARS else text
+
+
+def _evaluated(number: Any) -> Any:
+    """Return a number that was parsed as written, `sqrt(117)`, in its usual form, unless that may take forever."""
+    import sympy
+
+    exponents = [power.exp for power in number.atoms(sympy.Pow)]
+    small = all(exponent.is_Rational and abs(exponent) <= 1000 for exponent in exponents)
+    return number.doit() if small and not number.has(sympy.factorial) else number
 
 
 def _terminating(number: Any) -> str | None:
