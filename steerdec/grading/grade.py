@@ -170,10 +170,10 @@ def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
     letter, _ = without_letter(plain(box))
     if letter and bare(plain(gold)).strip("()") == letter:
         return Grade(_counted(gold), "correct", "boxed-text")
-    measures = read_measure(box), read_measure(gold)
-    if measures[0] is not None and measures[1] is not None and not _percent(*measures):
-        return _grade(str(measures[0]), measures[0].equals(measures[1]), "boxed-measure")
-    if any(measure is not None and (len(measure.numbers) > 1 or measure.base) for measure in measures):
+    measure, of_gold = read_measure(box), read_measure(gold)
+    if measure is not None and of_gold is not None and not _percent(measure, of_gold):
+        return _grade(str(measure), measure.equals(of_gold), "boxed-measure")
+    if any(one is not None and (len(one.numbers) > 1 or one.base) for one in (measure, of_gold)):
         return Grade(bare(plain(box)), "incorrect", "boxed-measure")  # math-verify would take one number of several
     return Comparison(without_unit(box), without_unit(gold), kind)
 
