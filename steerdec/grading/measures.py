@@ -96,7 +96,7 @@ def bare(text: str) -> str:
 
 
 def is_words(text: str) -> bool:
-    """Return whether a :func:`plain` text is words that were set as text, and nothing else: `\\text{even}`."""
+    r"""Return whether a :func:`plain` text is words that were set as text, and nothing else: `\\text{even}`."""
     return re.fullmatch(r"\x01\s*[^\W\d_]{2}[^\d\x01\x02]*\x02", text) is not None
 
 
