@@ -1,10 +1,11 @@
 """A server with known success probabilities, for tests of the benchmark runner.
 
-This is the one place where something stands in for the real thing: how often a real model is right
-is not known in advance, so a real model cannot show that the runner, the grading and the statistics
-find it. It is a real HTTP server on a loopback port that speaks what `steerdec serve` speaks
-(/health, /v1/models, /v1/steering, /tokenize, /detokenize, both completion routes with `steering`
-telemetry), and it fails on demand: errors, hangs, cut connections, nonsense. Its tokens are characters.
+It stands in for a real model because nobody knows in advance how often a real model is right, so a
+real one cannot show that the runner, the grading and the statistics find it. It is an HTTP server on a
+loopback port that speaks what `steerdec serve` speaks (/health, /v1/models, /v1/steering, /tokenize,
+/detokenize, both completion routes with `steering` telemetry), and it fails on demand: errors, hangs, cut
+connections, nonsense. Its tokens are characters. tests/benchmarks/run/test_endpoint_contract.py holds it
+and a real server to the same assertions.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from steerdec.steering.params import PAPER_THRESHOLD_NATS, SteeringError, parse
 
 Body = dict[str, Any]
 Fault = str | Response | None  # "hang", "cut", or an answer to give instead; None: behave
@@ -134,6 +137,11 @@ class ScriptedEndpoint:
                 return _Cut()
             if isinstance(fault, Response):
                 return fault
+            if "steering" in body and not self.script.ignores_steering:
+                try:
+                    parse(body["steering"])
+                except SteeringError as e:
+                    return JSONResponse(error(str(e), "steering"), status_code=400)
             await asyncio.sleep(self.script.latency_s)
             return JSONResponse(answer(self.script, body))
         finally:
@@ -149,6 +157,11 @@ class _Cut(Response):
         raise asyncio.CancelledError
 
 
+def error(message: str, param: str) -> Body:
+    """An OpenAI error body with status 400, as `steerdec serve` sends it."""
+    return {"error": {"message": message, "type": "BadRequestError", "param": param, "code": 400}}
+
+
 def models(script: Script) -> Body:
     """GET /v1/models."""
     entry = {"id": script.model, "object": "model", "max_model_len": script.max_model_len}
@@ -157,8 +170,9 @@ def models(script: Script) -> Body:
 
 def about(script: Script) -> Body:
     """GET /v1/steering."""
-    told: Body = {"steerdec": "0", "vllm": "0", "runner": "v1", "dtype": "float32", "processor": True}
-    return told | {"default": None, "batch_invariant": True, "calibration": None} | script.about
+    versions: Body = {"steerdec": "0", "vllm": "0", "runner": "v1", "dtype": "float32", "processor": True}
+    settings: Body = {"default": None, "batch_invariant": True, "calibration": None}
+    return versions | settings | {"threshold_nats": PAPER_THRESHOLD_NATS} | script.about
 
 
 def ids_of(text: str) -> list[int]:
@@ -199,19 +213,22 @@ def answer(script: Script, body: Body) -> Body:
 
 
 def telemetry(script: Script, body: Body, tokens: int) -> Body:
-    """Every fifth token is a fork of 2 nats, the others have 0.001; at other temperatures, as the script says."""
+    """Every fifth token has 2 nats, the others have 0.001; at other temperatures, as the script says."""
     steering, own = body["steering"], body["temperature"]
+    threshold = steering.get("threshold_nats", PAPER_THRESHOLD_NATS)
     at = (steering.get("other_temperature", own), steering.get("fork_temperature", own))
-    fork = [i % 5 == 0 or steering.get("select") == "all" for i in range(tokens)]
+    entropy = [2.0 if i % 5 == 0 else 0.001 for i in range(tokens)]
+    fork = [h > threshold for h in entropy]
+    if steering.get("select") in ("random", "all"):  # at the same rate as by entropy, or everywhere
+        fork = [i % 5 == 0 or steering["select"] == "all" for i in range(tokens)]
     if steering.get("select") == "first":
         fork = [i < steering["first_tokens"] for i in range(tokens)]
-    entropy = [2.0 if f else 0.001 for f in fork]
     told: Body = {
         "tokens": tokens,
         "forks": sum(fork),
         "fork_rate": sum(fork) / tokens if tokens else 0.0,
         "mean_entropy_nats": sum(entropy) / tokens if tokens else None,
-        "threshold_nats": steering.get("threshold_nats", 0.672),
+        "threshold_nats": threshold,
     }
     probe = steering.get("probe_temperature")
     if probe is not None:
