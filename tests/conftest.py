@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -19,6 +20,19 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the time that each folder's tests took, set-up included, so that its growth is seen."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = PurePosixPath(report.nodeid.partition("::")[0]).parent
+                seconds[str(folder)] += report.duration
+    terminalreporter.section("time per folder")
+    for folder, duration_s in seconds.most_common():
+        terminalreporter.write_line(f"{duration_s:8.1f} s  {folder}")
 
 
 @pytest.fixture(scope="module", autouse=True)
