@@ -49,8 +49,6 @@ def loss(
         mask: [responses, tokens], bool, the tokens that count.
         share: rho, the share of tokens that are forks.
         per: divisor of the sum, FORKS or ALL.
-        epsilon_low: the ratio is clipped below at 1 - epsilon_low.
-        epsilon_high: the ratio is clipped above at 1 + epsilon_high.
     """
     forks = forks_of(entropy_nats, mask, share)
     ratio = (logp - sampled_logp).exp()
