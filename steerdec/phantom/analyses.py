@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from steerdec.phantom import arms
-from steerdec.phantom.compare import NATS_LIMIT, Row
+from steerdec.phantom.compare import NATS_LIMIT
 from steerdec.phantom.kinds import RULES
+from steerdec.phantom.scores import Row
 from steerdec.phantom.truth import Truth
 
 TEMPERATURE_LIMIT: Final = 0.01  # of a solved temperature, as a share of the exact one

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from steerdec.benchmarks.run.local_server import ServerError, local_server
-from steerdec.phantom import analyses, compare
+from steerdec.phantom import analyses, compare, scores
 from steerdec.phantom.chain import Floats
-from steerdec.phantom.compare import Row
 from steerdec.phantom.folder import MAX_TOKENS, PhantomError, kind_named, truth_of, write_phantom
 from steerdec.phantom.kinds import KINDS
 from steerdec.phantom.responses import ResponseError
+from steerdec.phantom.scores import Row
 from steerdec.phantom.truth import Truth
 
 CALIBRATED: Final = ("dose-only", "place-only")
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += found
             cells.append(own_cells)
     if any(len(z) for z, _ in cells):
-        rows.append(compare.chi_square_row(cells))
+        rows.append(scores.chi_square_row(cells))
     print_table(rows)
     failed = [row for row in rows if not row.passed]
     for row in failed:
@@ -114,7 +114,7 @@ def measure(
         rows.append(analyses.verdict_row(name, kind.claims, summary, every=options.samples >= DECIDED_SAMPLES))
     if not options.no_analyses:
         rows += _analyzed(name, known, run, phantom, folder)
-    return rows, compare.independent_z(arms)
+    return rows, scores.independent_z(arms)
 
 
 @contextmanager

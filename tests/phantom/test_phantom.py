@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from steerdec.benchmarks.design.arm_sets import load_arm_set
-from steerdec.phantom import arms, compare
+from steerdec.phantom import arms, compare, scores
 from steerdec.phantom.chain import END, Chain, ChainError, Option
 from steerdec.phantom.folder import PhantomError, kind_named, truth_as_json, truth_of, write_phantom
 from steerdec.phantom.kinds import KINDS, RULES
@@ -237,10 +237,10 @@ def failing(known: Truth, run: Mapping[str, Any], samples: list[dict[str, Any]])
 def test_exact_draws_pass(drawn: tuple[Truth, dict[str, Any], list[dict[str, Any]]]) -> None:
     known, run, samples = drawn
     assert failing(known, run, samples) == []
-    cells = [compare.independent_z(compare.read_arms(known, run, samples))]
-    assert compare.chi_square_row(cells).passed
-    assert not compare.chi_square_row([(3.0 * cells[0][0], cells[0][1])]).passed
-    assert not compare.chi_square_row([(0.1 * cells[0][0], cells[0][1])]).passed
+    cells = [scores.independent_z(compare.read_arms(known, run, samples))]
+    assert scores.chi_square_row(cells).passed
+    assert not scores.chi_square_row([(3.0 * cells[0][0], cells[0][1])]).passed
+    assert not scores.chi_square_row([(0.1 * cells[0][0], cells[0][1])]).passed
 
 
 def relabeled(samples: list[dict[str, Any]], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
