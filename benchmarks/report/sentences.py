@@ -64,8 +64,8 @@ def interim_sentence(summary: Summary) -> str | None:
     if not (summary.interim or missing):
         return None
     counted = f"{missing:,} samples are still to be made" if missing else "the verdicts are not final"
-    reason = summary.interim_reason.strip()
-    return f"Interim: this run is not finished; {counted}." + (f" {sentence(reason)}" if reason else "")
+    reason = summary.interim_reason.strip() or f"this run is not finished; {counted}"
+    return sentence(f"Interim: {reason[0].lower()}{reason[1:]}")
 
 
 def truncation_sentence(summary: Summary) -> str | None:

@@ -149,20 +149,26 @@ def _no_doses() -> str:
     )
 
 
-def _other_metrics(summary: Summary) -> list[tuple[str, str, Comparison, str, str]]:
-    """Return (difference, unit, comparison, amount, interval) of the wider population, grouped by metric."""
+@dataclass(frozen=True)
+class Outcome:
+    """A difference in another outcome than avg@k, in the unit of its metric."""
+
+    comparison: Comparison
+    difference: str
+    interval: str
+
+
+def _other_metrics(summary: Summary) -> tuple[list[tuple[str, str]], dict[str, list[Outcome | None]]]:
+    """Return (metric, unit) of every column, and the cells of every difference; over problems like these."""
     rows = [row for row in summary.other_metrics if row.scope == "problems like these"]
-    rows.sort(key=lambda row: list(dict.fromkeys(r.metric for r in rows)).index(row.metric))
-    return [
-        (
-            plots.label(row.arm, row.baseline),
-            unit(row.metric),
-            row,
-            amount(row.diff, row.metric),
-            amount_interval(row.ci95, row.metric),
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    table: dict[str, list[Outcome | None]] = {}
+    for row in rows:
+        cells = table.setdefault(plots.label(row.arm, row.baseline), [None] * len(metrics))
+        cells[metrics.index(row.metric)] = Outcome(
+            row, amount(row.diff, row.metric), amount_interval(row.ci95, row.metric)
         )
-        for row in rows
-    ]
+    return [(metric, unit(metric)) for metric in metrics], table
 
 
 def _delivered(settings: Settings, summary: Summary) -> list[Delivered]:

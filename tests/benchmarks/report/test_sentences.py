@@ -54,6 +54,6 @@ def test_warnings_and_an_interim_look_come_before_the_verdicts() -> None:
     assert sentences.cautions(summary()) == []
     said = sentences.cautions(summary(interim=True, interim_reason="look 2 of 4", warnings=("two texts are equal",)))
     assert said == [
-        "Interim: this run is not finished; the verdicts are not final. Look 2 of 4.",
+        "Interim: look 2 of 4.",
         "Two texts are equal.",
     ]
