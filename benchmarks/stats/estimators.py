@@ -69,11 +69,17 @@ def avg_at_k(arm: Counts) -> Estimate:
     """Mean accuracy with a 95% Student interval over problems: the problem is the cluster.
 
     The spread of the per-problem accuracies already holds the sampling noise within problems. The interval is cut to
-    [0, 1], which cannot change its coverage.
+    [0, 1], which cannot change its coverage. Where no problem, or every one, is ever solved it is that of Clopper and
+    Pearson (1934) for as many problems.
     """
     estimate = mean_over_problems(arm.accuracy)
     low, high = np.clip(estimate.ci95, 0.0, 1.0)
-    return Estimate(**{**vars(estimate), "ci95": (float(low), float(high)), "p": np.nan})
+    note = estimate.note
+    if estimate.se == 0 and estimate.value in (0.0, 1.0):
+        exact = scipy.stats.binomtest(round(estimate.value * estimate.n_problems), estimate.n_problems)
+        low, high = exact.proportion_ci(1 - ALPHA, method="exact")
+        note = f"all {estimate.n_problems} problems at {100 * estimate.value:.0f}%; exact interval over problems"
+    return Estimate(**{**vars(estimate), "ci95": (float(low), float(high)), "p": np.nan, "note": note})
 
 
 def pass_at_k(arm: Counts, k: int) -> Floats:
@@ -135,6 +141,12 @@ def student(value: float, se: float, df: float, n_problems: int, dropped: int) -
     half = float(scipy.stats.t.ppf(1 - ALPHA / 2, df)) * se
     p = float(2 * scipy.stats.t.sf(abs(value) / se, df))
     return Estimate(value, float(se), df, (value - half, value + half), p, n_problems, dropped)
+
+
+def student_interval(value: float, se: float, df: float, tail: float) -> tuple[float, float]:
+    """Return the limits that Student's t at `df` degrees of freedom misses with chance `tail` on each side."""
+    half = float(-scipy.stats.t.ppf(tail, df)) * se
+    return value - half, value + half
 
 
 def unknown(n_problems: int, dropped: int, value: float, note: str) -> Estimate:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from steerdec.records.summary import Metric
+
+from .metrics import METRICS
 from .verdicts import Claim, Direction
 
 DELTA = 0.02  # two arms closer than 2 points are called equivalent, unless the arm set says otherwise
@@ -37,6 +40,16 @@ class Contrast(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Asks:
+    """Which tokens an arm steers, and whether it raises (1) or lowers (-1) their entropy; 0 where it does both."""
+
+    forks: bool
+    others: bool
+    sign: int
+    first_only: bool = False  # only the first tokens: too few to move a mean
+
+
+@dataclass(frozen=True)
 class Design:
     arms: tuple[str, ...]
     baseline: str
@@ -49,6 +62,8 @@ class Design:
     contrasts: tuple[Contrast, ...]
     families: tuple[Family, ...]
     delta: float
+    asks: Mapping[str, Asks]  # the arms that steer at other than the base temperatures
+    temperature: float | None  # of the baseline
 
 
 def read_design(arm_set: Mapping[str, Any]) -> Design:
@@ -77,6 +92,29 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
         contrasts=tuple(_contrasts(arms, controls)),
         families=tuple(_families(arms, baseline)),
         delta=delta,
+        asks={name: asks for name, arm in arms.items() if (asks := _asks(arm)) is not None},
+        temperature=arms[baseline].get("temperature"),
+    )
+
+
+def _asks(arm: Mapping[str, Any]) -> Asks | None:
+    """What a split policy asks for; None for an arm that steers nothing, or whose policy has no two temperatures."""
+    own, steering = arm.get("temperature"), arm.get("steering") or {}
+    if steering.get("policy", "split") != "split" or not isinstance(own, int | float):
+        return None
+    fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
+    if not isinstance(fork, int | float) or not isinstance(other, int | float):
+        return None
+    everything = steering.get("select") == "all"
+    changes = [fork - own] if everything else [fork - own, other - own]
+    signs = {1 if change > 0 else -1 for change in changes if change}
+    if not signs:
+        return None
+    return Asks(
+        forks=fork != own,
+        others=not everything and other != own,
+        sign=signs.pop() if len(signs) == 1 else 0,
+        first_only=steering.get("select") == "first",
     )
 
 
@@ -117,7 +155,10 @@ def _claim(claim: Mapping[str, Any]) -> Claim:
     if direction is None:
         known = ", ".join(_DIRECTIONS)
         raise DesignError(f'claim "{claim["id"]}": direction "{claim["direction"]}" is none of {known}')
-    return Claim(claim["id"], claim["statement"], claim["arm"], _against(claim), direction)
+    metric: Metric | None = next((name for name in METRICS if name == (claim.get("metric") or "avg@k")), None)
+    if metric is None:
+        raise DesignError(f'claim "{claim["id"]}": metric "{claim["metric"]}" is none of {", ".join(METRICS)}')
+    return Claim(claim["id"], claim["statement"], claim["arm"], _against(claim), direction, metric)
 
 
 def _combined(
@@ -127,13 +168,14 @@ def _combined(
     found = []
     for place in claims:
         dose_matched = any(arms[name]["role"] in DOSE_MATCHED for name in (place.arm, place.against))
-        if place.against == baseline or not dose_matched:
+        if place.against == baseline or not dose_matched or place.metric != "avg@k":
             continue
         where = _steered(arms[place.arm], arms[baseline])
         effects = [
             effect
             for effect in claims
             if effect.against == baseline
+            and effect.metric == place.metric
             and effect.direction == place.direction
             and (effect.arm == place.arm or _same_tokens(_steered(arms[effect.arm], arms[baseline]), where))
         ]

@@ -12,8 +12,8 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from .comparisons import problem_differences
-from .estimators import ROUNDING, Counts, Estimate, Floats, mean_over_problems, student, unknown
+from .comparisons import Spread, problem_differences
+from .estimators import ALPHA, ROUNDING, Counts, Estimate, Floats, mean_over_problems, student, unknown
 
 # Label, lowest and highest baseline accuracy; a stratum holds its lower bound, the last one both.
 STRATA = (("hard", 0.0, 0.25), ("medium", 0.25, 0.75), ("easy", 0.75, 1.0))
@@ -96,3 +96,34 @@ def difference_at_equal_length(differences: ArrayLike, log_length_ratio: ArrayLi
     if not fit.intercept_stderr > ROUNDING:  # also NaN, where the differences are all equal
         return unknown(n, dropped, float(fit.intercept), "the differences lie on a line, so the spread is not known")
     return student(float(fit.intercept), float(fit.intercept_stderr), n - 2.0, n, dropped)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How much the true effect varies between problems (a standard deviation), with its interval."""
+
+    sd: float
+    ci95: tuple[float, float]
+    p: float  # of no variation at all
+    effects: Floats  # [n_problems], each shrunken towards the mean by the share of the spread that is noise
+
+
+def variation(spread: Spread) -> Variation:
+    """Return the spread of a difference between problems beyond the sampling noise, and shrunken effects.
+
+    The observed variance is that of the effects plus the mean noise; times n - 1 over their sum it is taken as
+    chi-squared with n - 1 degrees of freedom, which gives interval and p. The effects are those of Efron and Morris
+    (1973).
+    """
+    kept = ~np.isnan(spread.differences)
+    d, n = spread.differences[kept], int(kept.sum())
+    effects: Floats = np.full(len(kept), np.nan)
+    if n < 2:
+        return Variation(np.nan, (np.nan, np.nan), np.nan, effects)
+    noise, total = float(np.mean(spread.variance[kept])), float(np.var(d, ddof=1))
+    between = max(0.0, total - noise)
+    effects[kept] = d.mean() + (between / total if total > 0 else 0.0) * (d - d.mean())
+    bounds = [(n - 1) * total / scipy.stats.chi2.ppf(q, n - 1) - noise for q in (1 - ALPHA / 2, ALPHA / 2)]
+    low, high = (float(np.sqrt(max(0.0, bound))) for bound in bounds)
+    p = float(scipy.stats.chi2.sf((n - 1) * total / noise, n - 1)) if noise > 0 else np.nan
+    return Variation(float(np.sqrt(between)), (low, high), p, effects)

@@ -1,7 +1,7 @@
-"""A run folder -> `summary.json`: every arm, every difference in two scopes, a verdict on every claim.
+"""A run folder -> `summary.json`: every arm, every difference in two populations, a verdict on every claim.
 
-The names of the contract are `arms`, `comparisons`, `claims` and `instrument`; beside them stand intervals, strata,
-trends, mediators and, under `methods`, how each number was made. A number that cannot be had is null.
+The names of the contract are `arms`, `comparisons`, `claims` and `instrument`; beside them stand intervals, looks,
+strata, trends, mediators and, under `methods`, how each number was made. A number that cannot be had is null.
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ import numpy as np
 
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.files import FileError
-from steerdec.common.multiplicity import holm
 from steerdec.records import summary as records
-from steerdec.records.summary import ClaimSummary, Comparison, Summary
+from steerdec.records.summary import Summary
 
-from . import comparisons, verdicts
-from .comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
-from .estimators import Counts, Estimate
-from .expectations import Design, DesignError, read_design
-from .summary_rows import METHODS, arm_row, contrast_row, difference_of, mediator_row, strata_rows, trend_row
-from .tally import SampleError, Tally, read_samples
+from . import claims
+from .expectations import DesignError, read_design
+from .looks import PlannedLook
+from .run_data import RunData
+from .summary_rows import (
+    METHODS,
+    arm_row,
+    comparison_rows,
+    contrast_row,
+    heterogeneity_row,
+    mediator_row,
+    other_metric_rows,
+    strata_rows,
+    trend_row,
+)
+from .tally import SampleError, read_samples
 
 
 class SummaryError(InvalidInputError):
@@ -40,7 +49,12 @@ def write_summary(directory: str | Path) -> Path:
 
 
 def summarise(directory: str | Path) -> Summary:
-    """The summary of a run folder, finished or not.
+    """Return the summary of a run folder, finished or not. Raises SummaryError."""
+    return _summary(read_run_data(directory))
+
+
+def read_run_data(directory: str | Path) -> RunData:
+    """Return what a run was to show, and what it has so far.
 
     Raises:
         SummaryError: run.json or samples.jsonl is missing or not what it should be; one line that says where.
@@ -48,10 +62,7 @@ def summarise(directory: str | Path) -> Summary:
     path = Path(directory)
     try:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        design = read_design(run["arms"])
-        problems, k = [str(name) for name in run["problems"]["ids"]], int(run["samples"])
-        (path / "samples.jsonl").stat()  # to the journal, no file is a run without samples
-        tally = read_samples(path / "samples.jsonl", problems, design.arms)
+        return _data(run, path)
     except FileError as e:
         raise SummaryError(str(e)) from None
     except FileNotFoundError as e:
@@ -62,17 +73,59 @@ def summarise(directory: str | Path) -> Summary:
         raise SummaryError(f"{path}: {e}") from None
     except (OSError, ValueError, TypeError) as e:
         raise SummaryError(f"{path / 'run.json'} is no run: {e}") from None
-    return _summary(design, tally, k)
 
 
-def _summary(design: Design, tally: Tally, k: int) -> Summary:
+def _data(run: Mapping[str, Any], path: Path) -> RunData:
+    design = read_design(run["arms"])
+    problems, k = [str(name) for name in run["problems"]["ids"]], int(run["samples"])
+    planned = read_looks(run.get("looks"), k)
+    groups = run["problems"].get("groups")
+    (path / "samples.jsonl").stat()  # to the journal, no file is a run without samples
+    tally = read_samples(path / "samples.jsonl", problems, design.arms)
+    return RunData.of(design, tally, planned, _group_numbers(groups, problems))
+
+
+def read_looks(value: Any, samples: int) -> tuple[PlannedLook, ...]:
+    """Return the planned looks of a `run.json`; one at the end where it has none.
+
+    A look is the number of samples per problem, or {"samples", "planned"} where the run was extended since: `planned`
+    is then the size of the run when the look was planned.
+
+    Raises:
+        ValueError: a look is not possible.
+    """
+    if not value:
+        return (PlannedLook(samples, samples),)
+    planned = []
+    for look in value:
+        at, of = (look["samples"], look["planned"]) if isinstance(look, Mapping) else (look, samples)
+        planned.append(PlannedLook(int(at), int(of)))
+    rising = [look.samples for look in planned]
+    if sorted(set(rising)) != rising or rising[0] < 1 or any(look.samples > look.planned for look in planned):
+        raise ValueError(f"looks are at {rising} samples; rising numbers from 1 to the samples planned are allowed")
+    return tuple(planned)
+
+
+def _group_numbers(groups: Any, problems: list[str]) -> np.ndarray | None:
+    """[n_problems]; a problem without a group is one of its own."""
+    if not groups:
+        return None
+    names = [f"group {groups[name]}" if groups.get(name) is not None else f"problem {name}" for name in problems]
+    numbers: np.ndarray = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def _summary(data: RunData) -> Summary:
+    design, tally = data.design, data.tally
     counts = {name: tally.counts(name) for name in design.arms}
-    rows = _comparisons(design, counts)
-    instrument = _instrument(design, tally, counts)
+    instrument = claims.judge_instruments(data)
+    judged = claims.judge(data, instrument)
+    rows = {name: arm_row(data, name, counts[name]) for name in design.arms}
+    missing = sum(rows[name].missing for name in judged.arms_needed)
     return Summary(
-        arms={name: arm_row(tally, name, counts[name], k * len(tally.problems)) for name in design.arms},
-        comparisons=tuple(rows),
-        claims=tuple(_claims(design, counts, rows, instrument)),
+        arms=rows,
+        comparisons=comparison_rows(data, judged.claimed),
+        claims=judged.rows,
         instrument=instrument.verdict,
         instrument_reason=instrument.reason,
         delta=design.delta,
@@ -82,96 +135,12 @@ def _summary(design: Design, tally: Tally, k: int) -> Summary:
         mediators=tuple(mediator_row(tally, counts, *pair) for pair in design.pairs),
         repeated_lines=tally.repeated,
         methods=METHODS,
+        interim=missing > 0,
+        interim_reason=claims.interim_sentence(data, missing),
+        warnings=judged.warnings,
+        instrument_bias=instrument.bias,
+        other_metrics=other_metric_rows(data, judged.claimed),
+        heterogeneity=tuple(heterogeneity_row(data, *pair) for pair in design.pairs),
+        looks=judged.looks,
+        arms_needed=judged.arms_needed if missing else (),
     )
-
-
-def _comparisons(design: Design, counts: Mapping[str, Counts]) -> list[Comparison]:
-    claimed = list(dict.fromkeys((claim.arm, claim.against) for claim in design.claims))
-    estimates = {(pair, scope): _difference(counts, pair, scope) for pair in design.pairs for scope in SCOPES}
-    adjusted: dict[tuple[tuple[str, str], comparisons.Scope], float] = {}
-    for scope in SCOPES:
-        p_holm = holm([estimates[pair, scope].p for pair in claimed])
-        adjusted |= {(pair, scope): p for pair, p in zip(claimed, p_holm, strict=True)}
-    return [
-        Comparison(
-            arm=pair[0],
-            baseline=pair[1],
-            scope=scope,
-            **vars(difference_of(estimate)),
-            p_holm=adjusted.get((pair, scope)),
-            p_equivalence=comparisons.equivalence_p(estimate, design.delta),
-            mde=comparisons.minimum_detectable_effect(estimate.se, estimate.df),
-        )
-        for (pair, scope), estimate in estimates.items()
-    ]
-
-
-def _difference(counts: Mapping[str, Counts], pair: tuple[str, str], scope: comparisons.Scope) -> Estimate:
-    return comparisons.difference(counts[pair[0]], counts[pair[1]], scope)
-
-
-def _claims(
-    design: Design, counts: Mapping[str, Counts], rows: list[Comparison], instrument: verdicts.Instrument
-) -> list[ClaimSummary]:
-    p_holm = {(row.arm, row.baseline, row.scope): np.nan if row.p_holm is None else row.p_holm for row in rows}
-    rulings: dict[str, dict[str, verdicts.Ruling]] = {scope: {} for scope in SCOPES}
-    for scope in SCOPES:
-        for claim in design.claims:
-            estimate = _difference(counts, (claim.arm, claim.against), scope)
-            p = p_holm[claim.arm, claim.against, scope]
-            rulings[scope][claim.id] = verdicts.judge(claim, estimate, p, design.delta)
-        for effect, place in design.combined:
-            borrowed_from = effect.arm if effect.arm != place.arm else ""
-            pair = verdicts.place_or_dose(
-                rulings[scope][effect.id], rulings[scope][place.id], place.against, borrowed_from
-            )
-            rulings[scope] |= {ruling.id: ruling for ruling in pair}
-        if instrument.verdict == "invalid":
-            rulings[scope] = {name: verdicts.voided(ruling) for name, ruling in rulings[scope].items()}
-    return [
-        ClaimSummary(
-            **vars(ruling),
-            scope=PROBLEMS_LIKE_THESE,
-            verdict_these_problems=rulings[THESE_PROBLEMS][name].verdict,
-            **_difference_claimed(design, rows, name),
-        )
-        for name, ruling in rulings[PROBLEMS_LIKE_THESE].items()
-    ]
-
-
-def _difference_claimed(design: Design, rows: list[Comparison], claim_id: str) -> dict[str, Any]:
-    """Return the fields of a claim's own difference; none for a claim that combines two others."""
-    for claim in design.claims:
-        for row in rows:
-            if claim.id == claim_id and (row.arm, row.baseline, row.scope) == (
-                claim.arm,
-                claim.against,
-                PROBLEMS_LIKE_THESE,
-            ):
-                ends = {"arm": claim.arm, "baseline": claim.against, "direction": claim.direction}
-                return {**ends, "diff": row.diff, "ci95": row.ci95, "p_adjusted": row.p_holm}
-    return {}
-
-
-def _instrument(design: Design, tally: Tally, counts: Mapping[str, Counts]) -> verdicts.Instrument:
-    """Of several A/A arms, the most doubtful verdict."""
-    if not design.identities:
-        return verdicts.Instrument("unchecked", "the arm set has no A/A arm (role identity)")
-    judged = {name: _judge_identity(design, tally, counts, name) for name in design.identities}
-    reasons = [one.reason for one in judged.values()]
-    if len(judged) > 1 or design.controls[design.identities[0]] != design.baseline:
-        reasons = [
-            f"{name}, with {design.controls[name]} as its baseline: {one.reason}" for name, one in judged.items()
-        ]
-    verdict = max((one.verdict for one in judged.values()), key=("valid", "unchecked", "invalid").index)
-    return verdicts.Instrument(verdict, "; ".join(reasons))
-
-
-def _judge_identity(design: Design, tally: Tally, counts: Mapping[str, Counts], name: str) -> verdicts.Instrument:
-    # An arm that repeats the baseline with other seeds shares no seed with it, and so adds no pair.
-    repeats = [tally.differing(name, design.baseline) for name in design.repeats]
-    nothing = np.zeros(len(tally.problems), dtype=np.int64)
-    floor = Counts(sum((r.correct for r in repeats), nothing), sum((r.graded for r in repeats), nothing))
-    control = design.controls[name]
-    accuracy = _difference(counts, (name, control), THESE_PROBLEMS)
-    return verdicts.judge_instrument(tally.differing(name, control), floor, accuracy)

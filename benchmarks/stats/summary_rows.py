@@ -6,39 +6,63 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from steerdec.records.summary import ArmSummary, Difference, Mediators, Stratum, Trend
+from steerdec.records.summary import (
+    ArmSummary,
+    Comparison,
+    Difference,
+    Heterogeneity,
+    Mediators,
+    Population,
+    Stratum,
+    Trend,
+)
 from steerdec.records.summary import Contrast as ContrastSummary
 
-from . import comparisons, secondary
+from . import comparisons, metrics, secondary
 from . import estimators as stats
-from .comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS
+from .comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
 from .estimators import Counts, Estimate, Floats
+from .evidence import evidence
 from .expectations import Contrast, Design, Family
+from .judging import Compared
+from .pairing import pair_up
+from .run_data import RunData
 from .tally import MISSING, Bools, Tally
+from .verdicts import Corrected
 
 METHODS = {
-    "avg_at_k": "mean over problems of the share correct; 95% Student interval over problems, the clusters",
+    "avg_at_k": "mean over problems of the share correct; 95% Student interval over problems (exact at 0 and 1)",
     "pass_at_k": "unbiased, 1 - C(n-c,k)/C(n,k), over the problems with at least k graded samples",
     "maj_at_k": "most frequent answer; no answer, no vote; ties go to the answer given first (lowest sample index)",
-    THESE_PROBLEMS: "stratified binomial standard error, the problems fixed; Satterthwaite degrees of freedom",
-    PROBLEMS_LIKE_THESE: "paired Student t over per-problem differences; decides the claims",
-    "p_holm": "Holm over the claimed pairs, two-sided, within a scope",
-    "p_equivalence": "two one-sided t-tests against plus and minus delta, not corrected",
+    "comparisons": "over the (problem, sample) that both arms have graded",
+    THESE_PROBLEMS: "the problems fixed; variance of the seed-paired differences within problems (of independent arms "
+    "where the seeds differ), Satterthwaite degrees of freedom; limits for rare events where fewer than ten differ",
+    PROBLEMS_LIKE_THESE: "Student t over per-problem differences, or over groups of problems; limits for rare events "
+    "where fewer than ten problems differ; decides the claims",
+    "p_holm": "two-sided, adjusted for the planned looks, then by Holm over all claims, within a population",
+    "p_equivalence": "two one-sided tests against plus and minus delta, by Student's t and rare events; the larger p",
+    "bounds": "the difference with all ungraded samples wrong in one arm and right in the other (Manski)",
+    "looks": "error spent by the function of Lan and DeMets that resembles O'Brien and Fleming's bounds",
     "mde": "smallest true difference seen with 80% power at two-sided 5%, before Holm",
+    "heterogeneity": "variance between problems beyond the sampling noise, chi-squared interval; shrunken effects",
     "trends": "per-problem least-squares slope over temperature, Student over problems; the baseline is dose 0",
     "contrasts": "paired Student t over per-problem differences of two differences; not corrected, decides no claim",
     "strata": "problems sorted by the even-numbered baseline samples, compared on the odd-numbered of both arms",
     "mediators": "Kitagawa's two parts of the difference, and its intercept against the log ratio of lengths",
-    "ungraded": "failed requests: counted, left out of accuracy, never taken as wrong",
+    "ungraded": "counted, left out of estimates; every p is the largest of three, with them left out, wrong, and right",
 }
 
 
-def arm_row(tally: Tally, name: str, counts: Counts, planned: int) -> ArmSummary:
+def arm_row(data: RunData, name: str, counts: Counts) -> ArmSummary:
+    tally, planned = data.tally, data.samples * len(data.tally.problems)
     own = tally.of(name)
     answered, told = own & ~tally.failed, own & (tally.forks != MISSING) & (tally.tokens != MISSING)
     k = int(tally.by_problem(own).max(initial=0))
     passed = {at: stats.pass_at_k(counts, at) for at in _powers_of_two_and(k)}
     average = stats.avg_at_k(counts)
+    applied = data.applied.get(name)
+    shift = applied.shift if applied else None
+    changed = None if name == data.design.baseline else tally.differing(name, data.design.controls[name])
     return ArmSummary(
         n_problems=average.n_problems,
         k=k,
@@ -58,6 +82,13 @@ def arm_row(tally: Tally, name: str, counts: Counts, planned: int) -> ArmSummary
         missing=planned - int(own.sum()),
         ungraded=int(np.sum(own & ~tally.graded)),
         failed_requests=int(np.sum(own & tally.failed)),
+        tokens_per_correct=metrics.arm_value(data.tables[name], "tokens per correct"),
+        mean_kl_nats=_mean_over_tokens(tally, own, tally.kl_nats),
+        entropy_shift_nats=shift.value if shift else None,
+        entropy_shift_ci95=shift.ci95 if shift else None,
+        texts_changed=_ratio(int(changed.correct.sum()), int(changed.graded.sum())) if changed else None,
+        applied=applied.status if applied else None,
+        applied_reason=applied.reason if applied else "",
     )
 
 
@@ -80,6 +111,66 @@ def _majorities(tally: Tally, rows: Bools) -> Floats:
         answers = [None if answer == MISSING else answer for answer in tally.answer[group].tolist()]
         found.append(float(stats.majority_is_correct(answers, tally.correct[group].tolist())))
     return np.array(found)
+
+
+def comparison_rows(data: RunData, claimed: Mapping[tuple[Compared, Population], Corrected]) -> tuple[Comparison, ...]:
+    """Every pair of the design in both populations, by avg@k, on all samples there are."""
+    return tuple(
+        _comparison(data, (*pair, "avg@k"), population, claimed) for pair in data.design.pairs for population in SCOPES
+    )
+
+
+def other_metric_rows(
+    data: RunData, claimed: Mapping[tuple[Compared, Population], Corrected]
+) -> tuple[Comparison, ...]:
+    """The same by every other metric."""
+    return tuple(
+        _comparison(data, (*pair, metric), population, claimed)
+        for metric in metrics.METRICS[1:]
+        for pair in data.design.pairs
+        for population in SCOPES
+    )
+
+
+def _comparison(
+    data: RunData,
+    compared: Compared,
+    population: Population,
+    claimed: Mapping[tuple[Compared, Population], Corrected],
+) -> Comparison:
+    arm, against, metric = compared
+    pair = pair_up(data.tables[arm], data.tables[against], groups=data.groups)
+    delta = data.design.delta
+    if metric not in metrics.SCORES:
+        delta = metrics.RELATIVE_DELTA * metrics.arm_value(data.tables[against], metric)
+    found = evidence(pair, metric, population, delta if delta > 0 else 1e-9)
+    corrected = claimed.get((compared, population))
+    return Comparison(
+        arm=arm,
+        baseline=against,
+        scope=population,
+        **vars(difference_of(found.estimate)),
+        p_holm=min(corrected.greater, corrected.less) if corrected else None,
+        p_equivalence=found.p_equal,
+        mde=comparisons.minimum_detectable_effect(found.estimate.se, found.estimate.df),
+        metric=metric,
+        metric_k=metrics.pass_size(int(pair.common.sum(axis=1).max(initial=1))) if metric == "pass@k" else None,
+        p_holm_equivalence=corrected.equal if corrected else None,
+        pairs=found.pairs,
+        paired_by_seed=pair.by_seed,
+        ungraded_pairs=found.ungraded,
+        bounds=found.bounds,
+        bounds_ci95=found.bounds_ci95,
+    )
+
+
+def heterogeneity_row(data: RunData, arm: str, against: str) -> Heterogeneity:
+    pair = pair_up(data.tables[arm], data.tables[against]).graded_only()
+    found = secondary.variation(metrics.spread(pair, "avg@k"))
+    effects = dict(zip(data.tally.problems, found.effects.tolist(), strict=True))
+    return Heterogeneity(
+        arm=arm, baseline=against, effect_sd=found.sd, effect_sd_ci95=found.ci95, p=found.p, effects=effects
+    )
 
 
 def trend_row(design: Design, family: Family, counts: Mapping[str, Counts]) -> Trend:

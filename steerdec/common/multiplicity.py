@@ -1,17 +1,21 @@
-"""Correct p-values for several tests."""
+"""Correction of p-values for several tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the Holm-adjusted p-values, in order. An unknown p (NaN) stays unknown, but counts as a declared test."""
-    if not p_values:
-        return []
-    missing = np.isnan(np.asarray(p_values, dtype=np.float64))
-    adjusted = multipletests(np.where(missing, 1.0, p_values), method="holm")[1]
-    return [float(p) for p in np.where(missing, np.nan, adjusted)]
+    """Return Holm-adjusted p-values, in the order given. An unknown p (NaN) stays so, but counts as a declared test.
+
+    Not statsmodels' `multipletests`, which collects garbage at every call: half a second in a large process.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    missing = np.isnan(p)
+    order = np.argsort(np.where(missing, 1.0, p), kind="stable")
+    stepped = np.where(missing, 1.0, p)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
+    return [float(value) for value in np.where(missing, np.nan, adjusted)]

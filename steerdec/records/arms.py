@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.validation import said_plainly
+from steerdec.records.summary import Metric
 from steerdec.steering import params
 
 Role = Literal[
@@ -83,13 +84,14 @@ class Comparison(_Data):
 
 
 class Claim(_Data):
-    """A statement fixed before the run: `arm` scores higher (or lower) than `baseline`."""
+    """A statement fixed before the run: `arm` is higher (or lower) than `baseline` in `metric`."""
 
     id: Annotated[str, Field(min_length=1, max_length=60)]
     statement: str
     arm: Name
     baseline: Name
     direction: Literal["higher", "lower"]
+    metric: Metric = "avg@k"
 
 
 class ArmSet(_Data):

@@ -18,7 +18,7 @@ from steerdec.common.json import Interval, Number
 NAME = "summary.json"
 
 Population = Literal["these problems", "problems like these"]
-Verdict = Literal["holds", "reversed", "no effect", "undecided", "not applied", "fails"]
+Verdict = Literal["holds", "reversed", "no effect", "undecided", "not applied"]
 InstrumentVerdict = Literal["valid", "invalid", "unchecked", "not shown"]
 Metric = Literal["avg@k", "pass@k", "maj@k", "tokens", "truncation", "tokens per correct"]
 Application = Literal["applied", "not applied", "not measured"]
@@ -95,6 +95,7 @@ class Comparison(_Data):
     p_equivalence: Number
     mde: Number
     metric: Metric = "avg@k"
+    metric_k: int | None = None  # the k of pass@k
     p_holm_equivalence: Number = None
     pairs: int | None = None  # (problem, sample) that both arms have graded
     paired_by_seed: bool | None = None
@@ -114,7 +115,6 @@ class ClaimSummary(_Data):
     statement: str
     verdict: Verdict
     reason: str
-    reversed: bool = False
     scope: Population
     verdict_these_problems: Verdict
     metric: Metric = "avg@k"
@@ -126,6 +126,7 @@ class ClaimSummary(_Data):
     p_adjusted: Number = None  # over claims, directions and looks
     samples: int | None = None  # per problem and arm, what the verdict was made from
     decided_at: Number = None  # share of the planned samples
+    given_up: bool = False  # a verdict has become unlikely, so nothing has to be sampled for it any more
 
 
 class Contrast(_Data):
@@ -217,6 +218,7 @@ class Summary(_Data):
     other_metrics: tuple[Comparison, ...] = ()  # pass@k, maj@k, tokens, truncation, tokens per correct
     heterogeneity: tuple[Heterogeneity, ...] = ()
     looks: tuple[Look, ...] = ()
+    arms_needed: tuple[str, ...] = ()  # arms that still have to be sampled to decide what can be decided
 
 
 def write_summary(summary: Summary, folder: Path) -> Path:

@@ -1,0 +1,39 @@
+"""What a run was to show, and what it has so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from .application import Applied, applications
+from .estimators import Ints
+from .expectations import Design
+from .looks import PlannedLook
+from .pairing import ArmTable, arm_table
+from .tally import Tally
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run. `groups`: [n_problems], numbers of templates, stories or subjects; None where every problem is its own."""
+
+    design: Design
+    tally: Tally
+    looks: tuple[PlannedLook, ...]
+    groups: Ints | None
+    tables: Mapping[str, ArmTable]
+
+    @classmethod
+    def of(cls, design: Design, tally: Tally, looks: tuple[PlannedLook, ...], groups: Ints | None = None) -> RunData:
+        return cls(design, tally, looks, groups, {name: arm_table(tally, name) for name in design.arms})
+
+    @cached_property
+    def applied(self) -> dict[str, Applied]:
+        """By arm, whether its steering was applied; arms that steer nothing are left out."""
+        return applications(self.design, self.tally)
+
+    @property
+    def samples(self) -> int:
+        """Planned per problem and arm."""
+        return self.looks[-1].samples
