@@ -52,9 +52,7 @@ def judge(data: RunData, instrument: Instrument) -> Judged:
     }
     primary, final = judged[PROBLEMS_LIKE_THESE], rulings[PROBLEMS_LIKE_THESE]
     settled = {name for name, own in primary.items() if _settled(own, final[name])}
-    needed = arms_needed(
-        design.arms, design.baseline, {claim.id: (claim.arm, claim.against) for claim in design.claims}, settled
-    )
+    needed = _needed(data, settled)
     return Judged(tuple(rows), claimed, _looks(data, primary, settled), needed, _warnings(data, instrument))
 
 
@@ -121,13 +119,18 @@ def _known(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
+def _needed(data: RunData, settled: set[str]) -> tuple[str, ...]:
+    design = data.design
+    claims = {claim.id: (claim.arm, claim.against) for claim in design.claims}
+    return arms_needed(design.arms, design.baseline, (*design.identities, *design.repeats), claims, settled)
+
+
 def _looks(data: RunData, judged: dict[str, Judgement], settled: set[str]) -> tuple[Look, ...]:
     rows, before = [], data.design.arms
-    claims = {claim.id: (claim.arm, claim.against) for claim in data.design.claims}
     reached = max((own.look for own in judged.values()), default=-1)
     for number, look in enumerate(data.looks):
         ended = {name for name in settled if judged[name].look <= number}
-        after = arms_needed(data.design.arms, data.design.baseline, claims, ended) if number <= reached else before
+        after = _needed(data, ended) if number <= reached else before
         rows.append(
             Look(
                 samples=look.samples,

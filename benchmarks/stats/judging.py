@@ -22,6 +22,7 @@ from .estimators import ALPHA, Ints, student_interval
 from .evidence import Evidence, evidence
 from .looks import FUTILE, PlannedLook, adjusted_p, boundaries, chance_of_a_verdict
 from .pairing import ArmTable, pair_up
+from .rare import equal_half_width
 from .verdicts import Claim, Corrected, Ruling, explain, too_few, verdict_of
 from .wording import amount
 
@@ -134,7 +135,8 @@ def _chance(found: Evidence, look: PlannedLook, last: PlannedLook, delta: float)
     noise = float(np.mean(found.spread.variance[kept]))
     between = max(0.0, float(np.var(found.spread.differences[kept], ddof=1)) - noise)
     final_se = np.sqrt((between + noise * look.samples / last.samples) / n)
-    return chance_of_a_verdict(found.estimate.value, found.estimate.se, float(final_se), delta)
+    within = max(0.0, delta - equal_half_width(float(final_se), n, ALPHA)) if found.spread.bounded else 0.0
+    return float(chance_of_a_verdict(found.estimate.value, found.estimate.se, float(final_se), within))
 
 
 def _corrected(states: Mapping[Compared, _State], compared: Compared) -> Corrected:

@@ -19,7 +19,7 @@ import scipy.stats
 from .estimators import Floats
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the planned samples
-FUTILE = 0.2  # below this predicted chance of a verdict at the end, a claim is given up
+FUTILE = 0.15  # below this predicted chance of a verdict at the end, a claim is given up
 
 _LEVELS = np.concatenate([np.geomspace(1e-9, 0.01, 15), np.linspace(0.02, 0.2, 10), np.linspace(0.3, 0.95, 6)])
 _GRID = 161  # points of the numerical integration, over 8 standard deviations
@@ -141,35 +141,47 @@ def adjusted_p(p: float, looks: Sequence[PlannedLook], look: int) -> float:
     return float(np.exp(np.interp(log_p, column[known], np.log(_LEVELS[known]))))
 
 
-def chance_of_a_verdict(value: float, se: float, final_se: float, delta: float, level: float = 0.05) -> float:
+def chance_of_a_verdict(
+    value: float | Floats, se: float | Floats, final_se: float | Floats, within: float | Floats, level: float = 0.05
+) -> Floats:
     """Return the predicted chance that a difference, `value` now with `se`, is decided at the end with `final_se`.
 
-    Decided means different from 0 or within +-delta. The value at the end is normal around the present one, with the
-    variance that is still to come, as if nothing else were known of the effect.
+    Decided means different from 0, or so near it that it is equal. The value at the end is normal around the present
+    one, with the variance that is still to come, as if nothing else were known of the effect. 1 if no error is known.
+
+    Args:
+        within: the largest difference from 0 that would be called equal at the end; 0 if none would.
     """
-    if not (se > 0 and final_se > 0):
-        return 1.0
-    spread = np.sqrt(max(se**2 - final_se**2, 1e-18))
-    half = scipy.stats.norm.isf(level / 2) * final_se
-    different = scipy.stats.norm.sf((half - value) / spread) + scipy.stats.norm.cdf((-half - value) / spread)
-    within = max(delta - scipy.stats.norm.isf(level) * final_se, 0.0)
-    equal = scipy.stats.norm.cdf((within - value) / spread) - scipy.stats.norm.cdf((-within - value) / spread)
-    return float(min(1.0, different + equal))
+    value, se, final_se = (np.asarray(number, dtype=np.float64) for number in (value, se, final_se))
+    known = (se > 0) & (final_se > 0)
+    spread = np.sqrt(np.maximum(np.where(known, se**2 - final_se**2, 1.0), 1e-18))
+    half = scipy.special.ndtri(1 - level / 2) * final_se
+    different = scipy.special.ndtr((value - half) / spread) + scipy.special.ndtr((-half - value) / spread)
+    equal = scipy.special.ndtr((within - value) / spread) - scipy.special.ndtr((-within - value) / spread)
+    return np.where(known, np.minimum(1.0, different + equal), 1.0)
 
 
 def arms_needed(
-    arms: Sequence[str], baseline: str, claims: Mapping[str, Collection[str]], settled: Collection[str]
+    arms: Sequence[str],
+    baseline: str,
+    checks: Collection[str],
+    claims: Mapping[str, Collection[str]],
+    settled: Collection[str],
 ) -> tuple[str, ...]:
     """Return the arms still to be sampled, in the order of `arms`.
 
-    An arm is dropped once every claim that names it is settled. Arms that no claim names are there to be described,
-    and stay to the end; so do the checks of the instrument, unless everything is settled.
+    An arm is dropped once every claim that names it is settled. Arms that no claim names are there to be described, and
+    stay to the end. The baseline and the checks of the instrument stay as long as any other arm does.
 
     Args:
+        checks: arms that check the instrument (A/A, repeated baselines).
         claims: by id, the arms that a claim compares.
         settled: ids of claims that are decided, or given up.
     """
     waiting = {arm for name, compared in claims.items() if name not in settled for arm in compared}
     named = {arm for compared in claims.values() for arm in compared}
-    kept = [arm for arm in arms if arm != baseline and (arm in waiting or arm not in named)]
-    return tuple(arm for arm in arms if arm in kept or (arm == baseline and kept))
+    others = {arm for arm in arms if arm != baseline and arm not in checks}
+    kept = {arm for arm in others if arm in waiting or arm not in named}
+    if not others and not named:
+        return tuple(arms)
+    return tuple(arm for arm in arms if arm in kept or (kept and arm not in others))

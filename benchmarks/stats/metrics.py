@@ -101,6 +101,8 @@ def _majorities(pair: Pair) -> Spread:
     """maj@k is no mean: its noise is that of samples drawn again within each problem, the same ones in both arms."""
     both = ~(np.isnan(pair.arm.correct) | np.isnan(pair.against.correct))
     n, k = both.shape
+    if not k:
+        return Spread(np.full(n, np.nan), np.zeros(n), np.full(n, np.inf), None, True, pair.groups)
     rng = np.random.default_rng([n, k, BOOTSTRAP_DRAWS])  # the same draws for every pair of a run
     some = both.sum(axis=1)
     found, again = [], []

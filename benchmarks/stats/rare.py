@@ -70,6 +70,14 @@ def rare_parts(values: Floats, weights: Floats) -> RareParts:
     )
 
 
+def equal_half_width(se: float, n_problems: int, tail: float) -> float:
+    """Return how far from 0 the limits reach around a difference of 0, of problems that differ normally."""
+    spread = se * np.sqrt(n_problems)
+    gain, square = spread / np.sqrt(2 * np.pi), spread**2 / 2 / n_problems  # a normal's mean above 0, half its variance
+    by_events = RareParts(gain, square, gain, square, 1 / n_problems, n_problems).limits(tail)[1]
+    return max(float(-scipy.special.stdtrit(n_problems - 1, tail)) * se, by_events)
+
+
 def _gamma_limits(total: float, square: float, largest: float, tail: float) -> tuple[float, float]:
     lower = 0.0
     if total > 0:

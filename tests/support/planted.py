@@ -227,12 +227,13 @@ def studies(truth: Truth, count: int) -> list[Study]:
 WITH_FLOOR = ("B", "A/A", "B-again", "B-other", "F-up")
 MATCHED = ("B", "A/A", "F-up", "N-up-m")
 EFFECT = 0.05
+WORDS = ("holds", "reversed", "no effect", "undecided", "not applied")
 COVERAGE = {f"{n} problems": Truth(n, 8, WITH_FLOOR, {"F-up": EFFECT}, effect_sd=0.1, noise=0.03) for n in (30, 60)}
-# delta is 8 points where a verdict is to be reached: with the usual 2, an equivalence would take thousands of samples.
+# delta is 12 points where a verdict is to be reached: with the usual 2, an equivalence would take hundreds of problems.
 VERDICTS = {
-    "place": Truth(60, 16, MATCHED, {"F-up": 0.12}, delta=0.08),
-    "dose": Truth(60, 16, MATCHED, {"F-up": 0.12, "N-up-m": 0.12}, delta=0.08),
-    "nothing": Truth(60, 16, MATCHED, delta=0.08),
+    "place": Truth(60, 16, MATCHED, {"F-up": 0.12}, delta=0.12),
+    "dose": Truth(60, 16, MATCHED, {"F-up": 0.12, "N-up-m": 0.12}, delta=0.12),
+    "nothing": Truth(60, 16, MATCHED, delta=0.12),
     "nothing, too few to tell": Truth(20, 4, MATCHED),
 }
 
@@ -292,11 +293,11 @@ def _print(count: int, made: Callable[[Truth], list[Study]]) -> None:
             table.add_row(name, f"{100 * it.bias:+.2f}", f"{100 * it.bias_se:.2f}", scope, *shares)
     Console(width=140).print(table)
     table = Table(title=f"verdicts of {count} studies each")
-    for column in ("planted", "claim", "holds", "fails", "undecided"):
+    for column in ("planted", "claim", *WORDS):
         table.add_column(column)
     for name, truth in VERDICTS.items():
         for claim, given in verdicts(made(truth)).items():
-            table.add_row(name, claim, *(str(given[verdict]) for verdict in ("holds", "fails", "undecided")))
+            table.add_row(name, claim, *(str(given[verdict]) for verdict in WORDS))
     Console(width=140).print(table)
 
 

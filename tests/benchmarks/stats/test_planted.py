@@ -62,9 +62,9 @@ def test_arms_that_do_not_differ_raise_an_alarm_no_more_often_than_they_may(done
 @pytest.mark.parametrize(
     ("planted", "helps", "by_place", "by_dose"),
     [
-        ("place", "holds", "holds", "fails"),
-        ("dose", "holds", "fails", "holds"),
-        ("nothing", "fails", "fails", "fails"),
+        ("place", "holds", "holds", "reversed"),
+        ("dose", "holds", "no effect", "holds"),
+        ("nothing", "no effect", "no effect", "no effect"),
         ("nothing, too few to tell", "undecided", "undecided", "undecided"),
     ],
 )

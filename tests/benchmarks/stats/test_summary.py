@@ -150,9 +150,12 @@ def test_numbers_by_hand(tmp_path):
     assert (arm["ungraded"], arm["failed_requests"], arm["missing"], arm["samples"]) == (2, 1, 0, 8)
     assert baseline["avg_at_k_ci95"] == [0.0, 1.0]
 
+    # Both arms have samples 0 to 3 of p0 and 0, 1 of p1 graded. The other two of p1 may be right or wrong in F-up.
     row = comparison(summary, "F-up")
-    assert row["diff"] == 0.25
-    assert row["note"] == "all 2 problems show the same value, so their spread is not known"
+    assert (row["diff"], row["pairs"], row["ungraded_pairs"]) == (0.125, 6, 2)
+    assert row["bounds"] == [0.125, 0.375]
+    assert summary["warnings"][0].startswith("2 of 8 samples of F-up are ungraded.")
+    assert "2 problems cannot speak for problems like these" in summary["claims"][0]["reason"]
     nothing = summary["arms"]["A/A"]
     assert (nothing["avg_at_k"], nothing["pass_at_k"], nothing["maj_at_k"], nothing["k"]) == (None, None, None, 0)
     assert nothing["missing"] == 8
@@ -180,16 +183,17 @@ def test_a_planted_effect_of_place_holds(tmp_path):
         "helps": "holds",
         "place": "holds",
         "place-not-dose:place": "holds",
-        "dose-not-place:place": "fails",
+        "dose-not-place:place": "reversed",
     }
 
 
 def test_a_planted_effect_of_dose_is_called_dose(tmp_path):
-    summary = summarise(planted(tmp_path / "run", {"F-up": 0.15, "N-up-m": 0.15}, n=40, delta=0.08))
+    effects = {"F-up": 0.15, "N-up-m": 0.15}
+    summary = summarise(planted(tmp_path / "run", effects, n=80, k=24, seed=1, delta=0.08))
     assert claims(summary) == {
         "helps": "holds",
-        "place": "fails",
-        "place-not-dose:place": "fails",
+        "place": "no effect",
+        "place-not-dose:place": "no effect",
         "dose-not-place:place": "holds",
     }
     assert summary["claims"][2]["reason"].startswith("entropy dose, not place")
@@ -208,7 +212,7 @@ def test_arms_alike_at_a_dose_that_does_nothing_leave_the_cause_of_a_larger_dose
         arm("N-down", other_temperature=0.3),
         arm("F-down-m", "matched", fork_temperature=0.95),
     ]
-    arm_set = {"name": "lower", "baseline": "B", "arms": arms, "delta": 0.02}
+    arm_set = {"name": "lower", "baseline": "B", "arms": arms, "delta": 0.05}
     arm_set["claims"] = [claim("hurts", "F-down", "B"), claim("place", "F-down-m", "N-down")]
     rng, problems, k = np.random.default_rng(0), [f"p{i}" for i in range(200)], 64
     p = 0.25 + 0.5 * rng.random((200, 1))
@@ -221,7 +225,7 @@ def test_arms_alike_at_a_dose_that_does_nothing_leave_the_cause_of_a_larger_dose
     summary = summarise(write_run(tmp_path / "run", lines, problems, k, arm_set))
     assert claims(summary) == {
         "hurts": "holds",
-        "place": "fails",
+        "place": "no effect",
         "place-not-dose:place": "undecided",
         "dose-not-place:place": "undecided",
     }
@@ -229,10 +233,10 @@ def test_arms_alike_at_a_dose_that_does_nothing_leave_the_cause_of_a_larger_dose
     assert "N-down has another dose than F-down, as a rule a smaller one" in summary["claims"][3]["reason"]
 
 
-def test_a_planted_null_fails_with_many_samples_and_is_undecided_with_few(tmp_path):
-    many = summarise(planted(tmp_path / "many", {}, n=40, seed=1, delta=0.08))
+def test_a_planted_null_has_no_effect_with_many_samples_and_is_undecided_with_few(tmp_path):
+    many = summarise(planted(tmp_path / "many", {}, n=80, k=24, seed=1, delta=0.08))
     few = summarise(planted(tmp_path / "few", {}, n=20, k=4, seed=1))
-    assert claims(many)["helps"] == "fails"
+    assert claims(many)["helps"] == "no effect"
     assert claims(few)["helps"] == "undecided"
     assert "80% power" in few["claims"][0]["reason"]
 
@@ -245,11 +249,17 @@ def test_an_instrument_that_changes_the_baseline_decides_nothing(tmp_path):
     assert all(claim["reason"].startswith("the instrument is invalid; ") for claim in summary["claims"])
 
 
-def test_an_engine_as_noisy_alone_as_with_steering_is_valid(tmp_path):
-    # One seed in twenty is unlucky (tests/benchmarks/stats/test_verdicts.py counts them); 0 is one, 1 is not.
-    summary = summarise(planted(tmp_path / "run", {"A/A": 0.0, "B2": 0.0, "F-up": 0.2}, seed=1))
-    assert summary["instrument"] == "valid"
-    assert "no more often than the engine alone" in summary["instrument_reason"]
+def test_an_engine_as_noisy_alone_as_with_steering_is_valid_if_its_scores_are_shown_equal(tmp_path):
+    # One seed in twenty is unlucky (tests/benchmarks/stats/test_instrument.py counts them); 0 is one, 1 is not.
+    folder = planted(tmp_path / "run", {"A/A": 0.0, "B2": 0.0, "F-up": 0.2}, seed=1)
+    summary = summarise(folder)
+    assert summary["instrument"] == "not shown"
+    assert "no more often than the engine alone, but a bias of up to" in summary["instrument_reason"]
+    assert 0.02 < summary["instrument_bias"] < 0.08
+    run = json.loads((folder / "run.json").read_text())
+    run["arms"]["delta"] = 0.08
+    (folder / "run.json").write_text(json.dumps(run))
+    assert summarise(folder)["instrument"] == "valid"
 
 
 def test_without_an_identity_arm_the_instrument_is_unchecked_and_claims_are_judged(tmp_path):

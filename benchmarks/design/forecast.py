@@ -1,0 +1,147 @@
+"""What a run will say and cost if an effect is there: simulated looks, under assumptions that are printed.
+
+    python -m steerdec.benchmarks.design.forecast
+
+prints how many of the planned samples a verdict takes, by effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+
+from ..stats.estimators import Floats
+from ..stats.looks import FRACTIONS, FUTILE, PlannedLook, boundaries, chance_of_a_verdict, plan_looks
+from ..stats.rare import equal_half_width
+from .power import ACCURACY, ACCURACY_SD
+
+STUDIES = 4000
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What is taken to be true of a comparison.
+
+    `noise_variance`: of one paired difference of two samples; 2 p (1 - p) for independent arms, less where they share
+    luck. `effect_sd`: of the true effect between problems. `claims`: how many claims share the error.
+    """
+
+    noise_variance: float
+    effect_sd: float
+    delta: float
+    claims: int = 1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Chances of the verdicts on a claim that the effect is above 0, and the expected share of the planned samples."""
+
+    holds: float
+    reversed: float
+    no_effect: float
+    undecided: float
+    share: float
+
+
+def forecast(
+    effect: float,
+    n_problems: int,
+    samples: int,
+    assumptions: Assumptions,
+    looks: Sequence[PlannedLook] | None = None,
+    *,
+    seed: int = 0,
+) -> Forecast:
+    """Simulate `STUDIES` runs of one comparison and judge them as a run is judged, look by look.
+
+    The difference of a problem is normal: its effect, and noise that falls with the samples. Student's t over problems
+    decides, against the bounds of the looks at the level of the first step of Holm; a claim is given up where a verdict
+    at the end has become unlikely.
+
+    Args:
+        looks: one at the end if not given.
+
+    Raises:
+        ValueError: fewer than two problems.
+    """
+    if n_problems < 2:
+        raise ValueError(f"n_problems is {n_problems}; at least 2 is allowed")
+    looks = tuple(looks) if looks else (PlannedLook(samples, samples),)
+    at = np.array([look.samples for look in looks])
+    rng = np.random.default_rng([seed, n_problems, samples])
+    truth = effect + assumptions.effect_sd * rng.standard_normal((STUDIES, n_problems))
+    steps = np.diff([0, *at])
+    total = np.zeros((STUDIES, n_problems))
+    verdict = np.zeros(STUDIES, dtype=np.int64)  # 0 none, 1 holds, 2 reversed, 3 no effect, 4 given up
+    used = np.zeros(STUDIES)
+    level = 0.025 / assumptions.claims
+    bounds, equal_bounds = boundaries(looks, level), boundaries(looks, 2 * level)
+    for number, look in enumerate(looks):
+        noise = np.sqrt(assumptions.noise_variance * steps[number])
+        total += truth * steps[number] + noise * rng.standard_normal((STUDIES, n_problems))
+        d = total / look.samples
+        value, se = d.mean(axis=1), d.std(axis=1, ddof=1) / np.sqrt(n_problems)
+        waiting = verdict == 0
+        used[waiting] = look.samples
+        above = scipy.special.stdtr(n_problems - 1, -value / se)
+        verdict[waiting & (above < bounds[number])] = 1
+        verdict[waiting & (1 - above < bounds[number])] = 2
+        half = _half_width(se, n_problems, equal_bounds[number])
+        verdict[(verdict == 0) & (np.abs(value) + half < assumptions.delta)] = 3
+        if number < len(looks) - 1:
+            within = assumptions.noise_variance / look.samples
+            between = np.maximum(0.0, se**2 * n_problems - within)
+            final = np.sqrt((between + assumptions.noise_variance / at[-1]) / n_problems)
+            nearest = np.maximum(0.0, assumptions.delta - _half_width(final, n_problems, 0.05))
+            chance = chance_of_a_verdict(value, se, final, nearest)
+            verdict[(verdict == 0) & (chance < FUTILE)] = 4
+    counts = np.bincount(verdict, minlength=5) / STUDIES
+    return Forecast(
+        holds=float(counts[1]),
+        reversed=float(counts[2]),
+        no_effect=float(counts[3]),
+        undecided=float(counts[0] + counts[4]),
+        share=float(used.mean() / at[-1]),
+    )
+
+
+def _half_width(se: Floats, n_problems: int, tail: float) -> Floats:
+    """`equal_half_width` of each error, interpolated."""
+    grid = np.linspace(float(se.min()), float(se.max()) + 1e-12, 20)
+    widths: Floats = np.interp(se, grid, [equal_half_width(float(one), n_problems, max(tail, 1e-12)) for one in grid])
+    return widths
+
+
+def samples_to_a_verdict(
+    n_problems: int = 60, samples: int = 32
+) -> list[tuple[float, float, float, Forecast, Forecast]]:
+    """Return (effect, effect_sd, shared luck, one look, planned looks) for the table of docs/performance.md."""
+    variance = ACCURACY * (1 - ACCURACY) - ACCURACY_SD**2
+    rows = []
+    for effect in (0.15, 0.10, 0.05, 0.0):
+        for effect_sd in (0.0, 0.05):
+            for shared in (0.0, 0.5):
+                assumed = Assumptions(2 * variance * (1 - shared), effect_sd, 0.02)
+                fixed = forecast(effect, n_problems, samples, assumed)
+                planned = forecast(effect, n_problems, samples, assumed, plan_looks(samples, FRACTIONS))
+                rows.append((effect, effect_sd, shared, fixed, planned))
+    return rows
+
+
+def main() -> None:
+    print(
+        "| effect, points | its spread, points | shared luck | power, one look | power, 4 looks | share of the samples |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    for effect, effect_sd, shared, fixed, planned in samples_to_a_verdict():
+        print(
+            f"| {100 * effect:g} | {100 * effect_sd:g} | {shared:.0%} | {fixed.holds:.3f} | {planned.holds:.3f} "
+            f"| {planned.share:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
