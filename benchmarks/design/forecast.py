@@ -132,9 +132,7 @@ def samples_to_a_verdict(
 
 
 def main() -> None:
-    print(
-        "| effect, points | its spread, points | shared luck | power, one look | power, 4 looks | share of the samples |"
-    )
+    print("| effect, points | its spread | shared luck | power, one look | power, 4 looks | share of the samples |")
     print("| --- | --- | --- | --- | --- | --- |")
     for effect, effect_sd, shared, fixed, planned in samples_to_a_verdict():
         print(

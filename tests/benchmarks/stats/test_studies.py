@@ -159,7 +159,9 @@ def test_claims_can_be_about_every_metric(tmp_path: Path, metric: str) -> None:
     (claim,) = summarise(tmp_path).claims
     assert claim.metric == metric
     # Cut in the same half of every problem: the spread of truncation is 0, and its interval that of rare events.
-    assert claim.verdict == {"tokens per correct": claim.verdict}.get(metric, "holds")
+    decided = {"tokens": {"holds"}, "truncation": {"holds"}, "tokens per correct": {"reversed", "undecided"}}
+    assert claim.verdict in decided.get(metric, {"holds", "undecided"})
+    assert claim.diff is not None
     if metric == "tokens":
         assert claim.diff == pytest.approx(130 + 7 * (0 + 1 + 2 + 0 + 1 + 2 + 0 + 1) / 8 - 100)
 
