@@ -336,7 +336,7 @@ def _plan_from(
     assumed, points = seen.assumptions, 100 * target
     print(f"from {run}: {seen.pair[0]} - {seen.pair[1]}, the noisiest of the claimed comparisons")
     for line in (
-        f"a true difference of {points:g} points, which varies between problems by {100 * assumed.effect_sd:.1f} points",
+        f"a true difference of {points:g} points, varying between problems by {100 * assumed.effect_sd:.1f} points",
         f"sampling noise of one pair of samples: {100 * assumed.noise_variance**0.5:.0f} points",
         f"{assumed.claims} claims share the 5%; equal means within {100 * assumed.delta:g} points",
         f"{seen.arms} arms of {seen.mean_tokens:.0f} tokens a sample; all of them stop with this comparison",
