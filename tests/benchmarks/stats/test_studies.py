@@ -148,7 +148,7 @@ def test_claims_can_be_about_every_metric(tmp_path: Path, metric: str) -> None:
         if sample["arm"] != "F-up":
             return sample
         return sample | {
-            "completion_tokens": 130 + 7 * (sample["sample"] % 3),
+            "completion_tokens": 130 + 7 * (sample["sample"] % 3) + int(sample["problem_id"][1:]) % 5,
             "finish_reason": "length" if sample["sample"] < 4 else "stop",
         }
 
@@ -163,7 +163,7 @@ def test_claims_can_be_about_every_metric(tmp_path: Path, metric: str) -> None:
     assert claim.verdict in decided.get(metric, {"holds", "undecided"})
     assert claim.diff is not None
     if metric == "tokens":
-        assert claim.diff == pytest.approx(130 + 7 * (0 + 1 + 2 + 0 + 1 + 2 + 0 + 1) / 8 - 100)
+        assert claim.diff == pytest.approx(130 + 7 * (0 + 1 + 2 + 0 + 1 + 2 + 0 + 1) / 8 + 2 - 100)
 
 
 def test_studies_of_one_seed_are_the_same() -> None:
