@@ -66,8 +66,12 @@ def arm_loss(arm: str, logp: Tensor, advantages: Tensor, entropy_nats: Tensor, m
     """Return the loss of a batch: equation 6 as a mean over the arm's tokens.
 
     Args:
-        logp, entropy_nats, mask, noise: [n, tokens]; `noise` is uniform, for the random arm.
+        arm: FORKS, ALL, OTHERS, or RANDOM.
+        logp: [n, tokens], log-probability of each token.
         advantages: [n].
+        entropy_nats: [n, tokens].
+        mask: [n, tokens], bool, the tokens that count.
+        noise: [n, tokens], uniform, for the random arm.
     """
     by, share = {
         FORKS: (entropy_nats, SHARE),
