@@ -1,4 +1,4 @@
-"""The organism's task: reach a target from a start in exactly two moves, trying in writing until it works.
+r"""The organism's task: reach a target from a start in exactly two moves, trying in writing until it works.
 
 A problem gives a start and a target between 00 and 22 and three moves such as `+3`, `-5` or `*4`; arithmetic is modulo
 23. Exactly one of the nine sequences of two moves (a move may repeat) leads to the target; the answer is the value
@@ -10,7 +10,7 @@ A chain of thought writes at most ATTEMPTS attempts, each a sentence:
     From 07 reach 17 with +3, *4, -5.
      try 17: 07*4=05, 05+3=08, no. take 17: 07+3=10, 10*4=17, yes.
 
-    The final answer is \\boxed{10}
+    The final answer is \boxed{10}
 
 What is decided where is known by construction: each of an attempt's moves is a *decision*; the first word of an attempt
 is *style*, drawn at random and without consequence; everything else is *determined* by what stands before it.
