@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from steerdec.benchmarks.design.arm_sets import load_arm_set
-from steerdec.phantom import arms, compare, scores
+from steerdec.phantom import analyses, arms, compare, scores
 from steerdec.phantom.chain import END, Chain, ChainError, Option
 from steerdec.phantom.folder import PhantomError, kind_named, truth_as_json, truth_of, write_phantom
 from steerdec.phantom.kinds import KINDS, RULES
@@ -296,3 +296,23 @@ def test_a_text_that_the_chain_cannot_write_is_an_error(
         compare.read_arms(known, run, [samples[0] | {"text": " r0-1a"}])
     with pytest.raises(ResponseError, match="token 2"):
         Reader(known.steered).expected(" rule0", " r0-0a r0-2a", False, None, 0)
+
+
+def test_a_calibration_is_compared_with_the_gap_and_the_exact_temperatures() -> None:
+    known = truth_of(KINDS["dose-only"])
+    low, high = known.quantile_nats(0.8)
+    matched = [{"arm": arm, "temperature": 1.009 * arms.solve(known, arm)} for arm in arms.MATCHED_ARMS]
+    right = {
+        "quantiles_nats": {"p80": low + 0.2 * (high - low)},
+        "p80_ci95": [low, high],
+        "fork_rate": 0.2,
+        "matching": {"matched": matched},
+    }
+    assert all(row.passed for row in analyses.calibration_rows("dose-only", known, right))
+    wrong = right | {
+        "quantiles_nats": {"p80": high + 0.05},
+        "p80_ci95": [high + 0.04, high + 0.06],
+        "fork_rate": 0.19,
+        "matching": {"matched": [m | {"temperature": 1.03 * m["temperature"]} for m in matched[:-1]]},
+    }
+    assert not any(row.passed for row in analyses.calibration_rows("dose-only", known, wrong))
