@@ -24,6 +24,8 @@ from steerdec.benchmarks.design import arm_sets, power
 from steerdec.benchmarks.operations import sizing
 from steerdec.cli import main as cli
 from steerdec.phantom import folder, kinds
+from steerdec.policies import registry
+from steerdec.policies.split.fields import Split
 from steerdec.records.arms import Arm
 from steerdec.server import metrics
 from steerdec.steering import params
@@ -66,11 +68,11 @@ def _markdown(head: list[str], rows: Iterator[list[str]] | list[list[str]]) -> s
 def _fields(policy: str) -> str:
     """List the fields of one policy that differ from those that all share; "shared" lists those."""
     shared = policy == "shared"
-    model = params.Split if shared else params.POLICIES[policy]
-    common, required = params._Steering.model_fields, model.model_json_schema().get("required", [])
+    model = Split if shared else registry.POLICIES[policy]
+    common, required = params.Steering.model_fields, model.model_json_schema().get("required", [])
     rows = []
     if shared:
-        every = ", ".join(f"`{json.dumps(name)}`" for name in params.POLICIES)
+        every = ", ".join(f"`{json.dumps(name)}`" for name in registry.POLICIES)
         rows.append(["`policy`", every, '`"split"`', "What is done at forks; each adds fields of its own, below."])
     for name, field in model.model_fields.items():
         same = name in common and field.default == common[name].default
@@ -111,7 +113,7 @@ def _takes(policy: str, name: str, value: float) -> bool:
     if name == "fork_rate":
         asked["select"] = "random"
     try:
-        params.parse(asked)
+        registry.parse(asked)
     except params.SteeringError:
         return False
     return True

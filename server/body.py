@@ -1,29 +1,30 @@
 """A request body with `steering` in it -> the body vLLM understands, plus what to do with the answer.
 
-Everything wrong with the steering is found here, before the engine hears of the request.
+Steering is parsed, admitted and encoded here, once; vLLM and the worker get numbers. Whatever is invalid is refused
+before the engine sees the request, and before a stream has begun.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from steerdec.steering import encoding as rows
-from steerdec.steering import params, scope
-from steerdec.steering.params import Steering, SteeringError
+from steerdec.policies import registry
+from steerdec.steering import admission, encoding
+from steerdec.steering.params import MIN_TEMPERATURE, Steering, SteeringError
 from steerdec.telemetry.lanes import Lane, LanePool, LanesExhaustedError
 from steerdec.vllm_plugin import request
 
 from .keys import Keys
 
 RESPONSES = "/v1/responses"
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
-
-NO_PENALTIES: Final = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+COMPLETIONS = "/v1/completions"
+PATHS = frozenset({"/v1/chat/completions", COMPLETIONS, RESPONSES})
 
 _T = TypeVar("_T")
 _INTEGER: Final = TypeAdapter(int)
@@ -33,13 +34,14 @@ _BOOLEAN: Final = TypeAdapter(bool)
 
 @dataclass(frozen=True)
 class Host:
-    """What the checks must know of the server: filled in once the engine is up."""
+    """What admission must know of the server: filled in once the engine is up."""
 
-    default: Steering | None
+    default: Steering | None  # of requests that bring no steering
     threshold_nats: float
     default_temperature: float  # of requests that name none: the model's generation config, else 1
+    default_penalties: Mapping[str, float]
     delimiters: tuple[int | None, int | None]
-    penalties: dict[str, float] | None  # defaults of those that are applied after steering; None where before
+    engine: admission.Engine
     pool: LanePool | None
     keys: Keys
 
@@ -71,61 +73,52 @@ def names_steering(raw: bytes) -> bool:
 
 
 def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
-    """The steered form of a parsed body, None where it asks for none.
+    """Return the steered form of a parsed body, None where it asks for no steering.
 
     Raises:
-        SteeringError: the steering is wrong, or does not go with the rest of the body.
+        SteeringError: the steering is invalid, or does not go with the rest of the body.
         LanesExhaustedError: the request asks for telemetry itself, and every lane is in use.
     """
     xargs = body.get("vllm_xargs")
+    beside = None
     if isinstance(xargs, dict):
-        for key in request.RESERVED_ARGS:
-            if key in xargs:
-                raise SteeringError("", f"vllm_xargs.{key} is the server's own and cannot be sent")
-        if xargs.get(request.STEERING_ARG) is not None:
-            # vLLM checks it too, but a stream has begun by then.
-            given = params.parse(xargs[request.STEERING_ARG])
-            _check_sampling(body, given, host)
-            if given.scope != "all":
-                scope.checked_delimiters(given.thinking_start_id, given.thinking_end_id)
-    if "steering" not in body:
-        if host.default is None or (isinstance(xargs, dict) and request.STEERING_ARG in xargs):
-            return None
-        steering, own = host.default, False
-    elif body["steering"] is None:
-        del body["steering"]
+        admission.refuse_reserved(xargs, request.RESERVED_ARGS)
+        beside = xargs.get(request.STEERING_ARG)
+    if isinstance(xargs, dict) and beside is not None:
+        admission.refuse_two_steerings(body.pop("steering", None) is not None)
+        body["vllm_xargs"] = {name: value for name, value in xargs.items() if name != request.STEERING_ARG}
+        return _prepared(path, body, registry.parse(beside).model_copy(update={"telemetry": "none"}), host)
+    if "steering" in body:
+        given = body.pop("steering")
+        return None if given is None else _prepared(path, body, registry.parse(given), host)
+    if host.default is None or (isinstance(xargs, dict) and request.STEERING_ARG in xargs):
         return None
-    else:
-        steering, own = params.parse(body.pop("steering")), True
-        if isinstance(xargs, dict) and request.STEERING_ARG in xargs:
-            raise SteeringError("", "is given twice: as `steering` and in vllm_xargs")
     try:
-        return _prepared(path, body, steering, host)
+        return _prepared(path, body, host.default, host)
     except (SteeringError, LanesExhaustedError) as e:
-        if own:
-            raise
         if isinstance(e, SteeringError) and e.field != "telemetry":
-            return None  # a server-wide default steps back from requests it does not fit
+            return None  # a server-wide default does not apply to requests that it does not fit
         # Nobody asked for telemetry here, and the steering itself fits.
-        return _prepared(path, body, steering.model_copy(update={"telemetry": "none"}), host)
+        quiet = host.default.model_copy(update={"telemetry": "none"})
+        return _prepared(path, body, quiet, host)
 
 
 def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -> Prepared:
-    _check_sampling(body, steering, host)
     if steering.scope != "all":
-        start_id = host.delimiters[0] if steering.thinking_start_id is None else steering.thinking_start_id
-        end_id = host.delimiters[1] if steering.thinking_end_id is None else steering.thinking_end_id
-        start_id, end_id = scope.checked_delimiters(start_id, end_id)
-        steering = steering.model_copy(update={"thinking_start_id": start_id, "thinking_end_id": end_id})
-    threshold = host.threshold_nats if steering.threshold_nats is None else steering.threshold_nats
-    steering = steering.model_copy(update={"threshold_nats": threshold})
-
+        known = dict(zip(("thinking_start_id", "thinking_end_id"), host.delimiters, strict=True))
+        missing = {name: token for name, token in known.items() if getattr(steering, name) is None}
+        steering = steering.model_copy(update=missing)
+    sampling = _sampling(body, host)
+    admission.admit(steering, sampling, host.engine)
     xargs = body.get("vllm_xargs")
     if xargs is None:
         xargs = {}
     if not isinstance(xargs, dict):
         raise SteeringError("", "goes with vllm_xargs only where that is an object")
-    xargs = {**xargs, request.STEERING_ARG: steering.model_dump_json(exclude_none=True)}
+    # An invalid temperature is for vLLM to refuse; what it takes for one that small is the least that it takes.
+    temperature = max(sampling.temperature or host.default_temperature, MIN_TEMPERATURE)
+    encoded = encoding.encode(steering, temperature, host.threshold_nats)
+    xargs = {**xargs, request.ENCODED_ARG: [request.BY_THE_SERVER, *encoded.packed()]}
     lanes: list[Lane] = []
     if steering.telemetry != "none" and host.pool is not None:
         n = _sequences(path, body, host.pool)
@@ -140,54 +133,53 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     if lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
         body["return_token_ids"] = strip = True  # how many tokens each choice (of each chunk) has
     return Prepared(
-        body, steering.telemetry, steering.probe_temperature is not None, threshold, lanes, host.pool, strip
+        body=body,
+        telemetry=steering.telemetry,
+        probed=steering.probe_temperature is not None,
+        threshold_nats=encoded.floats[encoding.THRESHOLD],
+        lanes=lanes,
+        pool=host.pool,
+        strip_token_ids=strip,
     )
 
 
-def _check_sampling(body: dict[str, Any], steering: Steering, host: Host) -> None:
-    """Refuse what could not be steered, where the values are of the right type (vLLM refuses the others)."""
-    temperature, seed = _read(_FLOAT, body.get("temperature")), _seed(body)
+def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:
+    """Return how the request samples, where the values are of the right type (vLLM refuses the others)."""
+    temperature = _read(_FLOAT, body.get("temperature"))
     if body.get("temperature") is None:
         temperature = host.default_temperature
-    if temperature is not None and temperature >= 0:
-        rows.row_of(steering, temperature, seed, host.threshold_nats)
-    for name, default in (host.penalties or {}).items():
-        penalty = default if body.get(name) is None else _read(_FLOAT, body[name])
-        if penalty is not None and penalty != NO_PENALTIES[name]:
-            raise SteeringError("", request.PENALTIES_REFUSED)
-    request.check_seeds(seed, _read(_INTEGER, body.get("n")) or 1)
-    if _read(_BOOLEAN, body.get("use_beam_search")):
-        raise SteeringError("", "does not go with use_beam_search, which does not sample")
+    penalties = {
+        name: _read(_FLOAT, body[name]) if body.get(name) is not None else default
+        for name, default in host.default_penalties.items()
+    }
+    return admission.Sampling(
+        temperature=None if temperature is None or temperature < 0 else temperature,
+        seed=_seed(body),
+        n=_read(_INTEGER, body.get("n")) or 1,
+        penalties=any(value not in (None, admission.NO_PENALTIES[name]) for name, value in penalties.items()),
+        thinking_token_budget=body.get("thinking_token_budget") is not None,
+        beam_search=_read(_BOOLEAN, body.get("use_beam_search")) is True,
+    )
 
 
 def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
-    """How many sequences the request generates, each of which needs a lane."""
-    if path == RESPONSES and body.get("background"):
-        raise SteeringError("telemetry", 'must be "none" with background, whose answer is fetched later')
+    """Return how many sequences the request generates, each of which needs a lane."""
     tools = body.get("tools")
-    if (
-        path == RESPONSES
-        and isinstance(tools, list)
-        and any(isinstance(tool, dict) and tool.get("type") != "function" for tool in tools)
-    ):
-        raise SteeringError(
-            "telemetry", 'must be "none" with built-in tools: each of their turns is a request of its own'
-        )
-    if path == "/v1/completions" and sum(_prompts(body.get(name)) for name in ("prompt", "prompt_embeds")) > 1:
-        raise SteeringError("telemetry", 'must be "none" with several prompts in one request; send them one by one')
-    if path == "/v1/completions" and _read(_BOOLEAN, body.get("echo")):
-        # Telemetry needs return_token_ids, with which vLLM leaves the prompt out of the text.
-        raise SteeringError("telemetry", 'must be "none" with echo')
+    built_in = isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools)
+    admission.refuse_background(path == RESPONSES and bool(body.get("background")))
+    admission.refuse_built_in_tools(path == RESPONSES and built_in)
+    if path == COMPLETIONS:
+        admission.refuse_several_prompts(sum(_prompts(body.get(name)) for name in ("prompt", "prompt_embeds")))
+        admission.refuse_echo(_read(_BOOLEAN, body.get("echo")) is True)
     n = _read(_INTEGER, body.get("n"))
     if n is None or n < 1:
         return 1  # the default, or vLLM's own check refuses it
-    if n > (most := max(1, pool.count // 4)):
-        raise SteeringError("telemetry", f'must be "none" with n = {n}; with telemetry n is at most {most}')
+    admission.refuse_too_many_sequences(n, max(1, pool.count // 4))
     return n
 
 
 def _prompts(given: Any) -> int:
-    """How many prompts a field of a completion holds."""
+    """Return how many prompts a field of a completion holds."""
     if isinstance(given, list) and given and not isinstance(given[0], int):
         return len(given)
     return int(given is not None)
@@ -195,11 +187,11 @@ def _prompts(given: Any) -> int:
 
 def _seed(body: dict[str, Any]) -> int | None:
     seed = _read(_INTEGER, body.get("seed"))
-    return None if seed == request.NO_SEED else seed
+    return None if seed == admission.NO_SEED else seed
 
 
 def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:
-    """`value` as vLLM's request models take it ("2" and 2.0 are 2 to them); None where they refuse it."""
+    """Return `value` as vLLM's request models read it ("2" and 2.0 are 2 to them); None where they refuse it."""
     try:
         return None if value is None else kind.validate_python(value)
     except ValidationError:
@@ -207,7 +199,7 @@ def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:
 
 
 def error_body(status: int, message: str, param: str | None) -> bytes:
-    """An OpenAI error."""
+    """Return the body of an OpenAI error."""
     kind = {
         400: "BadRequestError",
         401: "AuthenticationError",

@@ -20,14 +20,15 @@ from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 
 import steerdec
-from steerdec.steering import params, scope
-from steerdec.telemetry.lanes import LaneFile, LanePool
+from steerdec.steering import admission, scope
+from steerdec.telemetry.lanes import LanePool
+from steerdec.vllm_plugin.private.uvicorn_headers import limit_headers
+from steerdec.vllm_plugin.request import engine_of
+from steerdec.vllm_plugin.settings import Settings
 
-from .body import NO_PENALTIES, Host
-from .headers import limit_headers
+from .body import Host
 from .keys import Keys
 from .middleware import SteeringMiddleware
-from .settings import ServerSettings
 
 PAGE = Path(str(files("steerdec.server"))) / "page"
 PAGE_HEADERS = {
@@ -59,28 +60,28 @@ class SteeringRoutes:
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         assert engine_client is not None  # only without one for tasks other than generate
         config = engine_client.vllm_config
-        settings = ServerSettings.of(config.additional_config)
+        settings, engine = Settings.of(config), engine_of(config)
         tokenizer = engine_client.get_tokenizer()
         pool = None
         if settings.lanes is not None:
-            lanes = settings.lanes
-            pool = LanePool(LaneFile(lanes.path, lanes.capacity_tokens), lanes.parts)
-        default = None if settings.default is None else params.parse(settings.default)
+            pool = LanePool(settings.lanes.file, settings.lanes.parts)
+        default = settings.http_default
         of_model = config.model_config.get_diff_sampling_param()
-        penalties = {name: float(of_model.get(name, none)) for name, none in NO_PENALTIES.items()}
+        penalties = {name: float(of_model.get(name, none)) for name, none in admission.NO_PENALTIES.items()}
         self._host = Host(
             default=default,
             threshold_nats=settings.threshold_nats,
             default_temperature=float(of_model.get("temperature", 1.0)),
+            default_penalties=penalties,
             delimiters=scope.delimiters(tokenizer) if tokenizer is not None else (None, None),
-            penalties=None if config.use_v2_model_runner else penalties,
+            engine=engine,
             pool=pool,
             keys=Keys.of(args),
         )
         self._about = {
             "steerdec": steerdec.__version__,
             "vllm": vllm.__version__,
-            "runner": "v2" if config.use_v2_model_runner else "v1",
+            "runner": "v1" if engine.v1 else "v2",
             "model": config.model_config.served_model_name,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "batch_invariant": _batch_invariant(config),

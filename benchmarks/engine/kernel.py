@@ -32,9 +32,9 @@ from rich.table import Table
 from torch import Tensor
 
 from steerdec.common.paper import FORK_SHARE
-from steerdec.kernels import dispatch as kernel
-from steerdec.steering import encoding as rows
-from steerdec.steering import params
+from steerdec.kernels import dispatch
+from steerdec.policies import registry
+from steerdec.steering import encoding, params
 
 VOCABS = (49_152, 128_256, 151_936, 262_144)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -72,9 +72,9 @@ class Timing:
 
 def tables(steerings: list[dict[str, Any]], device: torch.device) -> tuple[Tensor, Tensor]:
     """One slot each."""
-    made = [rows.row_of(params.parse(s), 1.0, None, params.PAPER_THRESHOLD_NATS) for s in steerings]
+    made = [encoding.encode(registry.parse(s), 1.0, params.PAPER_THRESHOLD_NATS) for s in steerings]
     floats = torch.tensor([row.floats for row in made], device=device)
-    return floats, torch.tensor([row.ints for row in made], dtype=torch.int32, device=device)
+    return floats, torch.tensor([row.ints(None) for row in made], dtype=torch.int32, device=device)
 
 
 def steering(n: int, device: torch.device) -> Contender:
@@ -89,7 +89,7 @@ def steering(n: int, device: torch.device) -> Contender:
     def run(logits: Tensor) -> object:
         nonlocal calls
         calls += 1
-        return kernel.steer_(logits, floats, ints, slots[calls % 2], positions)
+        return dispatch.steer_(logits, floats, ints, slots[calls % 2], positions)
 
     return run
 
@@ -99,7 +99,7 @@ def measuring(n: int, device: torch.device) -> Contender:
     floats, ints = tables([NO_FORK], device)
     slots = torch.zeros(n, dtype=torch.int32, device=device)
     positions = torch.arange(n, device=device)
-    return lambda logits: kernel.steer_(logits, floats, ints, slots, positions)
+    return lambda logits: dispatch.steer_(logits, floats, ints, slots, positions)
 
 
 def vllm_kernels(n: int, device: torch.device) -> dict[str, tuple[Contender, float]]:
@@ -263,7 +263,7 @@ def main() -> None:
     timings: list[Timing] = []
     for vocab in asked.vocab:
         begin = time.perf_counter()
-        kernel.warm_up(vocab, device)
+        dispatch.warm_up(vocab, device)
         console.print(f"warm-up for {vocab:,} logits: {time.perf_counter() - begin:.1f} s")
         if device.type == "cuda":
             check_no_synchronisation(vocab)

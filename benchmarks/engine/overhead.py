@@ -45,6 +45,7 @@ from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
 from steerdec.vllm_plugin.runner_v1 import BatchRows
 from steerdec.vllm_plugin.runner_v2 import SlotRows
+from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
 
 from . import kernel
 
@@ -84,7 +85,7 @@ class TakingTurns(EntropySteering):
         self, vllm_config: VllmConfig, place: torch.device | LogitsProcRequestState, is_pin_memory: bool = False
     ) -> None:
         super().__init__(vllm_config, place, is_pin_memory)
-        settings = request.EngineSettings.of(vllm_config)
+        settings = Settings.of(vllm_config)
         self._idle_v1, self._bare_v1, self._full_v1 = None, None, self._v1
         self._idle_v2, self._bare_v2, self._full_v2 = None, None, self._v2
         if isinstance(place, torch.device):
@@ -146,7 +147,7 @@ class Engine:
             max_num_batched_tokens=max(8192, requests * 128),
             enable_chunked_prefill=False,
             async_scheduling=False,
-            additional_config={request.CONFIG_KEY: {"lanes": asdict(lanes)}},
+            additional_config={CONFIG_KEY: {"lanes": asdict(lanes)}},
             logits_processors=[TakingTurns],
             **on_cpu,
         )

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 
 from steerdec import models
-from steerdec.kernels import reference
+from steerdec.softmax.reference import entropy_nats
 
 QUESTIONS: Final = (
     "Tom has 3 apples and buys 9 more. How many apples does he have now?",
@@ -79,7 +79,7 @@ class Engine:
 
 def entropies_nats(logits: Tensor) -> Tensor:
     """[rows] H of each row of logits [rows, vocab], in float64."""
-    return torch.stack([reference.entropy_nats(row.double()) for row in logits])
+    return torch.stack([entropy_nats(row.double()) for row in logits])
 
 
 def measure(dtype: str, tokens: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from steerdec import models
 from steerdec.telemetry.lanes import LaneFile
-from steerdec.vllm_plugin.request import CONFIG_KEY
+from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
 
 from .errors import LaunchError, LaunchUsageError
 from .flags import VllmFlags
@@ -175,18 +175,16 @@ def _context_tokens(folder: str) -> int | None:
 
 
 def _settings(launch: Launch, lanes: LaneFile, front_ends: int) -> dict[str, Any]:
-    """The entry of vLLM's additional config that the engine and the server read."""
-    where = asdict(lanes)
-    threshold = {} if launch.threshold_nats is None else {"threshold_nats": launch.threshold_nats}
-    origin = {} if launch.threshold_nats is None else {"threshold_origin": launch.threshold_origin}
-    server = {
-        "lanes": where | {"parts": front_ends},
-        "default": launch.steering,
-        "calibration": launch.calibration,
-        **threshold,
-        **origin,
-    }
-    return {"lanes": where, "server": server, **threshold}
+    """Return the entry of vLLM's additional config that the engine and the server read."""
+    nats, origin = launch.threshold_nats, launch.threshold_origin
+    return Settings.read(
+        {
+            "lanes": asdict(lanes) | {"parts": front_ends},
+            "http_default": launch.steering,
+            "calibration": launch.calibration,
+            **({} if nats is None else {"threshold_nats": nats, "threshold_origin": origin}),
+        }
+    ).entry()
 
 
 def _environment(on_cpu: bool) -> dict[str, str]:

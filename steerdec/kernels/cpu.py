@@ -1,8 +1,8 @@
-"""Steering on a CPU: a row is read once from memory, by one of the threads that torch already has.
+"""Steering on a CPU: each row is read once from memory, by one of torch's own threads.
 
 Compiled by numba, so that no C compiler is needed where it runs. Only a row that is steered is
 touched again, while it is still in the second-level cache. One thread does the whole of a row, so
-that its outcome depends neither on its neighbours nor on the number of threads.
+that its outcome depends neither on its neighbors nor on the number of threads.
 
 The threads are torch's: those of a second pool, such as numba's own, would compete with OpenMP
 threads still spinning after the model's last layer, and know neither the cores nor the number of
@@ -12,7 +12,6 @@ threads that torch was given.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -24,11 +23,12 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from steerdec.kernels.cpu_softmax import jit, largest, measure, measure_at, target_temperature, wide_vectors
 from steerdec.kernels.reference import Outcome
-from steerdec.steering import encoding as rows
+from steerdec.policies import registry
+from steerdec.softmax.cpu import jit, largest, measure, measure_at, wide_vectors
+from steerdec.steering import encoding
 
-# What a call works on, all int64. Addresses are of contiguous arrays, but for `logits`, whose rows lie `row_stride`
+# What a call works on, all int64. Addresses are of contiguous arrays, except `logits`, whose rows lie `row_stride`
 # apart. `taken` counts the rows that threads have taken; `bad_slot`, where it is not -1, is why nothing was done.
 FIELDS: Final = (
     *("logits", "row_stride", "rows", "vocab", "floats", "ints", "table_slots", "slots", "positions", "in_scope"),
@@ -36,19 +36,19 @@ FIELDS: Final = (
 )
 TASK: Final = np.dtype([(name, np.int64) for name in FIELDS])
 TAKEN, BAD_SLOT = FIELDS.index("taken"), FIELDS.index("bad_slot")
-# Filled by ctypes: after a forward pass nothing of numpy is in the processor's caches, and the same cost 0.15 ms more.
+# Filled by ctypes: after a forward pass none of numpy is in the processor's caches, and filling it there took 0.15 ms.
 _Task = ctypes.c_int64 * len(FIELDS)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _address(_: Any, __: Any) -> Any:
-    """The pointer that an integer is."""
+    """Cast an int64 address to `void *`."""
     return types.voidptr(types.int64), lambda c, b, _, a: b.inttoptr(a[0], c.get_value_type(types.voidptr))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _take(_: Any, __: Any) -> Any:
-    """The integer at an address, which is one more for whoever asks next, on whatever thread."""
+    """Return the integer at an address and increment it, atomically."""
     return types.int64(types.int64), lambda c, b, _, a: b.atomic_rmw(
         "add", b.inttoptr(a[0], ir.IntType(64).as_pointer()), ir.IntType(64)(1), "monotonic"
     )
@@ -64,19 +64,27 @@ def _hash(key: Any, position: Any) -> Any:
 
 
 @jit
-def _steered(z: Any, top: Any, h: Any, f: Any, kind: Any) -> Any:
-    """T' of a selected row, and the factor that steers it there."""
-    if kind == rows.SPLIT:
-        return np.float64(f[rows.FORK_T]), f[rows.FORK_FACTOR]
-    t = np.float64(f[rows.REQUEST_T])
-    a, b, c = np.float64(f[rows.PARAM_A]), np.float64(f[rows.PARAM_B]), np.float64(f[rows.PARAM_C])
-    if kind == rows.ENTROPY_TARGET:
-        steered = target_temperature(z, top, t, a, b, c)
-    elif kind == rows.DYNATEMP:
-        steered = a + (b - a) * (h / math.log(z.size)) ** c if z.size > 1 else a
-    else:
-        steered = max(t * b ** (a / h), 0.01) if h > 0 else 0.01
-    return steered, np.float32(t / steered)
+def _no_policy(z: Any, top: Any, h: Any, f: Any, kind: Any) -> Any:
+    return np.nan, np.float32(1.0)
+
+
+def _or_else(kind: int, steered: Any, others: Any) -> Any:
+    """Return a compiled function that calls `steered` for one kind of policy and `others` for the rest."""
+
+    @jit
+    def decide(z: Any, top: Any, h: Any, f: Any, asked: Any) -> Any:
+        if asked == kind:
+            return steered(z, top, h, f)
+        return others(z, top, h, f, asked)
+
+    return decide
+
+
+# T' of a selected row, and the factor that steers it there: a chain of comparisons, since numba could not inline what
+# it calls through a table.
+_steered: Any = _no_policy
+for _kind, _step in reversed(registry.steps("cpu")):
+    _steered = _or_else(_kind, _step, _steered)
 
 
 @jit
@@ -100,32 +108,32 @@ def _scale(z: Any, factor: Any) -> Any:
 
 @jit
 def _probed(z: Any, top: Any, probe_t: Any, steered: Any) -> Any:
-    """`reference.probe_entropy_nats` of a row with an H."""
-    at = steered if probe_t == rows.APPLIED else probe_t
+    """`reference.probe_entropy_nats` of a row that has an H."""
+    at = steered if probe_t == encoding.APPLIED else probe_t
     if at > 0.0:
         return measure_at(z, top, at)[0]
-    return 0.0 if at == 0.0 else np.nan  # NaN: no probe asked for
+    return 0.0 if at == 0.0 else np.nan
 
 
 @jit
 def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
-    """H, whether the row is selected, T', and the probed entropy; `z` is steered in place."""
+    """Steer `z` in place; return H, whether the row is selected, T', and the probed entropy."""
     top, measured = measure(z)
-    h = np.float64(np.float32(measured))  # what is reported is what was decided on
-    request_t, probe_t = np.float64(f[rows.REQUEST_T]), np.float64(f[rows.PROBE_T])
+    h = np.float64(np.float32(measured))  # what is reported is what is decided on
+    request_t, probe_t = np.float64(f[encoding.REQUEST_T]), np.float64(f[encoding.PROBE_T])
     if np.isnan(h):
         return h, False, request_t, np.nan
     if not in_scope:
         return h, False, request_t, _probed(z, top, probe_t, request_t)
     selected = (
-        i[rows.SELECT] == rows.ALWAYS
-        or (i[rows.SELECT] == rows.BY_ENTROPY and h > f[rows.THRESHOLD])
-        or (i[rows.SELECT] == rows.BY_HASH and _hash(i[rows.KEY], position) < i[rows.CUTOFF])
-        or (i[rows.SELECT] == rows.BY_POSITION and position < i[rows.CUTOFF])
+        i[encoding.SELECT] == encoding.ALWAYS
+        or (i[encoding.SELECT] == encoding.BY_ENTROPY and h > f[encoding.THRESHOLD])
+        or (i[encoding.SELECT] == encoding.BY_HASH and _hash(i[encoding.KEY], position) < i[encoding.CUTOFF])
+        or (i[encoding.SELECT] == encoding.BY_POSITION and position < i[encoding.CUTOFF])
     )
-    temperature, factor = np.float64(f[rows.OTHER_T]), f[rows.OTHER_FACTOR]
+    temperature, factor = np.float64(f[encoding.OTHER_T]), f[encoding.OTHER_FACTOR]
     if selected:
-        temperature, factor = _steered(z, top, h, f, i[rows.KIND])
+        temperature, factor = _steered(z, top, h, f, i[encoding.KIND])
     probed = _probed(z, top, probe_t, temperature)
     if temperature == 0.0:
         _keep_first_largest(z)
@@ -135,7 +143,7 @@ def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
 
 
 def _work(address: Any) -> None:
-    """Steer rows until none is left; any number of threads may do so at once."""
+    """Steer rows until none is left; any number of threads may run this at once."""
     tasks = carray(address, 1, TASK)
     task, taken = tasks[0], tasks.ctypes.data + 8 * TAKEN
     n, vocab = task["rows"], task["vocab"]
@@ -157,8 +165,8 @@ def _work(address: Any) -> None:
             entropy_nats[r], selected[r], temperature[r], probe_entropy_nats[r] = np.nan, False, np.nan, np.nan
             continue
         z = carray(_address(task["logits"] + 4 * r * task["row_stride"]), vocab, np.float32)
-        f = carray(_address(task["floats"] + 4 * slot * rows.FLOATS), rows.FLOATS, np.float32)
-        i = carray(_address(task["ints"] + 4 * slot * rows.INTS), rows.INTS, np.int32)
+        f = carray(_address(task["floats"] + 4 * slot * encoding.FLOATS), encoding.FLOATS, np.float32)
+        i = carray(_address(task["ints"] + 4 * slot * encoding.INTS), encoding.INTS, np.int32)
         in_scope = task["in_scope"] == 0 or carray(_address(task["in_scope"]), n, np.bool_)[r]
         h, fork, steered, probed = _steer_row(z, f, i, positions[r], in_scope)
         entropy_nats[r], selected[r], temperature[r], probe_entropy_nats[r] = h, fork, steered, probed
@@ -172,7 +180,7 @@ def _worker() -> Any:
 
 @cache
 def _on_torch_threads() -> Callable[[Any, Any, int, int], None] | None:
-    """GOMP_parallel(function, argument, threads, 0) of the OpenMP that torch has loaded; None if it is another kind."""
+    """Return GOMP_parallel(function, argument, threads, 0) of the OpenMP that torch has loaded; None if not GNU's."""
     try:
         run = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):
@@ -184,9 +192,9 @@ def _on_torch_threads() -> Callable[[Any, Any, int, int], None] | None:
 def steer_(
     logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
 ) -> Outcome:
-    """`reference.steer_` for float32 logits whose rows are contiguous; see `steerdec.kernel`."""
+    """`reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
-    # Not torch's default type and device, which are the caller's: the compiled code writes what stands here.
+    # Types and device are named because torch's defaults are the caller's and the compiled code relies on these.
     h, temperature, probe_h = (torch.empty(n, dtype=torch.float32, device="cpu") for _ in range(3))
     outcome = Outcome(h, torch.empty(n, dtype=torch.bool, device="cpu"), temperature, probe_h)
     floats, ints = floats.contiguous(), ints.contiguous()

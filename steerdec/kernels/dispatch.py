@@ -1,4 +1,4 @@
-"""Steering one step's logits: the one entry to every backend."""
+"""Steering one step's logits: the entry to every backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerdec.kernels import reference
 from steerdec.kernels.reference import Outcome
-from steerdec.steering import encoding as rows
+from steerdec.steering import encoding
 
 Backend = Literal["auto", "cpu", "triton", "reference"]
 
@@ -26,14 +26,14 @@ def steer_(
     *,
     backend: Backend = "auto",
 ) -> Outcome:
-    """Steer `logits` in place; what happens to a row is specified in :func:`steerdec.reference.steer_`.
+    """Steer `logits` in place; what happens to a row is specified in :func:`steerdec.kernels.reference.steer_`.
 
-    A row's outcome depends on that row alone, and every call on the same machine repeats it bit for bit.
+    A row's outcome depends on that row alone, and is the same bit for bit in every call on the same machine.
 
     Args:
         logits: [rows, vocab] float32, each row contiguous; the rows may lie apart.
-        floats: [slots, rows.FLOATS] float32.
-        ints: [slots, rows.INTS] int32.
+        floats: [slots, encoding.FLOATS] float32.
+        ints: [slots, encoding.INTS] int32.
         slots: [rows] integer; < 0 for a row that is neither read nor written.
         positions: [rows] integer.
         in_scope: [rows] bool, None for all True.
@@ -41,13 +41,13 @@ def steer_(
             device and float type, slowly.
 
     Returns:
-        One entry a row, on the logits' device: `entropy_nats` float32, `selected` bool, `temperature` and
+        One entry per row, on the logits' device: `entropy_nats` float32, `selected` bool, `temperature` and
         `probe_entropy_nats` float32.
 
     Raises:
         ValueError: the arguments do not fit the backend or each other.
-        IndexError: on a CPU, a slot past the tables. On CUDA, where looking would stall the stream, that is
-            undefined behaviour.
+        IndexError: on a CPU, a slot past the tables. On CUDA, where checking would stall the stream, the behavior is
+            undefined.
     """
     if backend == "auto":
         if logits.device.type not in BACKEND_OF_DEVICE:
@@ -66,20 +66,20 @@ def steer_(
         raise ValueError(f"logits: are {logits.dtype}, must be torch.float32 for backend {backend}")
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits: have stride {logits.stride(1)} within a row, must have 1 for backend {backend}")
-    # Imported here because each compiles with a library that the other's machines need not have.
+    # Imported here because each compiles with a library that machines of the other kind need not have.
     if backend == "cpu":
-        from steerdec.kernels import cpu as kernel_cpu
+        from steerdec.kernels import cpu
 
-        return kernel_cpu.steer_(logits, floats, ints, slots, positions, in_scope)
-    from steerdec.kernels import triton as kernel_triton
+        return cpu.steer_(logits, floats, ints, slots, positions, in_scope)
+    from steerdec.kernels import triton
 
-    return kernel_triton.steer_(logits, floats, ints, slots, positions, in_scope)
+    return triton.steer_(logits, floats, ints, slots, positions, in_scope)
 
 
 def warm_up(vocab: int, device: torch.device | str) -> None:
     """Compile what steering rows of `vocab` logits on `device` needs, so that no request waits for it (seconds)."""
-    floats = torch.ones(1, rows.FLOATS, dtype=torch.float32, device=device)
-    ints = torch.zeros(1, rows.INTS, dtype=torch.int32, device=device)
+    floats = torch.ones(1, encoding.FLOATS, dtype=torch.float32, device=device)
+    ints = torch.zeros(1, encoding.INTS, dtype=torch.int32, device=device)
     slots = torch.zeros(2, dtype=torch.int32, device=device)
     in_scope = torch.ones(2, dtype=torch.bool, device=device)
     logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
@@ -95,8 +95,8 @@ def _check(
         raise ValueError(f"logits: have shape {list(logits.shape)}, must be [rows, vocab]")
     n = logits.shape[0]
     for name, tensor, dtypes, shape in (
-        ("floats", floats, (torch.float32,), (floats.shape[0], rows.FLOATS)),
-        ("ints", ints, (torch.int32,), (floats.shape[0], rows.INTS)),
+        ("floats", floats, (torch.float32,), (floats.shape[0], encoding.FLOATS)),
+        ("ints", ints, (torch.int32,), (floats.shape[0], encoding.INTS)),
         ("slots", slots, (torch.int32, torch.int64), (n,)),
         ("positions", positions, (torch.int32, torch.int64), (n,)),
         ("in_scope", in_scope, (torch.bool,), (n,)),

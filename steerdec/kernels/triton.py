@@ -14,6 +14,7 @@ outcome depends neither on its neighbours nor on timing: tensor-parallel ranks d
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Final
 
 import torch
@@ -22,36 +23,25 @@ import triton.language as tl
 from torch import Tensor
 
 from steerdec.kernels.reference import Outcome
-from steerdec.steering import encoding as rows
+from steerdec.policies import registry
+from steerdec.softmax.triton import load_block, measure_at
+from steerdec.steering import encoding
 
-BLOCK: Final = 4096  # logits a program
-# Fusion is asked for by name because the default differs between versions of Triton.
+BLOCK: Final = 4096  # logits per program
+# Fusion is set explicitly because the default differs between versions of Triton.
 OPTIONS: Final = {"num_warps": 8, "enable_fp_fusion": True}
 
-# What a kernel reads of Python's globals must be marked as constant.
-_FLOATS = tl.constexpr(rows.FLOATS)
-_THRESHOLD, _REQUEST_T = tl.constexpr(rows.THRESHOLD), tl.constexpr(rows.REQUEST_T)
-_FORK_T, _OTHER_T = tl.constexpr(rows.FORK_T), tl.constexpr(rows.OTHER_T)
-_FORK_FACTOR, _OTHER_FACTOR = tl.constexpr(rows.FORK_FACTOR), tl.constexpr(rows.OTHER_FACTOR)
-_PROBE_T, _APPLIED = tl.constexpr(rows.PROBE_T), tl.constexpr(rows.APPLIED)
-_A, _B, _C = tl.constexpr(rows.PARAM_A), tl.constexpr(rows.PARAM_B), tl.constexpr(rows.PARAM_C)
-_INTS = tl.constexpr(rows.INTS)
-_KIND, _SELECT = tl.constexpr(rows.KIND), tl.constexpr(rows.SELECT)
-_KEY, _CUTOFF = tl.constexpr(rows.KEY), tl.constexpr(rows.CUTOFF)
-_SPLIT, _ENTROPY_TARGET = tl.constexpr(rows.SPLIT), tl.constexpr(rows.ENTROPY_TARGET)
-_DYNATEMP = tl.constexpr(rows.DYNATEMP)
-_BY_ENTROPY, _BY_HASH = tl.constexpr(rows.BY_ENTROPY), tl.constexpr(rows.BY_HASH)
-_ALWAYS, _BY_POSITION = tl.constexpr(rows.ALWAYS), tl.constexpr(rows.BY_POSITION)
+# Python globals that a kernel reads must be marked as constant.
+_FLOATS = tl.constexpr(encoding.FLOATS)
+_THRESHOLD, _REQUEST_T = tl.constexpr(encoding.THRESHOLD), tl.constexpr(encoding.REQUEST_T)
+_OTHER_T, _OTHER_FACTOR = tl.constexpr(encoding.OTHER_T), tl.constexpr(encoding.OTHER_FACTOR)
+_PROBE_T, _APPLIED = tl.constexpr(encoding.PROBE_T), tl.constexpr(encoding.APPLIED)
+_INTS = tl.constexpr(encoding.INTS)
+_KIND, _SELECT = tl.constexpr(encoding.KIND), tl.constexpr(encoding.SELECT)
+_KEY, _CUTOFF = tl.constexpr(encoding.KEY), tl.constexpr(encoding.CUTOFF)
+_BY_ENTROPY, _BY_HASH = tl.constexpr(encoding.BY_ENTROPY), tl.constexpr(encoding.BY_HASH)
+_ALWAYS, _BY_POSITION = tl.constexpr(encoding.ALWAYS), tl.constexpr(encoding.BY_POSITION)
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
-_SOLVED_NATS = tl.constexpr(1e-4)  # how far from its target entropy_target may end
-_NEWTON_STEPS = tl.constexpr(10)  # 4 or 5 are usual; what is not solved then is solved by bisection
-_MAX_STEPS = tl.constexpr(60)
-
-
-@triton.jit
-def _load_block(row_ptr, block, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    column = block * BLOCK + tl.arange(0, BLOCK)
-    return column, tl.load(row_ptr + column, mask=column < VOCAB, other=-float("inf"))
 
 
 @triton.jit
@@ -67,7 +57,7 @@ def _measure(
     if tl.load(slots_ptr + row) < 0:
         return
     block = tl.program_id(1)
-    _, z = _load_block(logits_ptr + row * row_stride, block, VOCAB, BLOCK)
+    _, z = load_block(logits_ptr + row * row_stride, block, VOCAB, BLOCK)
     top = tl.max(z, 0)
     top = tl.where(top == -float("inf"), _LOWEST, top)
     d = z - top
@@ -99,58 +89,38 @@ def _merge(partial_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def _measure_at(row_ptr, top, temperature, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    """H of softmax(z / T), and dH / d ln T, which is the variance of z / T."""
-    beta = (1.0 / temperature).to(tl.float32)
-    partition = tl.zeros([BLOCK], tl.float32)
-    weighted = tl.zeros([BLOCK], tl.float32)
-    squared = tl.zeros([BLOCK], tl.float32)
-    for block in range(0, (VOCAB + BLOCK - 1) // BLOCK):
-        _, z = _load_block(row_ptr, block, VOCAB, BLOCK)
-        d = beta * (z - top)
-        e = tl.exp(d)
-        partition += e
-        weighted += tl.where(e > 0, e * d, 0.0)
-        squared += tl.where(e > 0, e * d * d, 0.0)
-    total = tl.sum(partition, 0).to(tl.float64)
-    mean = tl.sum(weighted, 0).to(tl.float64) / total
-    return tl.log(total) - mean, tl.sum(squared, 0).to(tl.float64) / total - mean * mean
+def _no_policy(row_ptr, top, h, f_ptr, asked, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    return h * float("nan"), (h * 0.0 + 1.0).to(tl.float32)
 
 
-@triton.jit
-def _target_temperature(
-    row_ptr,
-    top,
-    request_t,
-    delta_nats,
-    low,
-    high,
-    VOCAB: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-):
-    """What `reference.target_temperature` solves, by Newton's method on ln T in a shrinking bracket."""
-    h, slope = _measure_at(row_ptr, top, request_t, VOCAB, BLOCK)
-    target = h + delta_nats
-    temperature = tl.minimum(tl.maximum(request_t, low), high)
-    if temperature != request_t:
-        h, slope = _measure_at(row_ptr, top, temperature, VOCAB, BLOCK)
-    excess = h - target
-    if tl.abs(excess) > _SOLVED_NATS:
-        end = tl.where(excess > 0, low, high)
-        at_end, _ = _measure_at(row_ptr, top, end, VOCAB, BLOCK)
-        if (at_end - target) * excess >= 0:  # the nearer end is still on the same side
-            temperature = end
-            excess = 0.0 * excess
-    step = 0
-    while (tl.abs(excess) > _SOLVED_NATS) & (step < _MAX_STEPS):
-        low, high = tl.where(excess > 0, low, temperature), tl.where(excess > 0, temperature, high)
-        newton = temperature * tl.exp(-excess / slope)
-        good = (slope > 0) & (step < _NEWTON_STEPS) & (low < newton) & (newton < high)
-        temperature = tl.where(good, newton, tl.sqrt(low * high))
-        h, slope = _measure_at(row_ptr, top, temperature, VOCAB, BLOCK)
-        excess = h - target
-        step += 1
-    return temperature
+_its_kind, _its_step, _other_steps = tl.constexpr(-1), None, None  # `_choose` never runs with these
+
+
+def _choose(row_ptr, top, h, f_ptr, asked, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    """Call one policy's step, or the function that knows the others; `_or_else` puts the three names in its scope."""
+    if asked == _its_kind:
+        temperature, factor = _its_step(row_ptr, top, h, f_ptr, VOCAB, BLOCK)
+    else:
+        temperature, factor = _other_steps(row_ptr, top, h, f_ptr, asked, VOCAB, BLOCK)
+    return temperature, factor
+
+
+def _or_else(kind, steered, others):
+    """Return a Triton function that calls `steered` for one kind of policy and `others` for the rest.
+
+    It is `_choose` with global names of its own: the compiler would take a closure, the interpreter does not.
+    """
+    names = {"_its_kind": tl.constexpr(kind), "_its_step": steered, "_other_steps": others}
+    choose = FunctionType(_choose.__code__, globals() | names, _choose.__name__)
+    choose.__annotations__, choose.__module__ = _choose.__annotations__, __name__
+    choose.__qualname__ = f"_choose_{kind}"  # by which the compiler tells functions apart
+    return triton.jit(choose)
+
+
+# T' of a selected row, and the factor that steers it there.
+_steered = _no_policy
+for _kind, _step in reversed(registry.steps("triton")):
+    _steered = _or_else(_kind, _step, _steered)
 
 
 @triton.jit
@@ -209,25 +179,13 @@ def _decide(
         | ((select == _BY_HASH) & (hashed < cutoff))
         | ((select == _BY_POSITION) & (position < cutoff))
     )
-    kind = tl.load(i_ptr + _KIND)
     t = tl.load(f_ptr + _REQUEST_T).to(tl.float64)
-    a, b = tl.load(f_ptr + _A).to(tl.float64), tl.load(f_ptr + _B).to(tl.float64)
-    c = tl.load(f_ptr + _C).to(tl.float64)
     temperature = t
     factor = (t / t).to(tl.float32)
     if selected:
-        if kind == _SPLIT:
-            temperature = tl.load(f_ptr + _FORK_T).to(tl.float64)
-            factor = tl.load(f_ptr + _FORK_FACTOR)
-        else:
-            if kind == _ENTROPY_TARGET:
-                temperature = _target_temperature(logits_ptr + row * row_stride, top, t, a, b, c, VOCAB, BLOCK)
-            elif kind == _DYNATEMP:
-                share = h / tl.log(tl.full([], VOCAB if VOCAB > 1 else 2, tl.float64))
-                temperature = a + (b - a) * tl.exp(c * tl.log(share))
-            else:
-                temperature = tl.maximum(t * tl.exp(tl.log(b) * (a / tl.maximum(h, 1e-30))), 0.01)
-            factor = (t / temperature).to(tl.float32)
+        temperature, factor = _steered(
+            logits_ptr + row * row_stride, top, h, f_ptr, tl.load(i_ptr + _KIND), VOCAB, BLOCK
+        )
     elif measured:
         temperature = tl.load(f_ptr + _OTHER_T).to(tl.float64)
         factor = tl.load(f_ptr + _OTHER_FACTOR)
@@ -235,9 +193,9 @@ def _decide(
     tl.store(temperature_ptr + row, temperature.to(tl.float32))
     probe_t = tl.load(f_ptr + _PROBE_T).to(tl.float64)
     at = tl.where(probe_t == _APPLIED, temperature, probe_t)
-    probed = at * 0.0  # NaN where no probe is asked for
+    probed = tl.where(at == 0.0, at, float("nan"))
     if (h == h) & (at > 0.0):
-        probed, _ = _measure_at(logits_ptr + row * row_stride, top, at, VOCAB, BLOCK)
+        probed, _ = measure_at(logits_ptr + row * row_stride, top, at, VOCAB, BLOCK)
     tl.store(probe_ptr + row, tl.where(h == h, probed, float("nan")).to(tl.float32))
     tl.store(factor_ptr + row, factor)
 
@@ -257,7 +215,7 @@ def _apply(
         return
     block = tl.program_id(1)
     row_ptr = logits_ptr + row * row_stride
-    column, z = _load_block(row_ptr, block, VOCAB, BLOCK)
+    column, z = load_block(row_ptr, block, VOCAB, BLOCK)
     if factor == 0.0:  # greedy: the first largest logit alone is kept
         first = tl.min(tl.where(z == tl.max(z, 0), column, VOCAB), 0)
         z = tl.where((column == first) & (block == tl.load(keep_block_ptr + row)), z, -float("inf"))
@@ -269,7 +227,7 @@ def _apply(
 def steer_(
     logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
 ) -> Outcome:
-    """`reference.steer_` for float32 logits whose rows are contiguous; see `steerdec.kernel`."""
+    """`reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
     entropy_nats, temperature, probe, factor = (logits.new_empty(n) for _ in range(4))

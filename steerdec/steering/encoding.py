@@ -1,98 +1,120 @@
-"""One request's steering as the numbers a kernel reads: a row of two small tables.
+"""The encoded request: a steering as the numbers that a worker reads.
 
-Every backend (reference, CPU, Triton) takes the same tables, so that none of them has
-to know what a policy is called or where its defaults come from.
+The front end encodes a request once it is admitted; the worker unpacks the numbers without parsing or validating
+anything. Every backend (reference, CPU, Triton) reads the same two tables, with a row per request, so that none of them
+knows the names of fields or where their defaults come from.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from steerdec.steering.params import DynaTemp, Edt, EntropyTarget, Split, Steering, SteeringError
+from steerdec.steering.params import Steering
 
 # Columns of the float table, float32 [slots, FLOATS].
-THRESHOLD: Final = 0  # nats
+THRESHOLD: Final = 0  # nats; in an encoded request ENGINES where the worker's own applies
 REQUEST_T: Final = 1
-FORK_T: Final = 2  # split only
-OTHER_T: Final = 3  # every policy; the request's own temperature except under split
-FORK_FACTOR: Final = 4  # REQUEST_T / FORK_T, rounded once from float64; 0 when FORK_T is 0
-OTHER_FACTOR: Final = 5
-PARAM_A: Final = 6  # entropy_target: delta_nats; dynatemp: min temperature; edt: theta
-PARAM_B: Final = 7  # entropy_target: min temperature; dynatemp: max temperature; edt: base
-PARAM_C: Final = 8  # entropy_target: max temperature; dynatemp: exponent
-PROBE_T: Final = 9  # where a second entropy is measured: a temperature, APPLIED, or NaN for nowhere
-FLOATS: Final = 10
+OTHER_T: Final = 2  # at tokens that are not forks
+OTHER_FACTOR: Final = 3  # REQUEST_T / OTHER_T, rounded once from float64; 0 where OTHER_T is 0
+PROBE_T: Final = 4  # where a second entropy is measured: a temperature, APPLIED or NOWHERE
+FIRST_PARAMETER: Final = 5  # of the policy's own, which its fields.py names
+PARAMETERS: Final = 5
+FLOATS: Final = FIRST_PARAMETER + PARAMETERS
 
+ENGINES: Final = -1.0  # in THRESHOLD
 APPLIED: Final = 0.0  # in PROBE_T: at T', whatever it turns out to be
+NOWHERE: Final = -1.0  # in PROBE_T: no second entropy
 
 # Columns of the integer table, int32 [slots, INTS].
-KIND: Final = 0
+KIND: Final = 0  # of the policy
 SELECT: Final = 1
 KEY: Final = 2  # of the placebo's hash, as the bits of a uint32
 CUTOFF: Final = 3  # a token is selected where the hash's top 24 bits, or its position itself, are below this
 INTS: Final = 4
 
-SPLIT, ENTROPY_TARGET, DYNATEMP, EDT = 0, 1, 2, 3
 BY_ENTROPY, BY_HASH, ALWAYS, BY_POSITION = 0, 1, 2, 3
-_SELECTORS: Final = {"entropy": BY_ENTROPY, "random": BY_HASH, "all": ALWAYS, "first": BY_POSITION}
+SELECTOR_CODES: Final = {"entropy": BY_ENTROPY, "random": BY_HASH, "all": ALWAYS, "first": BY_POSITION}
+
+SELECTORS: Final = tuple(SELECTOR_CODES.values())
+
+EVERYWHERE, THINKING, ANSWER = 0, 1, 2
+SCOPES: Final = {"all": EVERYWHERE, "thinking": THINKING, "answer": ANSWER}
+NO_DELIMITERS: Final = (-1, -1)
 
 
 @dataclass(frozen=True)
-class Row:
-    """The two table rows of one request: `floats` has FLOATS entries, `ints` INTS."""
+class EncodedRequest:
+    """One request in numbers."""
 
-    floats: tuple[float, ...]
-    ints: tuple[int, ...]
+    floats: tuple[float, ...]  # a row of the float table
+    kind: int
+    select: int
+    cutoff: int
+    scope: int
+    delimiters: tuple[int, int]  # NO_DELIMITERS unless the scope needs them
+
+    def ints(self, seed: int | None) -> tuple[int, ...]:
+        """Return the row of the integer table for the sequence with this seed."""
+        return self.kind, self.select, placebo_key(seed or 0), self.cutoff
+
+    def packed(self) -> list[float | int]:
+        """Return all numbers as one flat list, which vLLM carries among a request's extra arguments."""
+        return [*self.floats, self.kind, self.select, self.cutoff, self.scope, *self.delimiters]
+
+    @classmethod
+    def unpacked(cls, numbers: Sequence[float | int]) -> EncodedRequest:
+        """Return the request that `packed` made a list of; nothing is checked."""
+        kind, select, cutoff, scope, start_id, end_id = (int(number) for number in numbers[FLOATS:])
+        return cls(tuple(numbers[:FLOATS]), kind, select, cutoff, scope, (start_id, end_id))
 
 
-def row_of(steering: Steering, temperature: float, seed: int | None, default_threshold_nats: float) -> Row:
-    """The table rows for a request sampled at `temperature` (> 0) with `seed`.
+PACKED: Final = FLOATS + 6  # numbers in all
 
-    Raises:
-        SteeringError: `temperature` is 0, or the placebo selector has no seed to hash.
+
+def encode(steering: Steering, temperature: float, default_threshold_nats: float) -> EncodedRequest:
+    """Encode an admitted steering for a request sampled at `temperature` (> 0).
+
+    Args:
+        steering: with its delimiters, where its scope needs them.
+        temperature: of the request, as the sampler will divide by it.
+        default_threshold_nats: where the steering names no threshold.
     """
-    if not temperature > 0.0:
-        raise SteeringError("", "needs a sampled request, but its temperature is 0 (greedy)")
-    if steering.select == "random" and seed is None:
-        raise SteeringError("select", '"random" needs the request to have a seed, so that it repeats')
     threshold = default_threshold_nats if steering.threshold_nats is None else steering.threshold_nats
-    fork_t = other_t = temperature
-    a = b = c = 0.0
-    match steering:
-        case Split():
-            kind = SPLIT
-            fork_t = temperature if steering.fork_temperature is None else steering.fork_temperature
-            other_t = temperature if steering.other_temperature is None else steering.other_temperature
-        case EntropyTarget():
-            kind = ENTROPY_TARGET
-            a, b, c = steering.delta_nats, steering.min_temperature, steering.max_temperature
-        case DynaTemp():
-            kind = DYNATEMP
-            a, b, c = steering.min_temperature, steering.max_temperature, steering.exponent
-        case Edt():
-            kind = EDT
-            a, b = steering.theta, steering.base
+    other = steering.temperatures(temperature).other
+    assert other is not None, "what is not a fork has a fixed temperature"
     match steering.probe_temperature:
         case None:
-            probe_t = math.nan
+            probe = NOWHERE
         case "applied":
-            probe_t = APPLIED
+            probe = APPLIED
         case number:
-            probe_t = number
-    floats = (threshold, temperature, fork_t, other_t, _factor(temperature, fork_t), _factor(temperature, other_t))
-    cutoff = steering.first_tokens or round((steering.fork_rate or 0.0) * 2**24)
-    ints = (kind, _SELECTORS[steering.select], placebo_key(seed or 0), cutoff)
-    return Row((*floats, a, b, c, probe_t), ints)
+            probe = number
+    parameters = steering.parameters(temperature)
+    unused = (0.0,) * (PARAMETERS - len(parameters))
+    delimiters = NO_DELIMITERS
+    if steering.scope != "all":
+        assert steering.thinking_start_id is not None
+        assert steering.thinking_end_id is not None
+        delimiters = steering.thinking_start_id, steering.thinking_end_id
+    return EncodedRequest(
+        floats=(threshold, temperature, other, factor(temperature, other), probe, *parameters, *unused),
+        kind=steering.kind,
+        select=SELECTOR_CODES[steering.select],
+        cutoff=steering.first_tokens or round((steering.fork_rate or 0.0) * 2**24),
+        scope=SCOPES[steering.scope],
+        delimiters=delimiters,
+    )
 
 
-def _factor(request_t: float, steered_t: float) -> float:
+def factor(request_t: float, steered_t: float) -> float:
+    """Return what a row of logits is multiplied by to be sampled at `steered_t`: T / T', 0 where T' is 0."""
     return 0.0 if steered_t == 0.0 else request_t / steered_t
 
 
 def placebo_key(seed: int) -> int:
-    """32 bits, as a signed int32, that decide with the position which tokens `select: "random"` takes."""
+    """Return 32 bits, as a signed int32, that decide with the position which tokens `select: "random"` takes."""
     digest = hashlib.blake2b(f"steerdec placebo {seed}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little", signed=True)

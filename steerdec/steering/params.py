@@ -1,37 +1,36 @@
-"""The steering of one request: what a user may ask for, checked in one place.
+"""What every policy of steering has in common: the fields that select tokens, and their types.
 
-HTTP bodies, `SamplingParams.extra_args`, the command line and Python all go through
-:func:`parse`; nothing downstream checks the same thing again.
+A policy (`steerdec.policies`) adds its own fields. `steerdec.policies.registry.parse` makes one of a request's JSON;
+whether a valid steering can be applied to a given request is for `steerdec.steering.admission` to say.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # 80th percentile of H over 10^6 tokens of Qwen3-8B at T = 1 (arXiv 2506.01939, section 3).
 PAPER_THRESHOLD_NATS = 0.672
 
-# vLLM raises every temperature in (0, 0.01) to 0.01. A steered temperature that small is
-# refused instead, so that what was asked for is what was done.
+# vLLM raises every temperature in (0, 0.01) to 0.01. Steering refuses one that small, so that a request never gets
+# another temperature than it states.
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
 
 
 class SteeringError(ValueError):
-    """The steering asked for cannot be given; `field` names the culprit, "" when it is the whole object."""
+    """The steering is invalid or cannot be applied; `field` names the invalid field, "" the object as a whole."""
 
     def __init__(self, field: str, reason: str) -> None:
-        name = field if field.isprintable() else repr(field)  # whatever a user called it: one plain line
+        name = field if field.isprintable() else repr(field)  # the name is the user's, the message one plain line
         super().__init__(f"steering.{name}: {reason}" if field else f"steering: {reason}")
         self.field = field
         self.reason = reason
 
 
 def _number(value: Any) -> Any:
-    """JSON has one kind of number, so 1 is a good float; true and "1" are not."""
+    """Return `value` as a float. JSON has one number type, so 1 is valid; true and "1" are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number")
     try:
@@ -69,8 +68,20 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Select = Literal["entropy", "random", "first", "all"]
 
 
-class _Steering(BaseModel):
-    """What every policy shares: which tokens are forks, where to look, what to send back."""
+class Applied(NamedTuple):
+    """The temperature that a steering applies to each group of tokens; None where it depends on the logits."""
+
+    fork: float | None
+    other: float | None
+
+
+class Steering(BaseModel):
+    """What a request asks for: which tokens are steered, how, and what the response reports. One subclass per policy.
+
+    A subclass sets `policy` and `kind`, adds its fields, and implements `temperatures` and `parameters`.
+    """
+
+    kind: ClassVar[int]  # stands for the policy in an encoded request; unique, never reused
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -100,7 +111,6 @@ class _Steering(BaseModel):
     telemetry: Literal["summary", "tokens", "none"] = Field(
         "summary", description="What is sent back: totals, also one entry per generated token, or nothing."
     )
-
     probe_temperature: Probe | None = Field(
         None,
         description="Also send back the entropy at a second temperature: of softmax(z / probe_temperature), or with "
@@ -108,7 +118,7 @@ class _Steering(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _goes_with_its_selector(self) -> _Steering:
+    def _goes_with_its_selector(self) -> Steering:
         for select, field in (("random", "fork_rate"), ("first", "first_tokens")):
             given = getattr(self, field) is not None
             if self.select == select and not given:
@@ -117,25 +127,32 @@ class _Steering(BaseModel):
                 raise SteeringError(field, f'goes with select "{select}" only, not with "{self.select}"')
         return self
 
+    def applied(self, request_temperature: float) -> Applied:
+        """Return the temperatures of forks and of all other tokens of a request sampled at `request_temperature`.
 
-class Split(_Steering):
-    """Two temperatures: one at forks, one everywhere else (arXiv 2506.01939, equation 5)."""
+        With `select` "all" every token is a fork, so both are the same. This is the one place that knows; arms, dose
+        matching, preflight checks and reports ask here.
+        """
+        fork, other = self.temperatures(request_temperature)
+        return Applied(fork, fork if self.select == "all" else other)
 
-    policy: Literal["split"] = "split"
-    fork_temperature: Temperature | None = Field(
-        None, description="Temperature at forks; 0 is greedy there. Default: the request's temperature."
-    )
-    other_temperature: Temperature | None = Field(
-        None, description="Temperature at all other tokens; 0 is greedy there. Default: the request's temperature."
-    )
+    def temperatures(self, request_temperature: float) -> Applied:
+        """Return the policy's temperatures at tokens that are forks, and at those that are not."""
+        return Applied(None, request_temperature)
+
+    def parameters(self, request_temperature: float) -> tuple[float, ...]:
+        """Return the numbers that the policy's steps read, at most `encoding.PARAMETERS` of them."""
+        raise NotImplementedError
 
 
-class _Ranged(_Steering):
+class Ranged(Steering):
+    """A policy whose temperatures lie between two that the request names."""
+
     min_temperature: PositiveTemperature
     max_temperature: PositiveTemperature
 
     @model_validator(mode="after")
-    def _min_below_max(self) -> _Ranged:
+    def _min_below_max(self) -> Ranged:
         if self.min_temperature > self.max_temperature:
             raise SteeringError(
                 "min_temperature", f"{self.min_temperature:g} is above max_temperature, {self.max_temperature:g}"
@@ -143,91 +160,7 @@ class _Ranged(_Steering):
         return self
 
 
-class EntropyTarget(_Ranged):
-    """At forks, the temperature at which the entropy of the sampled distribution changes by `delta_nats`.
-
-    The change is counted from softmax(z / T) at the request's own temperature T. A target outside
-    what [`min_temperature`, `max_temperature`] can reach gets the nearer end.
-    """
-
-    policy: Literal["entropy_target"] = "entropy_target"
-    delta_nats: Annotated[Number, Field(ge=-20.0, le=20.0)] = Field(
-        description="Rise of the entropy at forks; negative lowers it."
-    )
-    min_temperature: PositiveTemperature = Field(0.05, description="Lower end of the search.")
-    max_temperature: PositiveTemperature = Field(5.0, description="Upper end of the search.")
-
-
-class DynaTemp(_Ranged):
-    """T = min + (max - min) (H / ln N)^exponent, N the vocabulary (llama.cpp's temp_ext, before any truncation)."""
-
-    policy: Literal["dynatemp"] = "dynatemp"
-    select: Select = Field("all", description="Which tokens get the dynamic temperature; all, as in the original.")
-    min_temperature: PositiveTemperature = Field(0.5, description="Temperature at H = 0.")
-    max_temperature: PositiveTemperature = Field(1.5, description="Temperature at H = ln N.")
-    exponent: Annotated[Number, Field(gt=0.0, le=10.0)] = Field(1.0, description="Shape of the curve between.")
-
-
-class Edt(_Steering):
-    """T = T0 base^(theta / H), T0 the request's temperature, never below 0.01 (arXiv 2403.14541)."""
-
-    policy: Literal["edt"] = "edt"
-    select: Select = Field("all", description="Which tokens get the dynamic temperature; all, as in the original.")
-    theta: Annotated[Number, Field(gt=0.0, le=100.0)] = Field(0.1, description="Strength of the cooling.")
-    base: Annotated[Number, Field(gt=0.0, lt=1.0)] = Field(0.8, description="Base of the power.")
-
-
-Steering = Split | EntropyTarget | DynaTemp | Edt
-POLICIES: dict[str, type[Split] | type[EntropyTarget] | type[DynaTemp] | type[Edt]] = {
-    "split": Split,
-    "entropy_target": EntropyTarget,
-    "dynatemp": DynaTemp,
-    "edt": Edt,
-}
-
-
-def parse(value: Any) -> Steering:
-    """The steering that `value` (an object, or its JSON text) asks for.
-
-    Raises:
-        SteeringError: naming the first wrong field, what stood there and what is allowed.
-    """
-    if isinstance(value, Steering):
-        return value
-    if isinstance(value, str | bytes):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise SteeringError("", f"is not valid JSON ({e})") from None
-    if not isinstance(value, dict):
-        raise SteeringError("", f"must be an object, not {_shown(value)}")
-    policy = value.get("policy", "split")
-    if not isinstance(policy, str) or policy not in POLICIES:
-        raise SteeringError("policy", f"{_shown(policy)} is none of {', '.join(POLICIES)}")
-    try:
-        return POLICIES[policy].model_validate(value)
-    except SteeringError:
-        raise
-    except ValidationError as e:
-        raise _first_error(e, policy) from None
-
-
-def _first_error(error: ValidationError, policy: str) -> SteeringError:
-    first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, SteeringError):
-        return cause
-    field = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(POLICIES[policy].model_fields)
-        return SteeringError(field[:60], f"is not a field of policy {policy} (there are: {known})")
-    if first["type"] == "missing":
-        return SteeringError(field, f"is required by policy {policy}")
-    reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return SteeringError(field, f"{_shown(first['input'])} {reason}")
-
-
-def _shown(value: Any) -> str:
-    """`value` as one short line of JSON-like text, whatever it is."""
+def shown(value: Any) -> str:
+    """Return `value` as one short line of JSON-like text, whatever it is."""
     text = repr(value).replace("\n", " ")
     return text if len(text) <= 60 else text[:57] + "..."

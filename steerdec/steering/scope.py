@@ -14,39 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steerdec.steering.params import SteeringError
+from steerdec.steering.admission import END_TOKEN, START_TOKEN
+from steerdec.steering.encoding import ANSWER, EVERYWHERE, THINKING
 
-NEITHER = ALL = 0  # a state, and a scope
-THINKING, ANSWER = 1, 2
-CODES: Final = {"all": ALL, "thinking": THINKING, "answer": ANSWER}
-
-START_TOKEN: Final = "<think>"
-END_TOKEN: Final = "</think>"
+NEITHER: Final = 0  # a state: before any delimiter
 
 
 def delimiters(tokenizer: Any) -> tuple[int | None, int | None]:
-    """Ids of `<think>` and `</think>` in a tokenizer; None where it has no such single token."""
+    """Return the ids of `<think>` and `</think>` in a tokenizer; None where it has no such single token."""
     vocabulary = tokenizer.get_vocab()
     return vocabulary.get(START_TOKEN), vocabulary.get(END_TOKEN)
-
-
-def checked_delimiters(start_id: int | None, end_id: int | None) -> tuple[int, int]:
-    """The two ids, or the error that says which one is missing.
-
-    Raises:
-        SteeringError: an id is unknown, or both are the same.
-    """
-    for name, token, value in (
-        ("thinking_start_id", START_TOKEN, start_id),
-        ("thinking_end_id", END_TOKEN, end_id),
-    ):
-        if value is None:
-            raise SteeringError(name, f"must be given, since the model's tokenizer has no single token {token}")
-    assert start_id is not None
-    assert end_id is not None
-    if start_id == end_id:
-        raise SteeringError("thinking_end_id", f"{end_id} is also thinking_start_id; they must differ")
-    return start_id, end_id
 
 
 class Tracker:
@@ -60,7 +37,7 @@ class Tracker:
         self._followed_tokens = 0  # of the output
 
     def contains_next(self, output_ids: Sequence[int]) -> bool:
-        """Whether the token after `output_ids` is in scope. The list grows, but for tokens that vLLM takes back."""
+        """Return whether the token after `output_ids` is in scope. The list grows, unless vLLM takes tokens back."""
         if len(output_ids) < self._followed_tokens:
             self._state, self._followed_tokens = self._prompt_state, 0
         self._follow(output_ids, self._followed_tokens)
@@ -85,7 +62,7 @@ class DeviceTracker:
         """`max_tokens_per_step`: tokens a request can commit in one step, 1 + the number of drafts."""
         device = all_token_ids.device
         self._all_token_ids = all_token_ids  # [max_num_reqs, max_model_len]
-        # One slot more than there are requests: where rows that must not write, write.
+        # One slot more than there are requests: rows that must not write use it.
         self._state = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
         self._followed = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
         self._window = torch.arange(max_tokens_per_step, device=device)
@@ -99,10 +76,10 @@ class DeviceTracker:
     def rows_in_scope(
         self, scopes: Tensor, delimiter_ids: Tensor, slots: Tensor, pos: Tensor, local_pos: Tensor, input_ids: Tensor
     ) -> Tensor:
-        """Whether each row's next token is in scope, [rows] bool; True for slots < 0 and scope ALL.
+        """Return whether each row's next token is in scope, [rows] bool; True for slots < 0 and scope EVERYWHERE.
 
         Args:
-            scopes: [max_num_reqs] integer, ALL / THINKING / ANSWER.
+            scopes: [max_num_reqs] integer, EVERYWHERE / THINKING / ANSWER.
             delimiter_ids: [max_num_reqs, 2] integer, opening and closing token.
             slots: [rows] each row's request.
             pos: [rows] position of the token fed at this row; the row samples the token at pos + 1.
@@ -123,18 +100,18 @@ class DeviceTracker:
         self._state[writer] = state
         self._followed[writer] = torch.maximum(self._followed[slot], first_fed)
 
-        # Fed in this step: the rows of one request are neighbours, in order.
+        # Fed in this step: the rows of one request are adjacent, in order.
         row = torch.arange(len(slots), device=slots.device)
         code = _codes(input_ids, start_id, end_id)
         last = torch.where(code != NEITHER, row * 4 + code, -1).cummax(0).values
         state = torch.where(last // 4 >= row - local_pos, last % 4, state)
 
         wanted = scopes[slot]
-        return (state == wanted) | (wanted == ALL) | (slots < 0)
+        return (state == wanted) | (wanted == EVERYWHERE) | (slots < 0)
 
 
 def states_after(token_ids: Tensor, start_id: int, end_id: int) -> Tensor:
-    """The state after each of [rows, length] sequences, [rows] integer."""
+    """Return the state after each of [rows, length] sequences, [rows] integer."""
     code = _codes(token_ids, start_id, end_id)
     index = torch.arange(token_ids.shape[-1], device=token_ids.device)
     last = pad(torch.where(code != NEITHER, index * 4 + code, -1), (0, 1), value=-1).amax(-1)  # also of no tokens

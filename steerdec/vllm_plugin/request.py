@@ -1,209 +1,192 @@
-"""One request's steering as vLLM hands it over: read from its `SamplingParams`, checked against its engine."""
+"""One request's steering on its way through vLLM: admitted and encoded in the front end, unpacked in the worker.
+
+vLLM calls `validate` in the front end, once for each time that it has loaded the processor, and carries what that
+leaves in `SamplingParams.extra_args` to the worker. Requests by our HTTP server arrive encoded.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import logging
+import zlib
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from steerdec.steering import params, scope
-from steerdec.steering.encoding import Row, row_of
-from steerdec.steering.params import PAPER_THRESHOLD_NATS, Steering, SteeringError
-from steerdec.telemetry.lanes import LaneFile
+from steerdec.policies import registry
+from steerdec.steering import admission, encoding
+from steerdec.steering.encoding import EncodedRequest
+from steerdec.steering.params import SteeringError
+from steerdec.vllm_plugin.private.admission_stack import validating_engine
+from steerdec.vllm_plugin.settings import Settings
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
+logger = logging.getLogger("vllm.steerdec")
+
 # Keys of SamplingParams.extra_args (over HTTP: vllm_xargs). Only the first is for users.
-STEERING_ARG = "steering"
-LANES_ARG = "steerdec_lanes"  # [lane, generation] of each of the n sequences, flat
-BASE_SEED_ARG = "steerdec_base_seed"
-RESERVED_ARGS = (LANES_ARG, BASE_SEED_ARG)
+STEERING_ARG: Final = "steering"
+ENCODED_ARG: Final = "steerdec_request"  # [what it was made of, *EncodedRequest.packed()]; [] for "not steered"
+LANES_ARG: Final = "steerdec_lanes"  # [lane, generation] of each of the n sequences, flat
+BASE_SEED_ARG: Final = "steerdec_base_seed"
+RESERVED_ARGS: Final = (ENCODED_ARG, LANES_ARG, BASE_SEED_ARG)
 
-PENALTIES_REFUSED = (
-    "does not go with presence, frequency or repetition penalties on vLLM's V1 model runner, "
-    "which applies them after steering; use the V2 runner or drop them"
-)
-
-NO_SEED = -1  # vLLM takes a seed of -1 for none
-
-CONFIG_KEY = "steerdec"  # of vLLM's --additional-config
+BY_THE_SERVER: Final = 0  # in place of a checksum
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """What the launcher told the engine, under `CONFIG_KEY` of vLLM's additional config."""
+class SteeredSequence:
+    """What the processor keeps of one generated sequence."""
 
-    threshold_nats: float = PAPER_THRESHOLD_NATS
-    default: Steering | None = None  # for requests that bring no steering of their own
-    lanes: LaneFile | None = None
-
-    @classmethod
-    def of(cls, vllm_config: VllmConfig) -> EngineSettings:
-        """Raises ValueError when the entry holds what is not known, so that the engine does not start."""
-        config = getattr(vllm_config, "additional_config", None)
-        given = config.get(CONFIG_KEY, {}) if isinstance(config, Mapping) else {}
-        unknown = set(given) - {"threshold_nats", "default", "lanes", "server"}  # "server" is for the HTTP side
-        if unknown:
-            raise ValueError(f"additional-config {CONFIG_KEY}: {', '.join(sorted(unknown))} is not known")
-        default, lanes, threshold_nats = given.get("default"), given.get("lanes"), given.get("threshold_nats")
-        try:
-            threshold_nats = params.parse({"threshold_nats": threshold_nats}).threshold_nats
-            default = None if default is None else params.parse(default)
-        except SteeringError as e:
-            raise ValueError(f"additional-config {CONFIG_KEY}: {e}") from None
-        return cls(
-            threshold_nats=PAPER_THRESHOLD_NATS if threshold_nats is None else threshold_nats,
-            default=default,
-            lanes=None if lanes is None else LaneFile(**lanes),
-        )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the processor keeps of one steered request."""
-
-    row: Row
+    floats: tuple[float, ...]
+    ints: tuple[int, ...]
     scope: int
-    delimiters: tuple[int, int]  # (-1, -1) unless scope is not ALL
+    delimiters: tuple[int, int]
     lane: tuple[int, int] | None  # index, generation
 
 
-def asked(sampling_params: SamplingParams) -> Steering | None:
-    """The steering in a request's extra arguments, None if it has none.
-
-    Raises:
-        SteeringError: it is there and wrong.
-    """
-    value = (sampling_params.extra_args or {}).get(STEERING_ARG)
-    return None if value is None else params.parse(value)
+# In the front end ---------------------------------------------------------------------------------
 
 
 def validate(sampling_params: SamplingParams) -> None:
-    """Refuse a request whose steering cannot be done exactly, before it reaches the engine.
+    """Admit a request or refuse it, and leave the encoded request in its extra arguments.
 
     Raises:
-        SteeringError: in one plain line.
-        ValueError: the engine's own entry of the additional config is wrong.
+        SteeringError: the steering is invalid or cannot be applied exactly; one line.
+        ValueError: the engine's own settings are invalid.
     """
-    _refuse_broken_lanes(sampling_params)
-    config = _validating_engine()
-    on_v1 = config is not None and not config.use_v2_model_runner
-    steering = asked(sampling_params)
-    if steering is None:
-        # A default that steps back from this request needs nothing of the engine; one that does not, does.
-        settings = EngineSettings.of(config) if on_v1 else None
-        if settings and settings.default and steered(sampling_params, settings):
-            _refuse_what_v1_cannot_do(settings.default, config)
-        return
-    check_seeds(sampling_params.seed, sampling_params.n)
-    row_of(steering, sampling_params.temperature, sampling_params.seed, PAPER_THRESHOLD_NATS)
-    if steering.scope != "all":
-        scope.checked_delimiters(steering.thinking_start_id, steering.thinking_end_id)
-    if on_v1:
-        _refuse_what_v1_cannot_do(steering, config)
-        if has_penalties(sampling_params):
-            raise SteeringError("", PENALTIES_REFUSED)
-
-
-def check_seeds(seed: int | None, n: int) -> None:
-    """Refuse n sequences one of which would have no seed: vLLM gives sequence i the seed + i, and -1 means none to it.
-
-    Raises:
-        SteeringError: in one plain line.
-    """
-    if n > 1 and seed is not None and seed <= NO_SEED < seed + n:
-        raise SteeringError(
-            "", f"does not go with n = {n} and seed {seed}: one sequence would get seed -1, none to vLLM"
-        )
-
-
-def _refuse_broken_lanes(sampling_params: SamplingParams) -> None:
-    """What a worker reads unchecked, and dies of, must be as the server makes it, whoever sent it."""
     extra: dict[str, Any] = sampling_params.extra_args or {}
-    flat, base = extra.get(LANES_ARG), extra.get(BASE_SEED_ARG)
-    if flat is None and base is None:
+    admission.refuse_foreign_lanes(
+        extra.get(LANES_ARG),
+        extra.get(BASE_SEED_ARG),
+        sampling_params.seed,
+        sampling_params.n,
+        (LANES_ARG, BASE_SEED_ARG),
+    )
+    steering, packed = extra.get(STEERING_ARG), extra.get(ENCODED_ARG)
+    if steering is None and packed and packed[:1] == [BY_THE_SERVER]:
+        admission.refuse_foreign_numbers(packed, registry.KINDS, sampling_params.temperature, ENCODED_ARG)
         return
-    n = sampling_params.n
-    words = flat if isinstance(flat, list) else []
-    fits = len(words) == 2 * n and all(type(word) is int and 0 <= word < 2**30 for word in words)
-    if not fits or (n > 1 and (type(base) is not int or base != sampling_params.seed)):
-        raise SteeringError("", f"{LANES_ARG} and {BASE_SEED_ARG} are the server's own and cannot be sent")
+    engine = _Validating.now()
+    if steering is None and engine.settings.default is None:
+        if packed:
+            raise SteeringError("", f"{ENCODED_ARG} is the server's own and cannot be sent")
+        return
+    made_of = engine.checksum(steering, sampling_params)
+    if packed and packed[:1] == [made_of]:  # vLLM has loaded the processor twice, or the parameters are used again
+        admission.refuse_foreign_numbers(packed, registry.KINDS, sampling_params.temperature, ENCODED_ARG)
+        return
+    encoded = engine.by_default(sampling_params) if steering is None else engine.admitted(steering, sampling_params)
+    numbers = [] if encoded is None else [made_of, *encoded.packed()]
+    # A dict of its own: the caller's may serve requests with other temperatures.
+    sampling_params.extra_args = {**extra, ENCODED_ARG: numbers}
 
 
-def _refuse_what_v1_cannot_do(steering: Steering, config: VllmConfig) -> None:
-    if config.speculative_config is not None:
-        raise SteeringError(
-            "", "vLLM's V1 model runner drops logits processors under speculative decoding; use the V2 runner"
-        )
+@dataclass(frozen=True)
+class _Validating:
+    """The engine that is validating a request."""
+
+    engine: admission.Engine
+    settings: Settings
+    threshold_nats: float
+
+    @classmethod
+    def now(cls) -> _Validating:
+        """Return the engine whose front end is on the call stack; without one, the worker fills in its threshold."""
+        config = validating_engine()
+        if config is None:
+            return cls(admission.Engine(), Settings(), encoding.ENGINES)
+        settings = _settings(config)
+        return cls(engine_of(config), settings, settings.threshold_nats)
+
+    def admitted(self, steering: object, sampling_params: SamplingParams) -> EncodedRequest:
+        parsed = registry.parse(steering)
+        admission.admit(parsed, _sampling(sampling_params), self.engine)
+        return encoding.encode(parsed, sampling_params.temperature, self.threshold_nats)
+
+    def by_default(self, sampling_params: SamplingParams) -> EncodedRequest | None:
+        """Encode the default, None for a request that it does not fit (a greedy one, a placebo without a seed)."""
+        default = self.settings.default
+        assert default is not None
+        try:
+            admission.admit_sampling(default, _sampling(sampling_params))
+        except SteeringError:
+            return None
+        admission.admit_engine(default, self.engine)
+        return encoding.encode(default, sampling_params.temperature, self.threshold_nats)
+
+    def checksum(self, steering: object, sampling_params: SamplingParams) -> int:
+        """Return a number, never BY_THE_SERVER, that stands for everything an encoded request is made of."""
+        source = self.settings.default if steering is None else steering
+        made_of = (source, _sampling(sampling_params), self.engine, self.threshold_nats)
+        return zlib.crc32(repr(made_of).encode()) | 1 << 32
+
+
+def engine_of(config: VllmConfig) -> admission.Engine:
+    """Return what steering depends on in an engine's configuration."""
+    v1, speculative = not config.use_v2_model_runner, config.speculative_config
     # Without a processor named on the command line, V1 with async scheduling hides the newest tokens.
-    if steering.scope == "all" or not config.scheduler_config.async_scheduling:
-        return
-    if not config.model_config.logits_processors:
-        raise SteeringError(
-            "scope",
-            f'"{steering.scope}" needs the engine to be started with '
-            "--logits-processors steerdec.processor:EntropySteering (or --no-async-scheduling)",
-        )
-
-
-def has_penalties(sampling_params: SamplingParams) -> bool:
-    return bool(
-        sampling_params.presence_penalty
-        or sampling_params.frequency_penalty
-        or sampling_params.repetition_penalty != 1.0
+    hides = v1 and config.scheduler_config.async_scheduling and not config.model_config.logits_processors
+    return admission.Engine(
+        v1=v1,
+        speculative=speculative is not None,
+        rejection_method=getattr(speculative, "rejection_sample_method", "standard"),
+        sharded_sampling=bool(getattr(config.parallel_config, "enable_batch_sharded_sampling", False)),
+        hides_newest_tokens=hides,
     )
 
 
-def _validating_engine() -> VllmConfig | None:
-    """The configuration of the engine front end that is validating a request now, None if there is none.
-
-    vLLM calls `validate_params` with the parameters alone, though what is exact depends on the runner,
-    on speculative decoding and on scheduling. Refusing later, in the worker, would kill the engine for
-    everyone; steering silently less than was asked is worse. So this looks up the stack for vLLM's
-    InputProcessor, which holds the configuration (a contract test pins that it is there).
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        owner: Any = frame.f_locals.get("self")
-        if type(owner).__name__ == "InputProcessor" and hasattr(owner, "vllm_config"):
-            return owner.vllm_config
-        frame = frame.f_back
-    return None
+def _sampling(sampling_params: SamplingParams) -> admission.Sampling:
+    return admission.Sampling(
+        temperature=sampling_params.temperature,
+        seed=sampling_params.seed,
+        n=sampling_params.n,
+        penalties=has_penalties(sampling_params),
+        thinking_token_budget=getattr(sampling_params, "thinking_token_budget", None) is not None,
+    )
 
 
-def steered(sampling_params: SamplingParams, settings: EngineSettings) -> Request | None:
-    """How the worker steers a request, None if it leaves it alone.
-
-    What `validate` let through is never an error here; a server-wide default steps back from requests
-    it does not fit (greedy ones, placebos without a seed).
-    """
-    own = asked(sampling_params)
-    steering = own or settings.default
-    if steering is None:
-        return None
-    try:
-        row = row_of(steering, sampling_params.temperature, sampling_params.seed, settings.threshold_nats)
-        delimiters = (-1, -1)
-        if steering.scope != "all":
-            delimiters = scope.checked_delimiters(steering.thinking_start_id, steering.thinking_end_id)
-    except SteeringError:
-        if own is not None:
-            raise
-        return None
-    lane = None if settings.lanes is None else _lane(sampling_params)
-    return Request(row, scope.CODES[steering.scope], delimiters, lane)
+def has_penalties(sampling_params: SamplingParams) -> bool:
+    """Return whether any penalty is in effect."""
+    return any(getattr(sampling_params, name) != none for name, none in admission.NO_PENALTIES.items())
 
 
-def _lane(sampling_params: SamplingParams) -> tuple[int, int] | None:
-    """The sequence's lane and generation. vLLM gives sequence i of a request the seed base + i, and
-    nothing else to tell it by, so the server always sends a base seed when n > 1."""
+_read: tuple[object, Settings] = (None, Settings())
+
+
+def _settings(config: VllmConfig) -> Settings:
+    """Return `Settings.of`, read once for each configuration."""
+    global _read
+    source = getattr(config, "additional_config", None)
+    if _read[0] is not source:
+        _read = source, Settings.of(config)
+    return _read[1]
+
+
+# In the worker ------------------------------------------------------------------------------------
+
+
+def unpacked(sampling_params: SamplingParams, settings: Settings) -> SteeredSequence | None:
+    """Return how the worker steers a sequence, None if it leaves it alone. Nothing is parsed or validated."""
     extra: dict[str, Any] = sampling_params.extra_args or {}
+    packed = extra.get(ENCODED_ARG)
+    if not packed:
+        if packed is None and (STEERING_ARG in extra or settings.default is not None):
+            logger.error("A request reached the worker without vLLM's validate_params; it is left unsteered.")
+        return None
+    request = EncodedRequest.unpacked(packed[1:])
+    floats = request.floats
+    if floats[encoding.THRESHOLD] == encoding.ENGINES:
+        floats = (settings.threshold_nats, *floats[1:])
+    lane = None if settings.lanes is None else _lane(extra, sampling_params.seed)
+    return SteeredSequence(floats, request.ints(sampling_params.seed), request.scope, request.delimiters, lane)
+
+
+def _lane(extra: dict[str, Any], seed: int | None) -> tuple[int, int] | None:
+    """Return the sequence's lane and generation. vLLM gives sequence i of a request the seed base + i, and
+    nothing else to tell it by, so the server always sends a base seed when n > 1."""
     flat = extra.get(LANES_ARG)
     if not flat:
         return None
-    i = 0 if len(flat) == 2 else (sampling_params.seed or 0) - int(extra[BASE_SEED_ARG])
+    i = 0 if len(flat) == 2 else (seed or 0) - int(extra[BASE_SEED_ARG])
     return int(flat[2 * i]), int(flat[2 * i + 1])

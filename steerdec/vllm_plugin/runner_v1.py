@@ -10,42 +10,43 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
-from steerdec.kernels import dispatch as kernel
-from steerdec.steering import scope
-from steerdec.vllm_plugin import request
+from steerdec.kernels import dispatch
+from steerdec.steering import encoding, scope
+from steerdec.vllm_plugin.request import SteeredSequence, has_penalties, unpacked
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from steerdec.vllm_plugin.recorder import Recorder
+    from steerdec.vllm_plugin.settings import Settings
 
 logger = logging.getLogger("vllm.steerdec")  # below vLLM's own logger, so that it is shown
 
 
 @dataclass(frozen=True)
 class _Live:
-    """A steered request in the batch."""
+    """A steered sequence in the batch."""
 
-    request: request.Request
+    sequence: SteeredSequence
     output_ids: list[int]  # vLLM's own list, which grows as tokens come
-    tracker: scope.Tracker | None  # None where the scope is everything
+    tracker: scope.Tracker | None  # None where the scope is everywhere
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The batch as tensors on the device, rebuilt whenever its make-up changes."""
+    """The batch as tensors on the device, rebuilt whenever its composition changes."""
 
     live: list[tuple[int, _Live]]  # (row, request), rows ascending
-    floats: Tensor  # [live, rows.FLOATS]
-    ints: Tensor  # [live, rows.INTS]
+    floats: Tensor  # [live, encoding.FLOATS]
+    ints: Tensor  # [live, encoding.INTS]
     slots: Tensor  # [batch] index into live, -1 for rows that are not steered
-    lanes: Tensor | None  # [batch, 2] lane and generation, -1 without; None where nobody has one
+    lanes: Tensor | None  # [batch, 2] lane and generation, -1 without; None where no row has one
 
 
 class BatchRows:
-    """The steered requests of the batch, kept in step with vLLM's batch updates."""
+    """The steered sequences of the batch, kept in step with vLLM's batch updates."""
 
-    def __init__(self, settings: request.EngineSettings, recorder: Recorder | None, device: torch.device) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder | None, device: torch.device) -> None:
         self._settings, self._recorder, self._device = settings, recorder, device
         self._live: dict[int, _Live] = {}
         self._tables: _Tables | None = None
@@ -69,16 +70,17 @@ class BatchRows:
         self._tables = None
 
     def _new(self, sampling_params: SamplingParams, prompt_ids: list[int], output_ids: list[int]) -> _Live | None:
-        asked = request.steered(sampling_params, self._settings)
-        if asked is None:
+        sequence = unpacked(sampling_params, self._settings)
+        if sequence is None:
             return None
-        if request.has_penalties(sampling_params):
-            # Refused at admission where the engine's configuration is known; here only a server-wide
-            # default comes to this, or a front end that does not validate.
+        if has_penalties(sampling_params):
+            # Refused at admission where the request states the steering itself; a default gets this far.
             logger.error("A request with penalties is left unsteered: the V1 model runner applies them after steering.")
             return None
-        tracker = scope.Tracker(asked.scope, *asked.delimiters, prompt_ids) if asked.scope != scope.ALL else None
-        return _Live(asked, output_ids, tracker)
+        tracker = None
+        if sequence.scope != encoding.EVERYWHERE:
+            tracker = scope.Tracker(sequence.scope, *sequence.delimiters, prompt_ids)
+        return _Live(sequence, output_ids, tracker)
 
     def apply(self, logits: Tensor) -> None:
         """Steer the batch's logits [batch, vocab] in place."""
@@ -98,7 +100,7 @@ class BatchRows:
                 in_scope[row] = live.tracker.contains_next(live.output_ids)
         at = torch.tensor(positions).to(self._device, non_blocking=True)
         where = None if in_scope is None else torch.tensor(in_scope).to(self._device, non_blocking=True)
-        outcome = kernel.steer_(logits, tables.floats, tables.ints, tables.slots, at, where)
+        outcome = dispatch.steer_(logits, tables.floats, tables.ints, tables.slots, at, where)
         if self._recorder is not None and tables.lanes is not None:
             self._recorder.write(tables.lanes[:, 0], tables.lanes[:, 1], at, outcome)
 
@@ -107,11 +109,11 @@ class BatchRows:
         slots, lanes = [-1] * n, [(-1, -1)] * n
         for i, (row, one) in enumerate(live):
             slots[row] = i
-            lanes[row] = one.request.lane or (-1, -1)
+            lanes[row] = one.sequence.lane or (-1, -1)
         return _Tables(
             live,
-            torch.tensor([one.request.row.floats for _, one in live], dtype=torch.float32, device=self._device),
-            torch.tensor([one.request.row.ints for _, one in live], dtype=torch.int32, device=self._device),
+            torch.tensor([one.sequence.floats for _, one in live], dtype=torch.float32, device=self._device),
+            torch.tensor([one.sequence.ints for _, one in live], dtype=torch.int32, device=self._device),
             torch.tensor(slots, dtype=torch.int32, device=self._device),
-            torch.tensor(lanes, device=self._device) if any(one.request.lane for _, one in live) else None,
+            torch.tensor(lanes, device=self._device) if any(one.sequence.lane for _, one in live) else None,
         )

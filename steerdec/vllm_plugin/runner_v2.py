@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 
-from steerdec.kernels import dispatch as kernel
-from steerdec.steering import encoding as rows
-from steerdec.steering import scope
-from steerdec.vllm_plugin import request
+from steerdec.kernels import dispatch
+from steerdec.steering import encoding, scope
+from steerdec.vllm_plugin.request import unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 
     from steerdec.vllm_plugin.recorder import Recorder
+    from steerdec.vllm_plugin.settings import Settings
 
 
 class SlotRows:
@@ -32,7 +32,7 @@ class SlotRows:
 
     def __init__(
         self,
-        settings: request.EngineSettings,
+        settings: Settings,
         recorder: Recorder | None,
         vllm_config: VllmConfig,
         states: LogitsProcRequestState,
@@ -42,8 +42,8 @@ class SlotRows:
         self._steered = np.zeros(n, bool)
         self._scoped = np.zeros(n, bool)
         self._has_lane = np.zeros(n, bool)
-        self._floats = UvaBackedTensor((n, rows.FLOATS), dtype=torch.float32)
-        self._ints = UvaBackedTensor((n, rows.INTS), dtype=torch.int32)
+        self._floats = UvaBackedTensor((n, encoding.FLOATS), dtype=torch.float32)
+        self._ints = UvaBackedTensor((n, encoding.INTS), dtype=torch.int32)
         self._on = UvaBackedTensor(n, dtype=torch.int32)  # 1 for steered slots
         self._lanes = UvaBackedTensor((n, 2), dtype=torch.int32)  # lane, generation; -1 without
         self._scopes = UvaBackedTensor(n, dtype=torch.int32)
@@ -56,23 +56,23 @@ class SlotRows:
 
     def add(self, slot: int, sampling_params: SamplingParams) -> bool:
         """A request enters `slot`, whose last occupant is forgotten. Returns whether it is steered."""
-        asked = request.steered(sampling_params, self._settings)
-        self._steered[slot] = asked is not None
-        self._scoped[slot] = asked is not None and asked.scope != scope.ALL
-        self._has_lane[slot] = asked is not None and asked.lane is not None
-        self._on.np[slot] = asked is not None
+        sequence = unpacked(sampling_params, self._settings)
+        self._steered[slot] = sequence is not None
+        self._scoped[slot] = sequence is not None and sequence.scope != encoding.EVERYWHERE
+        self._has_lane[slot] = sequence is not None and sequence.lane is not None
+        self._on.np[slot] = sequence is not None
         self._lanes.np[slot] = -1
-        if asked is not None:
-            self._floats.np[slot] = asked.row.floats
-            self._ints.np[slot] = asked.row.ints
-            self._scopes.np[slot] = asked.scope
-            self._delimiters.np[slot] = asked.delimiters
-            if asked.lane is not None:
-                self._lanes.np[slot] = asked.lane
-            if asked.scope != scope.ALL:
+        if sequence is not None:
+            self._floats.np[slot] = sequence.floats
+            self._ints.np[slot] = sequence.ints
+            self._scopes.np[slot] = sequence.scope
+            self._delimiters.np[slot] = sequence.delimiters
+            if sequence.lane is not None:
+                self._lanes.np[slot] = sequence.lane
+            if sequence.scope != encoding.EVERYWHERE:
                 self._to_follow.append(slot)
         self._changed = True
-        return asked is not None
+        return sequence is not None
 
     def flush(self) -> None:
         """Bring what `add` changed to the device; called once a step, before the forward pass."""
@@ -101,7 +101,7 @@ class SlotRows:
             in_scope = self._tracker.rows_in_scope(
                 self._scopes.gpu, self._delimiters.gpu, slots, ctx.pos, ctx.expanded_local_pos, ctx.input_ids
             )
-        outcome = kernel.steer_(logits, self._floats.gpu, self._ints.gpu, slots, position, in_scope)
+        outcome = dispatch.steer_(logits, self._floats.gpu, self._ints.gpu, slots, position, in_scope)
         if self._recorder is not None and self._has_lane[present].any():
             # A prefill in parts samples a token that is thrown away: it must not be recorded.
             kept = (slots >= 0) & (ctx.pos + 1 >= self._states.prefill_len.gpu[slot])

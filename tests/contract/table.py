@@ -186,13 +186,18 @@ TABLE: Final = (
         attributes=("extra_args", "temperature", "seed"),
     ),
     Used(
-        REQUEST,
+        ("steerdec/steering/admission.py",),
         "vllm",
         "SamplingParams",
         attributes=("presence_penalty", "frequency_penalty", "repetition_penalty"),
     ),
-    # Found on the stack by `_validating_engine`.
-    Used(REQUEST, "vllm.v1.engine.input_processor", "InputProcessor", attributes=("vllm_config",)),
+    # Found on the call stack.
+    Used(
+        ("steerdec/vllm_plugin/private/admission_stack.py",),
+        "vllm.v1.engine.input_processor",
+        "InputProcessor",
+        attributes=("vllm_config",),
+    ),
     # Children of one request differ by their seeds, which is how they are told apart.
     Used(REQUEST, "vllm.v1.engine.parallel_sampling", texts=("seed + index",)),
     # HTTP ----------------------------------------------------------------------------------------
@@ -222,7 +227,10 @@ TABLE: Final = (
         BODY,
         f"{OPENAI}.chat_completion.protocol",
         "ChatCompletionRequest",
-        attributes=("vllm_xargs", "return_token_ids", "seed", "temperature", "n", "use_beam_search"),
+        attributes=(
+            *("vllm_xargs", "return_token_ids", "seed", "temperature", "n", "use_beam_search"),
+            "thinking_token_budget",
+        ),
     ),
     Used(
         BODY,
@@ -236,7 +244,7 @@ TABLE: Final = (
         "ResponsesRequest",
         attributes=("vllm_xargs", "seed", "temperature", "background"),
     ),
-    # Nested objects do not fit, which is why the steering travels as JSON text.
+    # Nested objects do not fit, which is why the encoded request is one flat list.
     Used(
         BODY,
         f"{OPENAI}.chat_completion.protocol",

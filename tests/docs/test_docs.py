@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
-from steerdec.steering import params
+from steerdec.policies import registry
 from steerdec.telemetry.lanes import Records
 from tests.support.serving import PATIENCE_S
 
@@ -82,7 +82,7 @@ def test_tables_are_what_the_code_says(page: Path) -> None:
 
 def test_every_field_and_every_command_has_its_row() -> None:
     api, cli = ((ROOT / "docs" / name).read_text("utf-8") for name in ("api.md", "cli.md"))
-    for policy, model in params.POLICIES.items():
+    for policy, model in registry.POLICIES.items():
         own = api.partition(f"<!-- table fields {policy} -->")[2].partition("<!-- end -->")[0]
         shared = api.partition("<!-- table fields shared -->")[2].partition("<!-- end -->")[0]
         for field in model.model_fields:
@@ -155,7 +155,7 @@ def test_steering_objects_are_valid(block: Block) -> None:
             assert set(value) <= summary | lists
             assert summary <= set(value)
         else:
-            params.parse(value)
+            registry.parse(value)
 
 
 # Examples ----------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_commands_take_the_options_they_are_shown_with(words: list[str]) -> None
     context = known[path].make_context(path, list(rest))  # raises where an option or its value is wrong
     if path == "steerdec serve":
         steering = context.params["steering"]
-        assert steering is None or params.parse(steering)
+        assert steering is None or registry.parse(steering)
 
 
 def test_the_transformers_example_runs(weights: Path) -> None:

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from steerdec.kernels import cpu as kernel_cpu
-from steerdec.kernels import dispatch as kernel
-from steerdec.kernels import reference
-from steerdec.steering import encoding as rows
-from steerdec.steering import params
+from steerdec.kernels import dispatch, reference
+from steerdec.policies import registry
+from steerdec.policies.entropy_target import fields
+from steerdec.policies.entropy_target.fields import EntropyTarget
+from steerdec.policies.split.fields import Split
+from steerdec.steering import encoding, params
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = {"cpu": "cpu", "triton": "cpu" if INTERPRETED else "cuda"}
@@ -82,9 +84,9 @@ def _poisoned_memory() -> Iterator[None]:
 
 def tables() -> tuple[Tensor, Tensor]:
     """One slot a policy, in the order of POLICIES, each with the next of PROBES."""
-    asked = [p | {"probe_temperature": PROBES[i % len(PROBES)]} for i, p in enumerate(POLICIES.values())]
-    made = [rows.row_of(params.parse(p), T, 7, params.PAPER_THRESHOLD_NATS) for p in asked]
-    return torch.tensor([r.floats for r in made]), torch.tensor([r.ints for r in made], dtype=torch.int32)
+    requested = [p | {"probe_temperature": PROBES[i % len(PROBES)]} for i, p in enumerate(POLICIES.values())]
+    encoded = [encoding.encode(registry.parse(p), T, params.PAPER_THRESHOLD_NATS) for p in requested]
+    return torch.tensor([r.floats for r in encoded]), torch.tensor([r.ints(7) for r in encoded], dtype=torch.int32)
 
 
 def logits_of(shape: str, n: int, vocab: int) -> Tensor:
@@ -134,7 +136,7 @@ def steered(logits: Tensor, call: Call, backend: str) -> tuple[Tensor, reference
     window = memory.view(torch.float32)[:, :vocab]
     window[~skipped] = logits[~skipped].to(window.device)
     before = memory.clone()
-    outcome = kernel.steer_(window, *(None if x is None else x.to(window.device) for x in call), backend=backend)
+    outcome = dispatch.steer_(window, *(None if x is None else x.to(window.device) for x in call), backend=backend)
     assert torch.equal(memory[:, vocab:], before[:, vocab:]), "wrote past a row's end"
     assert torch.equal(memory[skipped], before[skipped]), "wrote to a row without a slot"
     assert [x.dtype for x in outcome] == [torch.float32, torch.bool, torch.float32, torch.float32]
@@ -154,7 +156,7 @@ def temperature_of(call: Call, r: int, h: float, vocab: int) -> float:
     """T' that a policy other than entropy_target gives a selected row whose entropy is `h`, by the reference."""
     slot = int(call.slots[r])
     f = call.floats[slot].double().tolist()
-    return reference._steered_temperature(torch.empty(vocab), h, f, int(call.ints[slot, rows.KIND]))
+    return dict(registry.steps("reference"))[int(call.ints[slot, encoding.KIND])](torch.empty(vocab), h, f)
 
 
 def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference.Outcome:
@@ -162,7 +164,7 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
     vocab = logits.shape[1]
     exact = reference.entropy_nats(logits)
     given = call.slots >= 0
-    threshold = call.floats[call.slots.clamp(min=0), rows.THRESHOLD].double()
+    threshold = call.floats[call.slots.clamp(min=0), encoding.THRESHOLD].double()
 
     assert torch.equal(outcome.entropy_nats.isnan(), ~given | exact.isnan())
     h = outcome.entropy_nats.double()
@@ -171,26 +173,26 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
 
     # Whether a row is selected is not the policy's affair, so the slow solution of entropy_target is left out here.
     quick = call.ints.clone()
-    quick[:, rows.KIND] = rows.SPLIT
+    quick[:, encoding.KIND] = Split.kind
     expected = reference.steer_(logits.clone(), *call._replace(ints=quick))
     certain = (exact - threshold).abs() > band_nats(exact)
-    by_entropy = call.ints[call.slots.clamp(min=0), rows.SELECT] == rows.BY_ENTROPY
+    by_entropy = call.ints[call.slots.clamp(min=0), encoding.SELECT] == encoding.BY_ENTROPY
     compared = certain | ~by_entropy | ~given
     assert torch.equal(outcome.selected[compared], expected.selected[compared])
 
     for r in torch.nonzero(compared & given).flatten().tolist():
         slot = int(call.slots[r])
-        kind, steered_t = int(call.ints[slot, rows.KIND]), outcome.temperature[r]
+        kind, steered_t = int(call.ints[slot, encoding.KIND]), outcome.temperature[r]
         row, before = after[r], logits[r]
         f = call.floats[slot]
         assert_probed(outcome.probe_entropy_nats[r], before, exact[r], f, steered_t.item())
         if exact[r].isnan():
             assert torch.equal(row.view(torch.int32), before.view(torch.int32))
-            assert steered_t == f[rows.REQUEST_T]
+            assert steered_t == f[encoding.REQUEST_T]
             continue
-        if not outcome.selected[r] or kind == rows.SPLIT:
+        if not outcome.selected[r] or kind == Split.kind:
             assert steered_t == expected.temperature[r].float()
-        elif kind == rows.ENTROPY_TARGET:
+        elif kind == EntropyTarget.kind:
             assert_entropy_reached(before, f, steered_t.item())
         else:
             assert ulps(steered_t, torch.tensor(temperature_of(call, r, h[r].item(), vocab))) <= 2
@@ -199,16 +201,18 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
             assert row[keep] == before[keep]
             row[keep] = -math.inf
             assert row.isneginf().all()
-        elif steered_t == f[rows.REQUEST_T]:
+        elif steered_t == f[encoding.REQUEST_T]:
             assert torch.equal(row.view(torch.int32), before.view(torch.int32))
         else:
-            scaled = before.double() * (f[rows.REQUEST_T].double() / steered_t.double())
+            scaled = before.double() * (f[encoding.REQUEST_T].double() / steered_t.double())
             torch.testing.assert_close(row, scaled.float(), rtol=3e-7, atol=1e-38)
     return outcome
 
 
 def assert_probed(probed: Tensor, z: Tensor, exact: Tensor, f: Tensor, steered_t: float) -> None:
-    expected = torch.tensor(reference.probe_entropy_nats(z.double(), exact.item(), f[rows.PROBE_T].item(), steered_t))
+    expected = torch.tensor(
+        reference.probe_entropy_nats(z.double(), exact.item(), f[encoding.PROBE_T].item(), steered_t)
+    )
     assert probed.isnan() == expected.isnan()
     assert probed.isnan() or abs(probed - expected) <= band_nats(expected)
 
@@ -217,9 +221,9 @@ def assert_entropy_reached(z: Tensor, f: Tensor, steered_t: float) -> None:
     def entropy_at(t: float) -> float:
         return reference.entropy_nats(z[None].double() / t).item()
 
-    low, high = f[rows.PARAM_B].item(), f[rows.PARAM_C].item()
+    low, high = f[fields.LOW].item(), f[fields.HIGH].item()
     assert low <= steered_t <= high
-    target = entropy_at(f[rows.REQUEST_T].item()) + f[rows.PARAM_A].item()
+    target = entropy_at(f[encoding.REQUEST_T].item()) + f[fields.DELTA].item()
     nearest = min(max(target, entropy_at(low)), entropy_at(high))
     assert entropy_at(steered_t) == pytest.approx(nearest, abs=1e-3)
 
@@ -326,16 +330,16 @@ def test_warm_up_leaves_nothing_to_compile_on_a_cpu() -> None:
     from steerdec.kernels import cpu as kernel_cpu
 
     kernel_cpu._worker.cache_clear()
-    kernel.warm_up(1000, "cpu")
+    dispatch.warm_up(1000, "cpu")
     assert kernel_cpu._worker.cache_info().misses == 1
-    kernel.steer_(logits_of("random", 9, 500), *call_for(9))
+    dispatch.steer_(logits_of("random", 9, 500), *call_for(9))
     assert kernel_cpu._worker.cache_info().misses == 1
 
 
 def test_the_reference_backend_takes_other_float_types_and_answers_in_float32() -> None:
     logits, call = logits_of("random", 20, 300).bfloat16(), call_for(20)
     expected = reference.steer_(by_hand := logits.clone(), *call)
-    outcome = kernel.steer_(logits, *call, backend="reference")
+    outcome = dispatch.steer_(logits, *call, backend="reference")
     assert torch.equal(logits, by_hand)
     assert torch.equal(bits(outcome.entropy_nats), bits(expected.entropy_nats.float()))
     assert outcome.temperature.dtype == torch.float32
@@ -359,31 +363,31 @@ def test_the_reference_backend_takes_other_float_types_and_answers_in_float32() 
 def test_arguments_that_do_not_fit_are_named(name: str, value: Tensor, message: str) -> None:
     arguments = {
         "logits": torch.zeros(4, 10),
-        "floats": torch.zeros(3, rows.FLOATS),
-        "ints": torch.zeros(3, rows.INTS, dtype=torch.int32),
+        "floats": torch.zeros(3, encoding.FLOATS),
+        "ints": torch.zeros(3, encoding.INTS, dtype=torch.int32),
         "slots": torch.zeros(4, dtype=torch.int64),
         "positions": torch.zeros(4, dtype=torch.int64),
         "in_scope": None,
     }
     with pytest.raises(ValueError, match=message):
-        kernel.steer_(**{**arguments, name: value})
+        dispatch.steer_(**{**arguments, name: value})
 
 
 def test_a_slot_past_the_tables_is_refused_on_a_cpu() -> None:
     call = call_for(4)._replace(slots=torch.tensor([0, 1, len(POLICIES), 2]))
     with pytest.raises(IndexError, match=f"slots: {len(POLICIES)} is past the {len(POLICIES)} slots"):
-        kernel.steer_(torch.zeros(4, 10), *call)
+        dispatch.steer_(torch.zeros(4, 10), *call)
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_torchs_default_type_is_the_callers_own_affair(default: torch.dtype) -> None:
     """The compiled code writes float32, whatever `torch.empty` would make."""
     logits, call = logits_of("random", 6, 1000), call_for(6, skip=0.0)
-    expected = kernel.steer_(logits.clone(), *call)
+    expected = dispatch.steer_(logits.clone(), *call)
     torch.set_default_dtype(default)
     try:
-        outcome = kernel.steer_(logits.clone(), *call)
-        kernel.warm_up(1000, "cpu")
+        outcome = dispatch.steer_(logits.clone(), *call)
+        dispatch.warm_up(1000, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
     for made, wanted in zip(outcome, expected, strict=True):
@@ -436,10 +440,10 @@ def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monke
 def test_steering_on_cuda_never_waits_for_the_gpu() -> None:
     arguments = [None if x is None else x.cuda() for x in call_for(20, seed=1)]
     logits = logits_of("random", 20, 9000).cuda()
-    kernel.warm_up(9000, "cuda")
+    dispatch.warm_up(9000, "cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        kernel.steer_(logits, *arguments)
+        dispatch.steer_(logits, *arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from steerdec.kernels import reference
-from steerdec.steering import encoding as rows
-from steerdec.steering import params
+from steerdec.policies import registry
+from steerdec.policies.entropy_target.reference import target_temperature
+from steerdec.steering import encoding, params
 
 T = 0.6
 
 
 def tables(steering: dict[str, Any], temperature: float = T, seed: int = 0) -> tuple[Tensor, Tensor]:
-    row = rows.row_of(params.parse(steering), temperature, seed, params.PAPER_THRESHOLD_NATS)
-    return torch.tensor([row.floats]), torch.tensor([row.ints], dtype=torch.int32)
+    row = encoding.encode(registry.parse(steering), temperature, params.PAPER_THRESHOLD_NATS)
+    return torch.tensor([row.floats]), torch.tensor([row.ints(seed)], dtype=torch.int32)
 
 
 def steer(logits: Tensor, steering: dict[str, Any], **kwargs: Any) -> tuple[Tensor, reference.Outcome]:
@@ -202,7 +203,7 @@ def test_the_first_tokens_are_those_before_that_position_whatever_their_entropy(
 )
 def test_a_selector_takes_its_own_field_and_no_other(asked: dict[str, Any], told: str) -> None:
     with pytest.raises(params.SteeringError) as e:
-        params.parse(asked)
+        registry.parse(asked)
     assert told in str(e.value)
 
 
@@ -246,14 +247,14 @@ def test_a_target_that_an_end_of_the_range_just_reaches_is_that_end() -> None:
     z = random_logits(1, 50)[0]
     for low, high in ((0.5, 2.0), (0.25, 0.5)):
         ends = [reference.entropy_nats(z[None] / t).item() for t in (low, high)]
-        assert [reference.target_temperature(z, target, low, high) for target in ends] == [low, high]
+        assert [target_temperature(z, target, low, high) for target in ends] == [low, high]
 
 
 @pytest.mark.parametrize(("rate", "selected"), [(0.0, False), (1.0, True)])
 def test_the_placebo_at_its_ends_takes_none_or_all(rate: float, selected: bool) -> None:
     floats, ints = tables({"select": "random", "fork_rate": rate, "fork_temperature": 1.0})
     for key in (0, -1, 12345):  # key 0 at position 0 has the smallest hash, 0
-        ints[0, rows.KEY] = key
+        ints[0, encoding.KEY] = key
         outcome = reference.steer_(random_logits(1, 4), floats, ints, torch.zeros(1).int(), torch.zeros(1).int())
         assert outcome.selected.tolist() == [selected]
 

@@ -4,7 +4,7 @@ The page's everyday path is tested against the real server too (STEERDEC_PAGE_UR
 the rest: errors in the middle of a stream, cut connections, characters split over tokens, slow streams, and
 known entropies, so that a test can say which tokens are forks. The model named in the request chooses the scenario.
 
-Steering objects go through `steerdec.params.parse`, so a request that the real server would refuse is refused here.
+Steering objects go through `steerdec.registry.parse`, so a request that the real server would refuse is refused here.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from steerdec.benchmarks.design.arm_sets import BUILT_IN, load_arm_set, with_engine_floor
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.cli.arms import arms_app
+from steerdec.policies import registry
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
-from steerdec.steering import params
 
 SOLVED = {"G-up": 1.4, "G-down": 0.7, "N-up-m": 1.9, "F-down-m": 0.8}
 
@@ -42,7 +42,7 @@ def with_arm(**arm: Any) -> dict[str, Any]:
 def test_every_built_in_set_asks_only_for_valid_steering(name: str) -> None:
     for arm in numbers(name).arms:
         if arm.steering is not None:
-            params.parse(arm.steering)
+            registry.parse(arm.steering)
             assert arm.steering["threshold_nats"] == 0.6
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 
 from steerdec.server import metrics
+from steerdec.vllm_plugin.private.prometheus_buckets import observe_all
 
 
 def samples(histogram: Histogram) -> dict[tuple[str, str], float]:
@@ -19,7 +20,7 @@ def test_bulk_update_gives_the_page_that_observe_gives() -> None:
     for value in values:
         one_by_one.observe(value)
     before = samples(metrics.ENTROPY)
-    metrics._observe_all(values)
+    observe_all(metrics.ENTROPY, metrics.BOUNDS_NATS, values)
     after = samples(metrics.ENTROPY)
     added = {key: after[key] - before[key] for key in after}
     expected = samples(one_by_one)

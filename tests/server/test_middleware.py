@@ -13,9 +13,12 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 from transformers import AutoTokenizer
 
+from steerdec.policies import registry
+from steerdec.policies.split.fields import FORK_T, Split
 from steerdec.server.keys import Keys
 from steerdec.server.middleware import SteeringMiddleware
-from steerdec.steering import params, scope
+from steerdec.steering import admission, scope
+from steerdec.steering.encoding import EncodedRequest
 from steerdec.telemetry import lanes as telemetry
 from tests.support.in_process import TOKENS, InProcess, choices_of, in_process_server
 
@@ -31,7 +34,7 @@ def server() -> Iterator[InProcess]:
 @pytest.fixture
 def server_with_default() -> Iterator[InProcess]:
     with telemetry.created(8, max_lanes=17) as file:
-        yield in_process_server(file, params.parse(STEERING | {"telemetry": "summary"}))
+        yield in_process_server(file, registry.parse(STEERING | {"telemetry": "summary"}))
 
 
 def post(server: InProcess, **body: Any) -> tuple[int, bytes]:
@@ -133,8 +136,9 @@ def test_a_default_gives_up_its_telemetry_before_its_steering(
     status, raw = post(server_with_default, **body)
     assert status == 200
     assert all("steering" not in choice for choice in choices_of(raw))
-    carried = params.parse(json.loads(server_with_default.inner.bodies[0])["vllm_xargs"]["steering"])
-    assert (carried.policy, carried.telemetry) == ("split", "none")
+    xargs = json.loads(server_with_default.inner.bodies[0])["vllm_xargs"]
+    assert EncodedRequest.unpacked(xargs["steerdec_request"][1:]).kind == Split.kind
+    assert "steerdec_lanes" not in xargs
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,6 @@ def test_a_default_gives_up_its_telemetry_before_its_steering(
     [
         {"temperature": 0},
         {"steering": None},
-        {"vllm_xargs": {"steering": "{}"}},
         {"presence_penalty": 0.5},
         {"repetition_penalty": 1.1},
     ],
@@ -152,6 +155,15 @@ def test_a_default_steps_back_entirely(server_with_default: InProcess, body: dic
     assert status == 200
     assert all("steering" not in choice for choice in choices_of(raw))
     assert "steerdec" not in server_with_default.inner.bodies[0].decode()
+
+
+def test_steering_in_vllm_xargs_is_encoded_too_and_stands_instead_of_a_default(server_with_default: InProcess) -> None:
+    status, raw = post(server_with_default, vllm_xargs={"steering": '{"fork_temperature": 0.4}', "other": 1})
+    assert status == 200
+    assert all("steering" not in choice for choice in choices_of(raw))
+    xargs = json.loads(server_with_default.inner.bodies[0])["vllm_xargs"]
+    assert set(xargs) == {"other", "steerdec_request"}
+    assert EncodedRequest.unpacked(xargs["steerdec_request"][1:]).floats[FORK_T] == 0.4
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -228,11 +240,11 @@ def test_a_body_that_can_be_read_but_not_written_again_is_refused(
 
 
 def test_a_penalty_of_the_models_own_counts_too(server: InProcess) -> None:
-    host = dataclasses.replace(server.app._host(), penalties={"repetition_penalty": 1.05})
+    host = dataclasses.replace(server.app._host(), default_penalties={"repetition_penalty": 1.05})
     server.app._host = lambda: host
     assert post(server, steering=STEERING)[0] == 400
     assert post(server, steering=STEERING, repetition_penalty=1.0)[0] == 200
-    server.app._host = lambda: dataclasses.replace(host, penalties=None)
+    server.app._host = lambda: dataclasses.replace(host, engine=admission.Engine())
     assert post(server, steering=STEERING, repetition_penalty=1.2)[0] == 200
 
 
@@ -272,7 +284,8 @@ def test_without_a_free_lane_a_default_still_steers_and_a_request_of_its_own_wai
     assert status == 200
     assert "steering" not in choices_of(raw)[0]
     xargs = json.loads(server.inner.bodies[-1])["vllm_xargs"]
-    assert json.loads(xargs["steering"])["fork_temperature"] == STEERING["fork_temperature"]
+    encoded = EncodedRequest.unpacked(xargs["steerdec_request"][1:])
+    assert encoded.floats[FORK_T] == STEERING["fork_temperature"]
     assert "steerdec_lanes" not in xargs
     status, raw = post(server, steering=STEERING)
     assert (status, json.loads(raw)["error"]["param"]) == (429, "steering.telemetry")

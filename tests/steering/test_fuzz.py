@@ -18,8 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steerdec.steering import params
-from steerdec.steering.params import PAPER_THRESHOLD_NATS, POLICIES
+from steerdec.policies import registry
+from steerdec.policies.registry import POLICIES
+from steerdec.steering.encoding import REQUEST_T, EncodedRequest, encode
+from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.telemetry import lanes as telemetry
 from tests.support.in_process import ENTROPIES_NATS, MODELS, TOKENS, InProcess, choices_of, in_process_server
 from tests.support.serving import PATIENCE_S
@@ -133,10 +135,10 @@ def test_any_steering_is_refused_by_name_or_reaches_the_engine_as_asked(
     (forwarded,) = in_process.inner.bodies
     received = json.loads(forwarded)
     assert "steering" not in received
-    carried = params.parse(received["vllm_xargs"]["steering"])
-    asked = params.parse(steering)
-    assert carried.model_dump() == asked.model_dump() | {"threshold_nats": carried.threshold_nats}
-    assert carried.threshold_nats == (PAPER_THRESHOLD_NATS if asked.threshold_nats is None else asked.threshold_nats)
+    assert "steering" not in received["vllm_xargs"]
+    carried = EncodedRequest.unpacked(received["vllm_xargs"]["steerdec_request"][1:])
+    asked = registry.parse(steering)
+    assert carried == encode(asked, carried.floats[REQUEST_T], PAPER_THRESHOLD_NATS)
     if status == 400:
         return  # by the inner application, for what stands beside the steering
     assert status == 200
@@ -201,7 +203,7 @@ def test_nesting_of_any_depth_is_answered(in_process: InProcess, where: str) -> 
 
 def asked_temperatures(steering: dict[str, Any], fork: list[bool]) -> list[float] | None:
     """What each token's temperature must be, None where only the engine knows."""
-    asked = params.parse(steering)
+    asked = registry.parse(steering)
     if asked.policy != "split" or None in (asked.fork_temperature, asked.other_temperature):
         return None
     return [float(asked.fork_temperature if f else asked.other_temperature) for f in fork]  # type: ignore[arg-type]

@@ -14,10 +14,12 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
-from steerdec.server.body import NO_PENALTIES, Host
+from steerdec.policies.split.fields import FORK_T, Split
+from steerdec.server.body import Host
 from steerdec.server.keys import Keys
 from steerdec.server.middleware import SteeringMiddleware
-from steerdec.steering import params
+from steerdec.steering import admission, encoding
+from steerdec.steering.encoding import EncodedRequest
 from steerdec.steering.params import PAPER_THRESHOLD_NATS, Steering
 from steerdec.telemetry.lanes import ENTROPY, TAG, TEMPERATURE, LaneFile, LanePool
 
@@ -62,14 +64,15 @@ class Inner:
         xargs = request.vllm_xargs or {}
         if "steerdec_lanes" not in xargs:
             return
-        steering: Any = params.parse(xargs["steering"])
+        encoded = EncodedRequest.unpacked(xargs["steerdec_request"][1:])
+        f = dict(enumerate(encoded.floats))
         words, flat = self.file.open(), xargs["steerdec_lanes"]
         for i in range(request.n or 1):
             lane, generation = flat[2 * i : 2 * i + 2]
             for token, h in enumerate(ENTROPIES_NATS):
-                fork = steering.select == "all" or h > steering.threshold_nats
-                t = getattr(steering, "fork_temperature" if fork else "other_temperature", 1.0)
-                record = np.array([h, np.nan if t is None else t], np.float32).view(np.int32)
+                fork = encoded.select == encoding.ALWAYS or h > f[encoding.THRESHOLD]
+                t = f[encoding.OTHER_T] if not fork else f[FORK_T] if encoded.kind == Split.kind else 1.0
+                record = np.array([h, t], np.float32).view(np.int32)
                 words[lane, token, ENTROPY], words[lane, token, TEMPERATURE] = record
                 words[lane, token, TAG] = generation << 1 | fork
 
@@ -110,7 +113,16 @@ def in_process_server(
     file: LaneFile, default: Steering | None = None, delimiters: tuple[int | None, int | None] = (None, None)
 ) -> InProcess:
     pool, inner = LanePool(file), Inner(file)
-    host = Host(default, PAPER_THRESHOLD_NATS, 1.0, delimiters, dict(NO_PENALTIES), pool, Keys([]))
+    host = Host(
+        default=default,
+        threshold_nats=PAPER_THRESHOLD_NATS,
+        default_temperature=1.0,
+        default_penalties=admission.NO_PENALTIES,
+        delimiters=delimiters,
+        engine=admission.Engine(v1=True),
+        pool=pool,
+        keys=Keys([]),
+    )
     return InProcess(inner, pool, SteeringMiddleware(inner, lambda: host))
 
 

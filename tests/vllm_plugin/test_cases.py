@@ -28,13 +28,13 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, build_cust
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from steerdec.kernels import dispatch as kernel
-from steerdec.kernels import reference
+from steerdec.kernels import dispatch, reference
+from steerdec.policies import registry
 from steerdec.processor import EntropySteering
-from steerdec.steering import encoding as rows
-from steerdec.steering import params, scope
+from steerdec.steering import encoding, scope
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
+from steerdec.vllm_plugin.settings import CONFIG_KEY
 from tests.vllm_plugin.test_processor import (
     CLOSE,
     MAX_LEN,
@@ -136,7 +136,21 @@ _numbers = itertools.count()
 def asked(steering: dict[str, Any] | None, temperature: float = 0.8, **more: Any) -> Live:
     extra = None if steering is None else {"steering": steering}
     sampling = SamplingParams(temperature=temperature, seed=7, extra_args=extra, **more)
+    EntropySteering.validate_params(sampling)
     return Live(f"request {next(_numbers)}", sampling, list(PROMPT))
+
+
+def admitted(config: VllmConfig, *lives: Live) -> None:
+    """Call `validate_params` as the engine with this configuration does."""
+
+    class InputProcessor:
+        vllm_config = config
+
+        def validate(self) -> None:
+            for live in lives:
+                EntropySteering.validate_params(live.params)
+
+    InputProcessor().validate()
 
 
 def random_row(seed: int, spread: float = 3.0) -> Tensor:
@@ -212,10 +226,11 @@ def test_masked_tokens_stay_masked_and_count_for_nothing(
 def test_a_greedy_request_is_untouched_by_its_neighbours_steering_and_by_a_default(
     vllm_config: VllmConfig, on: Callable[[VllmConfig], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    default = {"default": params.parse(HOT).model_dump(exclude_none=True)}
-    monkeypatch.setattr(vllm_config, "additional_config", {request.CONFIG_KEY: default})
+    default = {"default": registry.parse(HOT).model_dump(exclude_none=True)}
+    monkeypatch.setattr(vllm_config, "additional_config", {CONFIG_KEY: default})
     logits = torch.stack([random_row(i) for i in range(3)])
     lives = [asked(None, 0.0), asked(HOT), asked(None, 0.9)]
+    admitted(vllm_config, *lives)
     after = stepped(on(vllm_config), lives, logits)
     assert same_bits(after[0], logits[0])
     assert not same_bits(after[1], logits[1])
@@ -254,9 +269,9 @@ def test_nothing_is_launched_where_nobody_is_steered(
     vllm_config: VllmConfig, on: Callable[[VllmConfig], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[Any] = []
-    steer = kernel.steer_
+    steer = dispatch.steer_
     runner = on(vllm_config)
-    monkeypatch.setattr(kernel, "steer_", lambda *given: launched.append(given) or steer(*given))
+    monkeypatch.setattr(dispatch, "steer_", lambda *given: launched.append(given) or steer(*given))
     logits = torch.stack([random_row(i) for i in range(3)])
     plain = [asked(None, t) for t in (0.0, 0.7, 1.3)]
     assert same_bits(stepped(runner, plain, logits), logits)
@@ -282,7 +297,7 @@ def test_sequences_of_one_request_have_a_lane_and_a_placebo_each(
     """vLLM hands all n of them the same extra arguments, and sequence i the seed base + i; they come in any order."""
     base, tokens, rate = 50, 8, 0.5
     with telemetry.created(MAX_LEN, max_lanes=8) as file:
-        monkeypatch.setattr(vllm_config, "additional_config", {request.CONFIG_KEY: {"lanes": asdict(file)}})
+        monkeypatch.setattr(vllm_config, "additional_config", {CONFIG_KEY: {"lanes": asdict(file)}})
         runner, lanes = on(vllm_config), telemetry.LanePool(file).lend(3)
         extra = {
             "steering": {"select": "random", "fork_rate": rate, "fork_temperature": 1.7},
@@ -295,6 +310,7 @@ def test_sequences_of_one_request_have_a_lane_and_a_placebo_each(
             for i in order
         ]
         for live in lives:
+            EntropySteering.validate_params(live.params)
             runner.enter(live)
         steps = [torch.stack([random_row(10 * token + i) for i in order]) for token in range(tokens)]
         for logits in steps:
@@ -302,7 +318,7 @@ def test_sequences_of_one_request_have_a_lane_and_a_placebo_each(
             for live in lives:
                 live.output.append(1)
         for row, i in enumerate(order):
-            told, key = lanes[i].read(0, tokens), rows.placebo_key(base + i)
+            told, key = lanes[i].read(0, tokens), encoding.placebo_key(base + i)
             assert told.fork.tolist() == [reference.placebo_hash(key, at) < rate * 2**24 for at in range(tokens)]
             expected = [torch.distributions.Categorical(logits=step[row].double()).entropy() for step in steps]
             np.testing.assert_allclose(told.entropy_nats, expected, atol=1e-5, rtol=1e-5)

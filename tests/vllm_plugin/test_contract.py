@@ -19,6 +19,7 @@ from vllm import SamplingParams
 
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.vllm_plugin import request
+from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
 from steerdec.vllm_plugin.versions import SUPPORTED
 from tests.contract.check import violations
 from tests.contract.sources import Sources
@@ -100,6 +101,8 @@ def test_validation_knows_the_runner_and_speculation_of_its_caller() -> None:
     class Config:
         use_v2_model_runner = True
         speculative_config = None
+        parallel_config = None
+        scheduler_config, model_config = SimpleNamespace(async_scheduling=False), None
 
     class InputProcessor:
         vllm_config = Config()
@@ -120,8 +123,8 @@ def test_on_v1_nobody_is_left_out_of_a_default_that_the_engine_cannot_do() -> No
 
     scheduler, model = SimpleNamespace(async_scheduling=False), SimpleNamespace(logits_processors=None)
     config = SimpleNamespace(use_v2_model_runner=False, scheduler_config=scheduler, model_config=model)
-    config.speculative_config = object()
-    config.additional_config = {request.CONFIG_KEY: {"default": {"fork_temperature": 1.2}}}
+    config.speculative_config, config.parallel_config = object(), None
+    config.additional_config = {CONFIG_KEY: {"default": {"fork_temperature": 1.2}}}
 
     class InputProcessor:
         vllm_config = config
@@ -138,7 +141,7 @@ def test_on_v1_nobody_is_left_out_of_a_default_that_the_engine_cannot_do() -> No
     engine.validate(temperature=1.0, presence_penalty=0.5)  # left unsteered by the worker, which says so
 
     thinking = {"scope": "thinking", "thinking_start_id": 1, "thinking_end_id": 2}
-    config.additional_config = {request.CONFIG_KEY: {"default": thinking}}
+    config.additional_config = {CONFIG_KEY: {"default": thinking}}
     engine.validate(temperature=1.0)
     scheduler.async_scheduling = True
     with pytest.raises(ValueError, match="--no-async-scheduling"):
@@ -153,10 +156,10 @@ def test_on_v1_nobody_is_left_out_of_a_default_that_the_engine_cannot_do() -> No
 
 @pytest.mark.parametrize("threshold_nats", [-1, float("nan"), float("inf"), "0.5", True])
 def test_the_engines_own_threshold_is_held_to_the_rule_of_requests(threshold_nats: Any) -> None:
-    def settings(given: dict[str, Any]) -> request.EngineSettings:
-        return request.EngineSettings.of(SimpleNamespace(additional_config={request.CONFIG_KEY: given}))
+    def settings(given: dict[str, Any]) -> Settings:
+        return Settings.of(SimpleNamespace(additional_config={CONFIG_KEY: given}))
 
-    with pytest.raises(ValueError, match=r"^additional-config steerdec: steering\.threshold_nats: "):
+    with pytest.raises(ValueError, match=r"^additional-config steerdec: threshold_nats: "):
         settings({"threshold_nats": threshold_nats})
     assert settings({"threshold_nats": 0.5}).threshold_nats == 0.5
     assert settings({}).threshold_nats == PAPER_THRESHOLD_NATS

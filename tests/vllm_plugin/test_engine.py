@@ -19,7 +19,7 @@ from vllm.exceptions import VLLMValidationError
 from steerdec.benchmarks.engine import draws
 from steerdec.kernels import reference
 from steerdec.processor import EntropySteering
-from steerdec.steering import encoding as rows
+from steerdec.steering import encoding
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
 
@@ -182,7 +182,7 @@ def test_placebo_repeats_exactly_and_does_not_depend_on_the_batch(llm: LLM, pool
         return asked[0].lane.read(0, 40).fork.tolist()
 
     assert forks(1) == forks(1) == forks(7)
-    key = rows.placebo_key(0)
+    key = encoding.placebo_key(0)
     assert forks(1) == [reference.placebo_hash(key, i) < 0.3 * 2**24 for i in range(40)]
 
 

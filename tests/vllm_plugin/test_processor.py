@@ -25,10 +25,11 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, build_cust
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from steerdec.kernels import dispatch as kernel
+from steerdec.kernels import dispatch
 from steerdec.processor import EntropySteering
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
+from steerdec.vllm_plugin.settings import Settings
 
 VOCAB = 97
 MAX_REQS = 12
@@ -101,7 +102,7 @@ def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> L
 
 def mirrored(live: Live, logits: Tensor, fed: list[int]) -> tuple[Tensor, tuple[float, bool, float] | None]:
     """What one row [vocab] must become, from the request's whole history; `fed`: drafts after its output."""
-    asked = request.steered(live.params, request.EngineSettings())
+    asked = request.unpacked(live.params, Settings())
     if asked is None:
         return logits.clone(), None
     tokens = live.prompt + live.output + fed
@@ -109,10 +110,10 @@ def mirrored(live: Live, logits: Tensor, fed: list[int]) -> tuple[Tensor, tuple[
     closed = max((i for i, t in enumerate(tokens) if t == CLOSE), default=-1)
     inside = {0: True, 1: opened > closed, 2: closed > opened}[asked.scope]
     row = logits.clone()[None]
-    outcome = kernel.steer_(
+    outcome = dispatch.steer_(
         row,
-        torch.tensor([asked.row.floats]),
-        torch.tensor([asked.row.ints], dtype=torch.int32),
+        torch.tensor([asked.floats]),
+        torch.tensor([asked.ints], dtype=torch.int32),
         torch.tensor([0]),
         torch.tensor([len(live.output) + len(fed)]),
         torch.tensor([inside]),

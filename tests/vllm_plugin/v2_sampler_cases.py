@@ -54,8 +54,7 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler as rejection_module
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu.states import RequestState
 
-from steerdec.kernels import dispatch as kernel
-from steerdec.kernels import reference
+from steerdec.kernels import dispatch, reference
 from steerdec.processor import EntropySteering
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
@@ -99,7 +98,7 @@ def vllm_config(weights: Path, lane_file: telemetry.LaneFile) -> VllmConfig:
 @pytest.fixture(autouse=True)
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steering by its Triton kernels. Without pinned memory to map, vLLM's fallback copies what requests bring."""
-    monkeypatch.setitem(kernel.BACKEND_OF_DEVICE, "cpu", "triton")
+    monkeypatch.setitem(dispatch.BACKEND_OF_DEVICE, "cpu", "triton")
     monkeypatch.setattr(buffer_utils, "is_uva_available", lambda: False)
 
 

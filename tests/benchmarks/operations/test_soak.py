@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from steerdec.benchmarks.operations.soak_checks import Plan, asked_again, check_answer, gathered, plan
+from steerdec.policies import registry
 from steerdec.steering import params
 
 PLANS = plan(2000, "model", 0)
@@ -101,10 +102,10 @@ def test_a_plan_mixes_everything_and_repeats() -> None:
         assert len(values) == 2
     for p in PLANS:
         if "steering" in p.body and p.refused_field is None:
-            params.parse(p.body["steering"])
+            registry.parse(p.body["steering"])
         elif p.refused_field is not None:
             with pytest.raises(params.SteeringError) as e:
-                params.parse(p.body["steering"])
+                registry.parse(p.body["steering"])
             assert f"steering.{e.value.field}" == p.refused_field
 
 

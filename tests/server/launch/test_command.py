@@ -18,7 +18,7 @@ from steerdec.records.calibration import Calibration, CalibrationProblems
 from steerdec.server.launch import start
 from steerdec.server.launch.command import PROCESSOR
 from steerdec.server.launch.flags import whole_number
-from steerdec.vllm_plugin.request import CONFIG_KEY
+from steerdec.vllm_plugin.settings import CONFIG_KEY
 from tests.support.serving import free_port
 from tests.support.tiny_lm import tiny_lm
 from tests.support.vllm_flags import vllm_parser
@@ -62,7 +62,7 @@ def test_the_lanes_are_split_among_the_front_ends_that_vllm_starts(
     assert serve(weights, *flags.split()).exit_code == 0
     read = parse(started[0])
     front_ends = read.data_parallel_size if read.api_server_count is None else read.api_server_count
-    assert read.additional_config[CONFIG_KEY]["server"]["lanes"]["parts"] == front_ends
+    assert read.additional_config[CONFIG_KEY]["lanes"]["parts"] == front_ends
 
 
 @pytest.mark.parametrize("length", ["100", "8k", "8K", "5.5k", "0.008m", "8192", "auto", "-1"])

@@ -166,7 +166,7 @@ def test_the_engine_gets_the_users_settings_and_ours(
         flag = "--" + name.replace("_", "-")
         assert value == getattr(defaults, name), f"{flag} was given as {value}, and is {getattr(got, name)}"
         assert flag in CPU_FLAGS or name in ("enable_chunked_prefill", "max_num_batched_tokens")
-    parts = entry["server"]["lanes"]["parts"]
+    parts = entry["lanes"]["parts"]
     if theirs.api_server_count is not None:
         assert parts == max(1, theirs.api_server_count)
     assert [part for part in command if not isinstance(part, str)] == []

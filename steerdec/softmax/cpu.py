@@ -1,8 +1,8 @@
-"""The sums of a row's softmax on a CPU: its largest logit, its entropy, and the temperature that gives another.
+"""The sums of a row's softmax on a CPU.
 
 Compiled by numba into vector instructions. A row is read in blocks that fit the first-level
 cache, twice each: for its largest logit, then for sum e and sum e d (d = z - largest, e = exp d).
-What a block gives is merged in float64 and in order, so that a row's result is always the same.
+The blocks' sums are merged in float64 and in order, so that a row's result is always the same.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ from numba.extending import intrinsic
 BLOCK: Final = 4096  # logits; 16 KiB of float32, half of the smallest first-level cache in use
 PART: Final = 128  # of a block, and as much of the next is asked for from memory meanwhile
 LINE: Final = 64  # bytes of a cache line
-SOLVED_NATS: Final = 1e-4  # how far from its target `target_temperature` may end
-NEWTON_STEPS: Final = 10  # 4 or 5 are usual; what is not solved then is solved by bisection
-MAX_STEPS: Final = 60
 
 # `contract` lets a product and a sum become one instruction; `reassoc` lets a loop keep one partial
-# sum a vector lane, in an order fixed when it is compiled. Nothing here may assume away NaN or inf.
+# sum per vector lane, in an order fixed at compile time. Nothing here may assume away NaN or inf.
 jit: Callable[[Any], Any] = njit(error_model="numpy")
 _fused: Callable[[Any], Any] = njit(error_model="numpy", fastmath={"contract"})
 _sum: Callable[[Any], Any] = njit(error_model="numpy", fastmath={"contract", "reassoc"})
@@ -39,7 +36,7 @@ _LOG2_E: Final = np.float32(1 / math.log(2))
 _LN2_HIGH: Final = np.float32(355 / 512)
 _LN2_LOW: Final = np.float32(math.log(2) - 355 / 512)
 _ROUND: Final = np.float32(1.5 * 2**23)  # added and taken away again, it leaves the nearest integer
-_SMALLEST: Final = np.float32(-87.0)  # exp of less than this is no normal float32, and is taken as 0
+_SMALLEST: Final = np.float32(-87.0)  # exp of less than this is not a normal float32, and is taken as 0
 _ZERO: Final = np.float32(0.0)
 _LOWEST_KEY: Final = np.int32(-(2**31))
 _LOWEST: Final = np.finfo(np.float32).min
@@ -49,8 +46,8 @@ _LOWEST: Final = np.finfo(np.float32).min
 def wide_vectors(_: Any) -> Any:
     """Compile the loops of the calling function for 512 bits where the processor has them.
 
-    LLVM prefers 256 on Intel's, for the clock's sake; the model's layers beside which this runs have settled that.
-    llvmlite has no public way to give a function an attribute with a value.
+    LLVM prefers 256 on Intel, to keep the clock up; the model's layers, which run beside this, use 512 anyway.
+    llvmlite has no public way to set a function attribute that has a value.
     """
 
     def generate(c: Any, b: Any, _: Any, __: Any) -> Any:
@@ -62,7 +59,7 @@ def wide_vectors(_: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _prefetch(_: Any, __: Any) -> Any:
-    """Ask for the cache line at an address, which need not be one of ours: a hint, never a fault."""
+    """Prefetch the cache line at an address, which may lie outside the array: a hint, never a fault."""
 
     def generate(c: Any, b: Any, _: Any, a: Any) -> Any:
         i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
@@ -157,7 +154,7 @@ def _sums_at(z: Any, top: Any, beta: Any) -> Any:
 
 @jit
 def _sums_of_block(block: Any, top: Any) -> Any:
-    """`_sums`, while the block after it comes from memory, which a processor does not always see to by itself."""
+    """`_sums`, prefetching the next block meanwhile, which a processor does not always do by itself."""
     partition, weighted = 0.0, 0.0
     for start in range(0, block.size, PART):
         part = block[start : start + PART]
@@ -171,26 +168,26 @@ def _sums_of_block(block: Any, top: Any) -> Any:
 
 @jit
 def measure(z: Any) -> Any:
-    """The largest logit of a row and its H; NaN where softmax is undefined."""
+    """Return the largest logit of a row and its H; NaN where softmax is undefined."""
     top, partition, weighted = np.float64(_LOWEST), 0.0, 0.0
     for start in range(0, z.size, BLOCK):
         block = z[start : start + BLOCK]
         block_top = largest(block)
         if block_top == -np.inf:
-            block_top = _LOWEST  # such a block adds nothing, but it may hold a NaN of negative sign
+            block_top = _LOWEST  # the block adds nothing, but it may hold a NaN of negative sign
         s, w = _sums_of_block(block, block_top)
         new_top = max(top, np.float64(block_top))
         old_weight, weight = math.exp(top - new_top), math.exp(block_top - new_top)
         weighted = old_weight * (weighted + partition * (top - new_top)) + weight * (w + s * (block_top - new_top))
         partition = old_weight * partition + weight * s
         top = new_top
-    # The largest logit alone adds 1, so a smaller sum means that there is none.
+    # The largest logit alone adds 1, so a smaller sum means that the row has no softmax.
     return top, math.log(partition) - weighted / partition if partition >= 1.0 else np.nan
 
 
 @jit
 def measure_at(z: Any, top: Any, temperature: Any) -> Any:
-    """H of softmax(z / T), and dH / d ln T, which is the variance of z / T."""
+    """Return H of softmax(z / T), and dH / d ln T, which is the variance of z / T."""
     partition, weighted, squared = 0.0, 0.0, 0.0
     for start in range(0, z.size, BLOCK):
         s, w, q = _sums_at(z[start : start + BLOCK], np.float32(top), np.float32(1.0 / temperature))
@@ -199,28 +196,3 @@ def measure_at(z: Any, top: Any, temperature: Any) -> Any:
         squared += q
     mean = weighted / partition
     return math.log(partition) - mean, squared / partition - mean * mean
-
-
-@jit
-def target_temperature(z: Any, top: Any, request_t: Any, delta_nats: Any, low: Any, high: Any) -> Any:
-    """What `reference.target_temperature` solves, by Newton's method on ln T in a shrinking bracket."""
-    h, slope = measure_at(z, top, request_t)
-    target = h + delta_nats
-    temperature = min(max(request_t, low), high)
-    if temperature != request_t:
-        h, slope = measure_at(z, top, temperature)
-    excess = h - target
-    if excess > SOLVED_NATS and measure_at(z, top, low)[0] >= target:
-        return low
-    if excess < -SOLVED_NATS and measure_at(z, top, high)[0] <= target:
-        return high
-    for step in range(MAX_STEPS):
-        if abs(excess) <= SOLVED_NATS:
-            break
-        low, high = (low, temperature) if excess > 0 else (temperature, high)
-        temperature = temperature * math.exp(-excess / slope) if slope > 0 and step < NEWTON_STEPS else 0.0
-        if not low < temperature < high:
-            temperature = math.sqrt(low * high)
-        h, slope = measure_at(z, top, temperature)
-        excess = h - target
-    return temperature

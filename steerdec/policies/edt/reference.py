@@ -1,0 +1,13 @@
+"""edt in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from steerdec.policies.edt.fields import BASE, LOWEST, THETA
+from steerdec.steering.encoding import REQUEST_T
+
+
+def steered(z: Tensor, h: float, floats: list[float]) -> float:
+    """Return T' of a fork: arXiv 2403.14541."""
+    return max(floats[REQUEST_T] * floats[BASE] ** (floats[THETA] / h), LOWEST) if h > 0 else LOWEST

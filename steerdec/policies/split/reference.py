@@ -1,0 +1,12 @@
+"""split in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from steerdec.policies.split.fields import FORK_T
+
+
+def steered(z: Tensor, h: float, floats: list[float]) -> float:
+    """Return T' of a fork: arXiv 2506.01939, equation 5."""
+    return floats[FORK_T]
