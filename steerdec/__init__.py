@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from steerdec.policies.dynatemp.fields import DynaTemp
+    from steerdec.policies.edt.fields import Edt
+    from steerdec.policies.entropy_target.fields import EntropyTarget
+    from steerdec.policies.registry import parse
+    from steerdec.policies.split.fields import Split
     from steerdec.records.folder import load_run
+    from steerdec.steering.params import Steering, SteeringError
 
+__all__ = ["DynaTemp", "Edt", "EntropyTarget", "Split", "Steering", "SteeringError", "__version__", "load_run", "parse"]
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_run"]
+
+_MODULES: Final = {
+    "DynaTemp": "steerdec.policies.dynatemp.fields",
+    "Edt": "steerdec.policies.edt.fields",
+    "EntropyTarget": "steerdec.policies.entropy_target.fields",
+    "Split": "steerdec.policies.split.fields",
+    "Steering": "steerdec.steering.params",
+    "SteeringError": "steerdec.steering.params",
+    "load_run": "steerdec.records.folder",
+    "parse": "steerdec.policies.registry",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first use: `import steerdec` alone loads nothing else."""
-    if name == "load_run":
-        from steerdec.records.folder import load_run
-
-        return load_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name when it is first used, so that `import steerdec` stays light."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

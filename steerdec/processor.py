@@ -58,12 +58,12 @@ class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[mis
         _acting[id(vllm_config)] = self
         settings = Settings.of(vllm_config)
         device = place if isinstance(place, torch.device) else place.device
-        recorder = Recorder.opened(settings.lanes.file, device) if settings.lanes else None
-        dispatch.warm_up(vllm_config.model_config.get_vocab_size(), device)
+        recorder = Recorder.open(settings.lanes.file, device) if settings.lanes else None
         # Exactly one of the two, by the runner that built this.
         self._v1: BatchRows | None = None
         self._v2: SlotRows | None = None
         if isinstance(place, torch.device):
+            dispatch.warm_up(vllm_config.model_config.get_vocab_size(), device)
             self._v1 = BatchRows(settings, recorder, device)
         else:
             self._v2 = SlotRows(settings, recorder, vllm_config, place)
@@ -101,9 +101,12 @@ class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[mis
 
     def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
         """Steer [rows, vocab] logits in place; nothing is launched when no row is steered."""
+        rows = logits
+        if logits.dtype != torch.float32 or (logits.shape[1] > 1 and logits.stride(1) != 1):
+            rows = logits.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         if ctx is None:
             if self._v1 is not None and self.acting:
-                self._v1.apply(logits)
+                self._v1.apply(rows)
         elif self._v2 is not None:
-            self._v2.apply(logits, ctx)
-        return logits
+            self._v2.apply(rows, ctx)
+        return logits if rows is logits else logits.copy_(rows)

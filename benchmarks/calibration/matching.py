@@ -21,7 +21,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
 from steerdec.common import bootstrap
-from steerdec.records.arms import Arm, ArmError, ArmSet
+from steerdec.policies.registry import temperature_fields
+from steerdec.records.arms import Arm, ArmError, ArmSet, applied
 
 LOWEST, HIGHEST = 0.05, 5.0  # times the base temperature: the curves' ends
 FIRST_LOOKS = (0.25, 0.5, 1.5, 2.5)  # times the base
@@ -75,25 +76,23 @@ def temperatures(arm: Arm) -> dict[str, float]:
     Raises:
         ArmError: the arm's dose does not follow from fixed temperatures on forks and others.
     """
-    steering = _of_two_temperatures(arm)
-
-    def number(name: str) -> float:
-        value = steering.get(name)
-        value = arm.temperature if value is None else value  # as the server has it
-        return math.nan if value == SOLVED else float(str(value))
-
-    if steering.get("select") == "all":
-        return {"all": number("fork_temperature")}
-    return {"forks": number("fork_temperature"), "others": number("other_temperature")}
+    steering, (fork, other) = _of_two_temperatures(arm), arm.applied()
+    assert fork is not None
+    assert other is not None
+    return {"all": fork} if steering.get("select") == "all" else {"forks": fork, "others": other}
 
 
 def _of_two_temperatures(arm: Arm) -> dict[str, Any]:
     """The arm's steering, {} where it has none. Raises ArmError where it is of another kind."""
     steering = arm.steering or {}
-    usual = {"policy": ("split",), "select": ("entropy", "all"), "scope": ("all",)}
-    if any(steering.get(name, values[0]) not in values for name, values in usual.items()):
+    usual = {"select": ("entropy", "all"), "scope": ("all",)}
+    # Not yet in numbers, perhaps; whether a policy's temperatures are fixed does not depend on which they are.
+    numbers = {name: 1.0 if name in temperature_fields() else value for name, value in steering.items()}
+    fixed = None not in applied(1.0, numbers, f'arm "{arm.name}"')
+    if not fixed or any(steering.get(name, values[0]) not in values for name, values in usual.items()):
         raise ArmError(
-            f'arm "{arm.name}": its dose cannot be matched; that needs policy split, select entropy or all, scope all'
+            f'arm "{arm.name}": its dose cannot be matched; that needs fixed temperatures (policy split), '
+            "select entropy or all, scope all"
         )
     return steering
 

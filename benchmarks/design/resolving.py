@@ -12,7 +12,6 @@ from steerdec.policies import registry
 from steerdec.records.arms import Arm, ArmError, ArmSet, parse_arm_set
 from steerdec.steering import params
 
-TEMPERATURE_FIELDS = ("fork_temperature", "other_temperature", "min_temperature", "max_temperature")
 PLAIN = ("baseline", "replicate", "replica", "replay")  # roles without steering
 
 
@@ -48,7 +47,7 @@ def _resolve_arm(arm: Arm, base: float, threshold_nats: float, known: dict[str, 
     if arm.steering is None:
         return arm.model_copy(update={"temperature": request})
     steering: dict[str, Any] = dict(arm.steering)
-    for field in TEMPERATURE_FIELDS:
+    for field in registry.temperature_fields():
         if field in steering:
             steering[field] = _temperature(arm, field, steering[field], base, known["solve"])
     if steering.get("fork_rate") == "calibrated":
@@ -59,13 +58,10 @@ def _resolve_arm(arm: Arm, base: float, threshold_nats: float, known: dict[str, 
             )
         steering["fork_rate"] = known["calibrated"]
     steering.setdefault("threshold_nats", threshold_nats)
-    try:
-        registry.parse(steering)
-    except params.SteeringError as e:
-        raise ArmError(f'arm "{arm.name}": {e}') from None
-    if arm.role == "identity" and {steering.get(f, request) for f in TEMPERATURE_FIELDS[:2]} != {base}:
+    resolved = arm.model_copy(update={"temperature": request, "steering": steering})
+    if resolved.applied() != (base, base) and arm.role == "identity":
         raise ArmError(f'arm "{arm.name}": an identity arm has both temperatures equal to the base, {base:g}')
-    return arm.model_copy(update={"temperature": request, "steering": steering})
+    return resolved
 
 
 def _temperature(arm: Arm, field: str, value: Any, base: float, solved: dict[str, float]) -> float:

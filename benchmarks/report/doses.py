@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from steerdec.policies.registry import parse
 from steerdec.records.arms import Arm
 from steerdec.records.run import Settings
 from steerdec.records.summary import ArmSummary, Summary
@@ -57,20 +58,17 @@ class DoseCurves:
 
 
 def doses(settings: Settings) -> dict[str, Dose]:
-    """Return the temperatures by arm name, without the arms whose policy does not set two temperatures."""
+    """Return the temperatures by arm name, without the arms whose policy decides them token by token."""
     found = {arm.name: _dose(arm) for arm in settings.arms.arms}
     return {name: dose for name, dose in found.items() if dose is not None}
 
 
 def _dose(arm: Arm) -> Dose | None:
-    own, steering = arm.temperature, arm.steering or {}
-    if steering.get("policy", "split") != "split" or isinstance(own, str):
+    fork, other = arm.applied()
+    if fork is None or other is None:
         return None
-    fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
-    if not isinstance(fork, int | float) or not isinstance(other, int | float):
-        return None
-    select = str(steering.get("select", "entropy")) if steering else "none"
-    return Dose(arm, float(fork), float(fork if select == "all" else other), select)
+    select = "none" if arm.steering is None else parse(arm.steering).select
+    return Dose(arm, fork, other, select)
 
 
 def dose_curves(settings: Settings, summary: Summary) -> DoseCurves | None:

@@ -184,17 +184,17 @@ async def _probe(endpoint: Endpoint, planned: PlannedSample, prompting: Promptin
 
 
 def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
-    """What is wrong with the temperatures applied; only split names them in advance."""
+    """Return what is wrong with the temperatures applied, as far as the policy fixes them in advance."""
     steering: dict[str, Any] = arm.steering or {}
-    if steering.get("policy", "split") != "split" or steering.get("scope", "all") != "all":
+    if steering.get("scope", "all") != "all":
         return None
-    wanted = {
-        True: float(steering.get("fork_temperature", arm.temperature)),
-        False: float(steering.get("other_temperature", arm.temperature)),
-    }
+    applied = arm.applied()
     for fork, temperature in zip(answer.fork or [], answer.temperature or [], strict=True):
-        if temperature is None or not math.isclose(temperature, wanted[fork], rel_tol=1e-4, abs_tol=1e-6):
-            return f"a {'fork' if fork else 'non-fork'} was sampled at {temperature}, asked was {wanted[fork]:g}"
+        expected = applied.fork if fork else applied.other
+        if temperature is None:
+            return f"no temperature was reported for a {'fork' if fork else 'non-fork'}"
+        if expected is not None and not math.isclose(temperature, expected, rel_tol=1e-4, abs_tol=1e-6):
+            return f"a {'fork' if fork else 'non-fork'} was sampled at {temperature}, asked was {expected:g}"
     if steering.get("select") == "first":
         first = [i < steering["first_tokens"] for i in range(len(answer.fork or []))]
         if answer.fork != first:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from steerdec.records.arms import ArmError, applied
 from steerdec.records.summary import Metric
 
 from .metrics import METRICS
@@ -193,10 +195,14 @@ def _steered(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, 
 
     None too after a prefix: what is changed there is no dose of the baseline's.
     """
-    base, own, steering = baseline["temperature"], arm["temperature"], arm.get("steering") or {}
-    fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
-    numbers = all(isinstance(t, int | float) for t in (base, own, fork, other))
-    if not numbers or steering.get("policy", "split") != "split" or arm.get("replay"):
+    base, steering = baseline["temperature"], arm.get("steering") or {}
+    try:
+        fork, other = applied(arm["temperature"], arm.get("steering"))
+    except ArmError:
+        return None  # not in numbers yet
+    if fork is None or other is None or math.isnan(fork + other) or arm.get("replay"):
+        return None
+    if not isinstance(base, int | float):
         return None
     select = steering.get("select", "entropy")
     if select == "all" or fork == other:

@@ -1,15 +1,14 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Steering on CUDA: three launches, no synchronisation, no temporary larger than a few numbers a block.
+"""Steering on CUDA: three launches, no synchronization, no temporary larger than a few numbers per block.
 
-1. `_measure`, grid (rows, blocks): the largest logit of one block of a row, and sum e and sum e d over it.
-2. `_decide`, grid (rows,): merges a row's blocks, decides and writes the outcome; solves entropy_target,
-   which only rows do that are selected under that policy, and measures at a probe temperature where
-   one is asked for. It alone reads the tables, which vLLM keeps
-   in host memory.
-3. `_apply`, grid (rows, blocks): scales, or returns at once where the factor is 1.
+1. `measure`, grid (rows, blocks): the largest logit of one block of a row, and sum e and sum e d over it.
+2. `_decide`, grid (rows,): merges a row's blocks, decides and writes the outcome; runs the policy's step at rows that
+   are selected, and measures at a probe temperature where one is set. It alone reads the tables, which vLLM keeps in
+   host memory. On vLLM's V2 runner `triton_step.py` has it do all the rest of a step as well.
+3. `scale`, grid (rows, blocks): scales, or returns at once where the factor is 1.
 
 Blocks depend on the vocabulary alone and are merged in one fixed tree without atomics, so a row's
-outcome depends neither on its neighbours nor on timing: tensor-parallel ranks decide alike.
+outcome depends neither on its neighbors nor on timing: tensor-parallel ranks decide alike.
 """
 
 from __future__ import annotations
@@ -45,16 +44,29 @@ _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
-def _measure(
+def slot_of(slots_ptr, row, table_ptr, WIDTH: tl.constexpr, COLUMN: tl.constexpr):  # noqa: N803
+    """Return the slot of a row's request, < 0 where the row is not steered."""
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    if table_ptr is not None:
+        steered = tl.load(table_ptr + slot * WIDTH + COLUMN, mask=slot >= 0, other=0)
+        slot = tl.where(steered != 0, slot, -1)
+    return slot
+
+
+@triton.jit
+def measure(
     logits_ptr,  # [rows, vocab] float32, rows `row_stride` apart
     row_stride,
-    slots_ptr,  # [rows] int32
+    slots_ptr,  # [rows] integer
+    table_ptr,  # [slots, WIDTH] int32 whose COLUMN says if a slot is steered; None: all are
     partials_ptr,  # [rows, 3, blocks] float32
+    WIDTH: tl.constexpr,  # noqa: N803
+    COLUMN: tl.constexpr,  # noqa: N803
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     row = tl.program_id(0).to(tl.int64)
-    if tl.load(slots_ptr + row) < 0:
+    if slot_of(slots_ptr, row, table_ptr, WIDTH, COLUMN) < 0:
         return
     block = tl.program_id(1)
     _, z = load_block(logits_ptr + row * row_stride, block, VOCAB, BLOCK)
@@ -93,7 +105,8 @@ def _no_policy(row_ptr, top, h, f_ptr, asked, VOCAB: tl.constexpr, BLOCK: tl.con
     return h * float("nan"), (h * 0.0 + 1.0).to(tl.float32)
 
 
-_its_kind, _its_step, _other_steps = tl.constexpr(-1), None, None  # `_choose` never runs with these
+# `_choose` never runs with these.
+_its_kind, _its_step, _other_steps = tl.constexpr(-1), _no_policy, _no_policy
 
 
 def _choose(row_ptr, top, h, f_ptr, asked, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
@@ -133,6 +146,46 @@ def _hash(key, position):
 
 
 @triton.jit
+def decide_row(
+    row_ptr,  # the row's logits
+    f_ptr,  # the request's rows of the tables
+    i_ptr,
+    partial_ptr,  # the row's
+    position,
+    in_scope,
+    VOCAB: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """Return H, whether the row is selected, T', the probed entropy, T / T', and the block with the largest logit."""
+    top, keep_block, h = _merge(partial_ptr, VOCAB, BLOCK)
+    h = h.to(tl.float32).to(tl.float64)  # what is reported is what is decided on
+    measured = (h == h) & in_scope
+    select, cutoff = tl.load(i_ptr + _SELECT), tl.load(i_ptr + _CUTOFF)
+    hashed = _hash(tl.load(i_ptr + _KEY), position)
+    selected = measured & (
+        (select == _ALWAYS)
+        | ((select == _BY_ENTROPY) & (h > tl.load(f_ptr + _THRESHOLD).to(tl.float64)))
+        | ((select == _BY_HASH) & (hashed < cutoff))
+        | ((select == _BY_POSITION) & (position < cutoff))
+    )
+    t = tl.load(f_ptr + _REQUEST_T).to(tl.float64)
+    temperature = t
+    factor = (t / t).to(tl.float32)
+    if selected:
+        temperature, factor = _steered(row_ptr, top, h, f_ptr, tl.load(i_ptr + _KIND), VOCAB, BLOCK)
+    elif measured:
+        temperature = tl.load(f_ptr + _OTHER_T).to(tl.float64)
+        factor = tl.load(f_ptr + _OTHER_FACTOR)
+    probe_t = tl.load(f_ptr + _PROBE_T).to(tl.float64)
+    at = tl.where(probe_t == _APPLIED, temperature, probe_t)
+    probed = tl.where(at == 0.0, at, float("nan"))
+    if (h == h) & (at > 0.0):
+        probed, _ = measure_at(row_ptr, top, at, VOCAB, BLOCK)
+    probed = tl.where(h == h, probed, float("nan"))
+    return h.to(tl.float32), selected, temperature.to(tl.float32), probed.to(tl.float32), factor, keep_block
+
+
+@triton.jit
 def _decide(
     logits_ptr,
     row_stride,
@@ -160,48 +213,30 @@ def _decide(
         tl.store(probe_ptr + row, float("nan"))
         tl.store(factor_ptr + row, 1.0)
         return
-    blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    top, keep_block, h = _merge(partials_ptr + row * 3 * blocks, VOCAB, BLOCK)
-    tl.store(entropy_ptr + row, h.to(tl.float32))
-    tl.store(keep_block_ptr + row, keep_block)
-    h = h.to(tl.float32).to(tl.float64)  # what is reported is what is decided on
-
-    f_ptr, i_ptr = floats_ptr + slot * _FLOATS, ints_ptr + slot * _INTS
-    measured = h == h
+    in_scope = slot >= 0
     if in_scope_ptr is not None:
-        measured = measured & (tl.load(in_scope_ptr + row) != 0)
-    select = tl.load(i_ptr + _SELECT)
-    position, cutoff = tl.load(positions_ptr + row), tl.load(i_ptr + _CUTOFF)
-    hashed = _hash(tl.load(i_ptr + _KEY), position)
-    selected = measured & (
-        (select == _ALWAYS)
-        | ((select == _BY_ENTROPY) & (h > tl.load(f_ptr + _THRESHOLD).to(tl.float64)))
-        | ((select == _BY_HASH) & (hashed < cutoff))
-        | ((select == _BY_POSITION) & (position < cutoff))
+        in_scope = tl.load(in_scope_ptr + row) != 0
+    blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
+    h, selected, temperature, probed, factor, keep_block = decide_row(
+        logits_ptr + row * row_stride,
+        floats_ptr + slot * _FLOATS,
+        ints_ptr + slot * _INTS,
+        partials_ptr + row * 3 * blocks,
+        tl.load(positions_ptr + row),
+        in_scope,
+        VOCAB,
+        BLOCK,
     )
-    t = tl.load(f_ptr + _REQUEST_T).to(tl.float64)
-    temperature = t
-    factor = (t / t).to(tl.float32)
-    if selected:
-        temperature, factor = _steered(
-            logits_ptr + row * row_stride, top, h, f_ptr, tl.load(i_ptr + _KIND), VOCAB, BLOCK
-        )
-    elif measured:
-        temperature = tl.load(f_ptr + _OTHER_T).to(tl.float64)
-        factor = tl.load(f_ptr + _OTHER_FACTOR)
+    tl.store(entropy_ptr + row, h)
     tl.store(selected_ptr + row, selected.to(tl.uint8))
-    tl.store(temperature_ptr + row, temperature.to(tl.float32))
-    probe_t = tl.load(f_ptr + _PROBE_T).to(tl.float64)
-    at = tl.where(probe_t == _APPLIED, temperature, probe_t)
-    probed = tl.where(at == 0.0, at, float("nan"))
-    if (h == h) & (at > 0.0):
-        probed, _ = measure_at(logits_ptr + row * row_stride, top, at, VOCAB, BLOCK)
-    tl.store(probe_ptr + row, tl.where(h == h, probed, float("nan")).to(tl.float32))
+    tl.store(temperature_ptr + row, temperature)
+    tl.store(probe_ptr + row, probed)
     tl.store(factor_ptr + row, factor)
+    tl.store(keep_block_ptr + row, keep_block)
 
 
 @triton.jit
-def _apply(
+def scale(
     logits_ptr,
     row_stride,
     factor_ptr,
@@ -242,11 +277,11 @@ def steer_(
     stride = logits.stride(0)
     options = {"VOCAB": vocab, "BLOCK": BLOCK, **OPTIONS}
     with torch.cuda.device_of(logits):
-        _measure[(n, blocks)](logits, stride, slots, partials, **options)
+        measure[(n, blocks)](logits, stride, slots, None, partials, WIDTH=1, COLUMN=0, **options)
         _decide[(n,)](
             *(logits, stride, floats, ints, slots, positions, in_scope, partials),
             *(entropy_nats, selected.view(torch.uint8), temperature, probe, factor, keep_block),
             **options,
         )
-        _apply[(n, blocks)](logits, stride, factor, keep_block, **options)
+        scale[(n, blocks)](logits, stride, factor, keep_block, **options)
     return Outcome(entropy_nats, selected, temperature, probe)

@@ -12,7 +12,8 @@ import torch
 
 from steerdec.kernels import reference
 from steerdec.phantom.chain import END_OF_THINKING, NEVER_NATS, THINK, Chain, Floats
-from steerdec.steering import encoding, params
+from steerdec.policies import registry
+from steerdec.steering import encoding
 
 BYTES: Final = 256  # tokens of the vocabulary that no state goes to; they let any prompt be written
 Request = Mapping[str, Any]  # the `steering` object of a request
@@ -131,13 +132,13 @@ class Steered:
     def _part(self, request: dict[str, Any], weight: float) -> Part:
         scope = request.pop("scope", "all")  # decided here: the chain knows its sections without the tokens' ids
         request |= {"probe_temperature": "applied", "telemetry": "none"}
-        row = encoding.row_of(params.parse(request), self.temperature, 0, 0.0)
+        encoded = encoding.encode(registry.parse(request), self.temperature, 0.0)
         firsts, own = self._alike
         logits = self.logits[firsts]
         outcome = reference.steer_(
             logits,
-            torch.tensor([row.floats], dtype=torch.float64),
-            torch.tensor([row.ints]),
+            torch.tensor([encoded.floats], dtype=torch.float64),
+            torch.tensor([encoded.ints(0)]),
             torch.zeros(len(logits), dtype=torch.int64),
             torch.zeros(len(logits), dtype=torch.int64),
             None if scope == "all" else torch.tensor([self.section[i] == scope for i in firsts]),

@@ -8,14 +8,18 @@ holds it and a run can be repeated from there.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from steerdec.common.errors import InvalidInputError
+SOLVE: Final = "solve"  # in place of a temperature: found so that the arm matches another
 from steerdec.common.validation import said_plainly
 from steerdec.records.summary import Metric
 from steerdec.steering import params
+from steerdec.steering.params import Applied, SteeringError, shown
 
 Role = Literal[
     "baseline",  # plain requests; every other arm is compared with it
@@ -28,6 +32,7 @@ Role = Literal[
     "matched",  # temperature solved so that the mean entropy changes as much as in another arm
     "replay",  # plain requests after replayed prefixes: what the arms that steer there are compared with
 ]
+SOLVE: Final = "solve"  # in place of a temperature: found so that the arm matches another
 REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may start from a prefix
 Positions = Literal["fork", "other", "any"]  # the tokens that a mask selects, the rest, or all
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
@@ -74,6 +79,35 @@ class Arm(_Data):
         if self.replay is not None:
             return "after a prefix"
         return self.name if self.role == "replica" else ""
+
+    def applied(self) -> Applied:
+        """Return the temperatures that the resolved arm applies; see `applied`."""
+        return applied(self.temperature, self.steering, f'arm "{self.name}"')
+
+
+def applied(temperature: object, steering: Mapping[str, Any] | None, place: str = "") -> Applied:
+    """Return the temperatures of forks and of all other tokens under a request of an arm.
+
+    A temperature is None where the policy decides it token by token, NaN where it is "solve".
+
+    Raises:
+        ArmError: something is not a number yet, or the steering is invalid.
+    """
+    if isinstance(temperature, str) and temperature != SOLVE:
+        raise ArmError(f"{place}: temperature: {shown(temperature)} is not a number yet")
+    # What follows from a temperature that is still to be solved differs between two solutions.
+    one, other = (_applied(temperature, steering, place, solution) for solution in (1.0, 2.0))
+    return Applied(*(a if a == b else math.nan for a, b in zip(one, other, strict=True)))
+
+
+def _applied(temperature: Any, steering: Mapping[str, Any] | None, place: str, solution: float) -> Applied:
+    request = solution if temperature == SOLVE else float(temperature)
+    if steering is None:
+        return Applied(request, request)
+    try:
+        return parse({name: solution if value == SOLVE else value for name, value in steering.items()}).applied(request)
+    except SteeringError as e:
+        raise ArmError(f"{place}: {e}") from None
 
 
 class Comparison(_Data):

@@ -51,63 +51,37 @@ class Tracker:
                 return
 
 
-class DeviceTracker:
-    """Follows every slot's tokens on the device, without a host sync (V2 runner).
+def rows_in_scope(
+    scopes: Tensor,
+    delimiter_ids: Tensor,
+    token_ids: Tensor,
+    slots: Tensor,
+    pos: Tensor,
+    local_pos: Tensor,
+    input_ids: Tensor,
+) -> Tensor:
+    """Return whether each row's next token is in scope, [rows] bool; True for slots < 0 and scope EVERYWHERE.
 
-    A new or resumed request's history is read once, when it enters; after that each step looks
-    only at what was committed since the last one, and at the tokens it feeds (drafts included).
+    For the V2 runner. Reads each history as a whole: what `kernels.triton_step` is tested against, and runs on CPUs.
+
+    Args:
+        scopes: [slots] integer, EVERYWHERE / THINKING / ANSWER.
+        delimiter_ids: [slots, 2] integer, opening and closing token.
+        token_ids: [slots, max_model_len] integer, committed tokens.
+        slots: [rows] each row's request.
+        pos: [rows] position of the token fed at this row; the row samples the token at pos + 1.
+        local_pos: [rows] the row's place among its request's rows; > 0 where a draft was fed.
+        input_ids: [rows] the token fed; the rows of one request are adjacent, in order.
     """
-
-    def __init__(self, max_num_reqs: int, max_tokens_per_step: int, all_token_ids: Tensor) -> None:
-        """`max_tokens_per_step`: tokens a request can commit in one step, 1 + the number of drafts."""
-        device = all_token_ids.device
-        self._all_token_ids = all_token_ids  # [max_num_reqs, max_model_len]
-        # One slot more than there are requests: rows that must not write use it.
-        self._state = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
-        self._followed = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
-        self._window = torch.arange(max_tokens_per_step, device=device)
-        self._spare = max_num_reqs
-
-    def enter(self, slot: int, start_id: int, end_id: int, prefill_len: int) -> None:
-        """Read the history of a request whose `prefill_len` tokens are in `all_token_ids` now."""
-        self._state[slot] = states_after(self._all_token_ids[slot, :prefill_len], start_id, end_id)
-        self._followed[slot] = prefill_len
-
-    def rows_in_scope(
-        self, scopes: Tensor, delimiter_ids: Tensor, slots: Tensor, pos: Tensor, local_pos: Tensor, input_ids: Tensor
-    ) -> Tensor:
-        """Return whether each row's next token is in scope, [rows] bool; True for slots < 0 and scope EVERYWHERE.
-
-        Args:
-            scopes: [max_num_reqs] integer, EVERYWHERE / THINKING / ANSWER.
-            delimiter_ids: [max_num_reqs, 2] integer, opening and closing token.
-            slots: [rows] each row's request.
-            pos: [rows] position of the token fed at this row; the row samples the token at pos + 1.
-            local_pos: [rows] the row's place among its request's rows; > 0 where a draft was fed.
-            input_ids: [rows] the token fed.
-        """
-        slot = slots.clamp(min=0).long()
-        start_id, end_id = delimiter_ids[slot, 0], delimiter_ids[slot, 1]
-        first_fed = (pos - local_pos).long()
-
-        # Committed since the last step: up to the first token fed now.
-        index = self._followed[slot][:, None] + self._window
-        tokens = self._all_token_ids[slot[:, None], index.clamp(max=self._all_token_ids.shape[1] - 1)]
-        code = _codes(tokens, start_id[:, None], end_id[:, None])
-        last = torch.where((index < first_fed[:, None]) & (code != NEITHER), self._window * 4 + code, -1).amax(-1)
-        state = torch.where(last >= 0, last % 4, self._state[slot])
-        writer = torch.where((local_pos == 0) & (slots >= 0), slot, self._spare)
-        self._state[writer] = state
-        self._followed[writer] = torch.maximum(self._followed[slot], first_fed)
-
-        # Fed in this step: the rows of one request are adjacent, in order.
-        row = torch.arange(len(slots), device=slots.device)
-        code = _codes(input_ids, start_id, end_id)
-        last = torch.where(code != NEITHER, row * 4 + code, -1).cummax(0).values
-        state = torch.where(last // 4 >= row - local_pos, last % 4, state)
-
-        wanted = scopes[slot]
-        return (state == wanted) | (wanted == EVERYWHERE) | (slots < 0)
+    inside = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
+    for row, slot in enumerate(slots.tolist()):
+        if slot < 0 or scopes[slot] == EVERYWHERE:
+            continue
+        local = int(local_pos[row])
+        committed, fed = token_ids[slot, : int(pos[row]) - local], input_ids[row - local : row + 1]
+        start_id, end_id = delimiter_ids[slot].tolist()
+        inside[row] = states_after(torch.cat((committed, fed)), start_id, end_id) == scopes[slot]
+    return inside
 
 
 def states_after(token_ids: Tensor, start_id: int, end_id: int) -> Tensor:

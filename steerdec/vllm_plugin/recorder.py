@@ -1,4 +1,4 @@
-"""The worker's end of the telemetry lanes: one record a steered token, written where the logits are."""
+"""The worker's end of the telemetry lanes: one record per steered token, written where the logits are."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Recorder:
 
     def __init__(self, words: Tensor) -> None:
         """`words`: int32 [lanes, capacity_tokens, telemetry.WORDS], on the logits' device; the last lane is a sink."""
-        self._words = words
+        self.words = words
         self._sink = words.shape[0] - 1
 
     @classmethod
-    def opened(cls, file: LaneFile, device: torch.device) -> Recorder | None:
-        """None, with a warning, where the file is not on this host (a worker on another node)."""
+    def open(cls, file: LaneFile, device: torch.device) -> Recorder | None:
+        """Open the file; return None, with a warning, where it is not on this host (a worker on another node)."""
         try:
             words = torch.from_numpy(file.open())
         except OSError as e:
@@ -40,14 +40,14 @@ class Recorder:
         return cls(words)
 
     def write(self, lane: Tensor, generation: Tensor, position: Tensor, outcome: Outcome) -> None:
-        """Record each row's outcome as token `position` of its lane; the last write of a token wins.
+        """Record each row's outcome as token `position` of its lane; the last write of a token wins. (V1 runner, CPUs.)
 
         Args:
-            lane: [rows] integer; rows of lanes that are not there (< 0) are not recorded.
-            generation: [rows] integer, under which the lane was lent.
+            lane: [rows] integer; rows whose lane does not exist (< 0) are not recorded.
+            generation: [rows] integer, of the loan.
             position: [rows] integer, the token's index among those generated.
         """
-        ok = (lane >= 0) & (lane < self._sink) & (position >= 0) & (position < self._words.shape[1])
+        ok = (lane >= 0) & (lane < self._sink) & (position >= 0) & (position < self.words.shape[1])
         record = torch.stack(
             (
                 outcome.entropy_nats.float().view(torch.int32),
@@ -57,7 +57,7 @@ class Recorder:
             ),
             -1,
         )
-        self._words[torch.where(ok, lane, self._sink).long(), torch.where(ok, position, 0).long()] = record
+        self.words[torch.where(ok, lane, self._sink).long(), torch.where(ok, position, 0).long()] = record
 
 
 def _mapped_for_cuda(words: Tensor) -> Tensor:

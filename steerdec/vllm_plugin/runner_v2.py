@@ -7,23 +7,25 @@ knows which slots are steered, to launch nothing where none is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 
-from steerdec.kernels import dispatch
+from steerdec.kernels import dispatch, slots
+from steerdec.kernels.slots import Layout, Slots
 from steerdec.steering import encoding, scope
+from steerdec.telemetry.lanes import WORDS
+from steerdec.vllm_plugin.recorder import Recorder
 from steerdec.vllm_plugin.request import unpacked
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 
-    from steerdec.vllm_plugin.recorder import Recorder
     from steerdec.vllm_plugin.settings import Settings
 
 
@@ -37,73 +39,108 @@ class SlotRows:
         vllm_config: VllmConfig,
         states: LogitsProcRequestState,
     ) -> None:
-        n = states.max_num_reqs
-        self._settings, self._recorder, self._states = settings, recorder, states
+        n, device = states.max_num_reqs, states.device
+        self._settings, self._states = settings, states
         self._steered = np.zeros(n, bool)
-        self._scoped = np.zeros(n, bool)
-        self._has_lane = np.zeros(n, bool)
         self._floats = UvaBackedTensor((n, encoding.FLOATS), dtype=torch.float32)
-        self._ints = UvaBackedTensor((n, encoding.INTS), dtype=torch.int32)
-        self._on = UvaBackedTensor(n, dtype=torch.int32)  # 1 for steered slots
-        self._lanes = UvaBackedTensor((n, 2), dtype=torch.int32)  # lane, generation; -1 without
-        self._scopes = UvaBackedTensor(n, dtype=torch.int32)
-        self._delimiters = UvaBackedTensor((n, 2), dtype=torch.int32)
+        self._ints = UvaBackedTensor((n, slots.SLOT_INTS), dtype=torch.int32)
         self._changed = False
-        self._to_follow: list[int] = []  # scoped slots whose history is not read yet
-        speculative = vllm_config.speculative_config
-        drafts = speculative.num_speculative_tokens if speculative is not None else 0
-        self._tracker = scope.DeviceTracker(n, 1 + drafts, states.all_token_ids.gpu)
+        self._history = torch.zeros(n, dtype=torch.int64, device=device)
+        # Without telemetry one lane, which as the last one is never written.
+        self._lanes = torch.zeros(1, 1, WORDS, dtype=torch.int32, device=device)
+        if recorder is not None:
+            self._lanes = recorder.words
+        self._step: _Step = _TorchStep(recorder)
+        if dispatch.BACKEND_OF_DEVICE[device.type] == "triton":
+            from steerdec.kernels.triton_step import Step
+
+            speculative = vllm_config.speculative_config
+            drafts = speculative.num_speculative_tokens if speculative is not None else 0
+            self._step = Step(n * (1 + drafts))
+        self._warm_up(states.vocab_size, device)
 
     def add(self, slot: int, sampling_params: SamplingParams) -> bool:
-        """A request enters `slot`, whose last occupant is forgotten. Returns whether it is steered."""
+        """Let a request enter `slot`, whose last occupant is forgotten. Return whether it is steered."""
         sequence = unpacked(sampling_params, self._settings)
         self._steered[slot] = sequence is not None
-        self._scoped[slot] = sequence is not None and sequence.scope != encoding.EVERYWHERE
-        self._has_lane[slot] = sequence is not None and sequence.lane is not None
-        self._on.np[slot] = sequence is not None
-        self._lanes.np[slot] = -1
+        ints = self._ints.np[slot]
+        ints[slots.STEERED] = sequence is not None
+        ints[slots.OCCUPANT] = (ints[slots.OCCUPANT] + 1) % slots.OCCUPANTS
         if sequence is not None:
             self._floats.np[slot] = sequence.floats
-            self._ints.np[slot] = sequence.ints
-            self._scopes.np[slot] = sequence.scope
-            self._delimiters.np[slot] = sequence.delimiters
-            if sequence.lane is not None:
-                self._lanes.np[slot] = sequence.lane
-            if sequence.scope != encoding.EVERYWHERE:
-                self._to_follow.append(slot)
+            ints[: encoding.INTS] = sequence.ints
+            ints[slots.SCOPE] = sequence.scope
+            ints[slots.START_ID], ints[slots.END_ID] = sequence.delimiters
+            ints[slots.LANE], ints[slots.GENERATION] = sequence.lane or (-1, -1)
         self._changed = True
         return sequence is not None
 
     def flush(self) -> None:
         """Bring what `add` changed to the device; called once a step, before the forward pass."""
-        if not self._changed:
-            return
-        for tensor in (self._floats, self._ints, self._on, self._lanes, self._scopes, self._delimiters):
-            tensor.copy_to_uva()
-        for slot in self._to_follow:
-            if self._scoped[slot]:
-                start_id, end_id = self._delimiters.np[slot].tolist()
-                self._tracker.enter(slot, start_id, end_id, int(self._states.prefill_len.np[slot]))
-        self._to_follow.clear()
-        self._changed = False
+        if self._changed:
+            self._floats.copy_to_uva()
+            self._ints.copy_to_uva()
+            self._changed = False
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> None:
-        """Steer the rows of steered slots in place; [rows, vocab], rows as `ctx` lays them out."""
+        """Steer the rows of steered slots in place; [rows, vocab] float32, rows as `ctx` lays them out."""
         present = ctx.idx_mapping_np
-        present = present[present >= 0]
-        if not self._steered[present].any():
+        if self._steered[present[present >= 0]].any():
+            layout = Layout(ctx.expanded_idx_mapping, ctx.pos, ctx.expanded_local_pos, ctx.input_ids)
+            self._step(logits, self._slots(), layout)
+
+    def _slots(self) -> Slots:
+        states = self._states
+        return Slots(
+            floats=self._floats.gpu,
+            ints=self._ints.gpu,
+            prompt_len=states.prompt_len.gpu,
+            prefill_len=states.prefill_len.gpu,
+            token_ids=states.all_token_ids.gpu,
+            history=self._history,
+            lanes=self._lanes,
+        )
+
+    def _warm_up(self, vocab: int, device: torch.device) -> None:
+        """Compile what a step needs, so that no request waits for it (seconds)."""
+        if isinstance(self._step, _TorchStep):
+            dispatch.warm_up(vocab, device)
             return
-        slot = ctx.expanded_idx_mapping.clamp(min=0)
-        slots = torch.where((ctx.expanded_idx_mapping >= 0) & (self._on.gpu[slot] != 0), slot, -1)
-        position = ctx.pos + 1 - self._states.prompt_len.gpu[slot]
-        in_scope = None
-        if self._scoped[present].any():
-            in_scope = self._tracker.rows_in_scope(
-                self._scopes.gpu, self._delimiters.gpu, slots, ctx.pos, ctx.expanded_local_pos, ctx.input_ids
-            )
-        outcome = dispatch.steer_(logits, self._floats.gpu, self._ints.gpu, slots, position, in_scope)
-        if self._recorder is not None and self._has_lane[present].any():
+        padding = torch.full((2,), -1, dtype=torch.int32, device=device)
+        layout = Layout(padding, padding.long(), padding, padding)
+        logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
+        for window in (logits[:2], logits[1:]):  # the latter is aligned differently where vocab is odd
+            self._step(window, self._slots(), layout)
+
+
+class _Step(Protocol):
+    def __call__(self, logits: Tensor, slots: Slots, layout: Layout, /) -> None: ...
+
+
+class _TorchStep:
+    """What `kernels.triton_step` does, in torch around the kernel for rows: for devices without Triton."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+
+    def __call__(self, logits: Tensor, state: Slots, layout: Layout, /) -> None:
+        slot = layout.slots.clamp(min=0).long()
+        ints = state.ints[slot]
+        rows = torch.where((layout.slots >= 0) & (ints[:, slots.STEERED] != 0), slot, -1)
+        position = layout.pos + 1 - state.prompt_len[slot]
+        in_scope = scope.rows_in_scope(
+            state.ints[:, slots.SCOPE],
+            state.ints[:, slots.START_ID : slots.END_ID + 1],
+            state.token_ids,
+            rows,
+            layout.pos,
+            layout.local_pos,
+            layout.input_ids,
+        )
+        table = state.ints[:, : encoding.INTS]
+        outcome = dispatch.steer_(logits, state.floats, table, rows, position, in_scope)
+        if self._recorder is not None:
             # A prefill in parts samples a token that is thrown away: it must not be recorded.
-            kept = (slots >= 0) & (ctx.pos + 1 >= self._states.prefill_len.gpu[slot])
-            lane, generation = self._lanes.gpu[slot, 0], self._lanes.gpu[slot, 1]
-            self._recorder.write(torch.where(kept, lane, -1), generation, position, outcome)
+            kept = (rows >= 0) & (layout.pos + 1 >= state.prefill_len[slot])
+            lane = torch.where(kept, ints[:, slots.LANE], -1)
+            self._recorder.write(lane, ints[:, slots.GENERATION], position, outcome)

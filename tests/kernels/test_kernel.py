@@ -22,6 +22,7 @@ from torch import Tensor
 
 from steerdec.kernels import cpu as kernel_cpu
 from steerdec.kernels import dispatch, reference
+from steerdec.kernels.slots import SLOT_INTS, STEERED
 from steerdec.policies import registry
 from steerdec.policies.entropy_target import fields
 from steerdec.policies.entropy_target.fields import EntropyTarget
@@ -416,20 +417,28 @@ def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monke
     from triton.compiler import ASTSource
 
     from steerdec.kernels import triton as kernel_triton
+    from steerdec.kernels import triton_step
 
+    scalars = ("row_stride", "token_stride", "lanes", "capacity_tokens")
     monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
     integers = {"slots": "*i32", "ints": "*i32", "keep_block": "*i32", "positions": "*i64"}
-    integers |= {"in_scope": "*u8", "selected": "*u8"}
-    for function in (kernel_triton._measure, kernel_triton._decide, kernel_triton._apply):
-        for scoped in (True, False):
-            constants: dict[str, Any] = {"VOCAB": 151_936, "BLOCK": kernel_triton.BLOCK}
-            if not scoped and "in_scope_ptr" in function.arg_names:
-                constants["in_scope_ptr"] = None
+    integers |= {"in_scope": "*u8", "selected": "*u8", "table": "*i32", "pos": "*i64", "history": "*i64"}
+    integers |= dict.fromkeys(("prompt_len", "prefill_len", "token_ids", "lanes", "local_pos", "input_ids"), "*i32")
+    sizes: dict[str, Any] = {"VOCAB": 151_936, "BLOCK": kernel_triton.BLOCK}
+    with_slots = {"WIDTH": SLOT_INTS, "COLUMN": STEERED}
+    for function, variants in (
+        (kernel_triton.measure, [{"table_ptr": None, "WIDTH": 1, "COLUMN": 0}, with_slots]),
+        (kernel_triton._decide, [{"in_scope_ptr": None}, {}]),
+        (triton_step._decide_step, [{}]),
+        (kernel_triton.scale, [{}]),
+    ):
+        for variant in variants:
+            constants = sizes | variant
             signature = {
                 name: "constexpr" if name in constants else integers.get(name.removesuffix("_ptr"), "*fp32")
                 for name in function.arg_names
             }
-            signature["row_stride"] = "i32"
+            signature |= {name: "i32" for name in scalars if name in signature}
             source = ASTSource(function, signature, {(function.arg_names.index(k),): v for k, v in constants.items()})
             target = GPUTarget("cuda", compute_capability, 32)
             compiled = triton.compile(source, target=target, options=kernel_triton.OPTIONS)

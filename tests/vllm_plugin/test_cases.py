@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -305,13 +306,14 @@ def test_sequences_of_one_request_have_a_lane_and_a_placebo_each(
             request.BASE_SEED_ARG: base,
         }
         order = [2, 0, 1]
-        lives = [
-            Live(f"{i} of one", SamplingParams(temperature=0.8, seed=base + i, extra_args=extra), list(PROMPT))
-            for i in order
-        ]
-        for live in lives:
-            EntropySteering.validate_params(live.params)
-            runner.enter(live)
+        parent = SamplingParams(n=3, temperature=0.8, seed=base, extra_args=extra)
+        EntropySteering.validate_params(parent)
+        lives = []
+        for i in order:  # as vLLM's ParentRequest makes them
+            child = copy(parent)
+            child.n, child.seed = 1, base + i
+            lives.append(Live(f"{i} of one", child, list(PROMPT)))
+            runner.enter(lives[-1])
         steps = [torch.stack([random_row(10 * token + i) for i in order]) for token in range(tokens)]
         for logits in steps:
             runner.apply(logits.clone())

@@ -213,5 +213,5 @@ def test_flags_of_the_user_are_kept_beside_ours(weights: Path, parse: Parse, sta
         entry = read.additional_config.pop(CONFIG_KEY)
         assert read.additional_config == {"x": 1}
         assert entry["threshold_nats"] == 0.3
-        assert entry["server"]["default"]["fork_temperature"] == 1.2
+        assert entry["http_default"]["fork_temperature"] == 1.2
         assert read.logits_processors == [PROCESSOR, "my.module:X"]

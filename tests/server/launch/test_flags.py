@@ -17,7 +17,7 @@ from steerdec.server.launch.command import CPU_FLAGS, PROCESSOR, Launch, plan
 from steerdec.server.launch.errors import LaunchError
 from steerdec.server.launch.flags import NAMES, parse
 from steerdec.telemetry.lanes import LaneFile
-from steerdec.vllm_plugin.request import CONFIG_KEY
+from steerdec.vllm_plugin.settings import CONFIG_KEY
 from tests.support.tiny_lm import tiny_lm
 from tests.support.vllm_flags import vllm_parser
 
@@ -152,7 +152,7 @@ def test_the_engine_gets_the_users_settings_and_ours(
     got, command = started
     defaults = read(parser, ["serve", str(model)])
     entry = got.additional_config.pop(CONFIG_KEY)
-    assert entry["server"]["default"] == STEERING
+    assert {name: entry["http_default"][name] for name in STEERING} == STEERING
     assert got.additional_config == (theirs.additional_config or {})
     assert got.logits_processors[0] == PROCESSOR
     assert got.logits_processors[1:] == [p for p in theirs.logits_processors or [] if p != PROCESSOR]
