@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from steerdec.policies.registry import parse
+from steerdec.policies import registry
 from steerdec.steering import params
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import versions
@@ -87,7 +87,7 @@ def given_steering(text: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) else "it is not text"
             raise LaunchError(f"--steering: {text!r} is neither a JSON object nor a readable file ({reason})") from None
-    steering = parse(text)
+    steering = registry.parse(text)
     if steering.select == "random":
         raise params.SteeringError("select", '"random" needs a seed from each request, so it cannot be a default')
     return steering.model_dump(exclude_none=True)

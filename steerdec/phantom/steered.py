@@ -13,6 +13,7 @@ import torch
 from steerdec.kernels import reference
 from steerdec.phantom.chain import END_OF_THINKING, NEVER_NATS, THINK, Chain, Floats
 from steerdec.policies import registry
+from steerdec.softmax.reference import entropy_nats
 from steerdec.steering import encoding
 
 BYTES: Final = 256  # tokens of the vocabulary that no state goes to; they let any prompt be written
@@ -56,7 +57,7 @@ class Steered:
     @cached_property
     def entropies_nats(self) -> Floats:
         """[states] H of the model's own distribution."""
-        h: Floats = reference.entropy_nats(self.logits).numpy()
+        h: Floats = entropy_nats(self.logits).numpy()
         return h
 
     @cached_property

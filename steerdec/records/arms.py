@@ -15,8 +15,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from steerdec.common.errors import InvalidInputError
-SOLVE: Final = "solve"  # in place of a temperature: found so that the arm matches another
 from steerdec.common.validation import said_plainly
+from steerdec.policies.registry import parse
 from steerdec.records.summary import Metric
 from steerdec.steering import params
 from steerdec.steering.params import Applied, SteeringError, shown
