@@ -1,174 +1,207 @@
-"""Solve an arm set's matched temperatures: the same text is sampled again and again, each time looked at from another.
+"""Solve an arm set's matched temperatures on the text of the calibration, and check them on a little more.
 
-Every look samples the calibration problems at the base temperature with the same seeds, and asks for the
-entropy of each token's softmax(z / T) at one temperature T. Where the engine is batch-invariant the text
-of all looks is the same; elsewhere it differs here and there, by chance and not by arm.
+The samples of the calibration itself took turns at the first temperatures (see `curves`), so nothing is sampled twice.
+Each further round samples new text, looked at from the temperatures just solved, and solves again with all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from steerdec.common import bootstrap
 from steerdec.common.progress import RunProgress
-from steerdec.common.seeds import sample_seed
 from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm, ArmError, ArmSet
 from steerdec.records.calibration import Matched, Matching
 
-from ..design.plan import PlannedSample
 from ..design.resolving import resolve
-from ..run.answers import Answer, Failure
-from ..run.dispatch import Outcome, dispatch
-from ..run.endpoint_health import Retry
-from ..run.endpoints import Endpoint
-from ..run.sample_requests import Prompting
 from . import matching
-from .calibrate import TooFewTokensError, measured_answer
-from .matching import Contribution, Means
+from .curves import Curves, measure_curves
+from .matching import Means
+from .measuring import Measured, Measuring, Request
 
-TOLERANCE_NATS = 1e-3  # between the dose asked for and the one measured
-MAX_ROUNDS = 6  # of a look at every solved temperature; two or three are usual
-MAX_FAILED_SHARE = 0.01  # of the samples of a look
+MAX_TIMES_TOKENS = 2.5  # of --tokens, all rounds together
+TOLERANCE_NATS = 1e-3  # between the requested dose and the measured one, or twice its standard error
+MAX_ROUNDS = 6  # that check solved temperatures; two or three are usual
+SHARE_OF_FIRST_ROUND = 0.5  # of the tokens that are left
+ERROR_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An arm with a temperature to solve, and the arm whose dose it is to have; all else in numbers."""
+
+    arm: Arm
+    other: Arm
+
+    def missed(self, means: Means, temperature: float) -> float:
+        """Return by how many nats the arm at that temperature misses the other's dose."""
+        part = matching.solved_part(self.arm)
+        return means.dose_nats(self.arm, **{part: temperature}) - means.dose_nats(self.other)
+
+
+def pairs_of(arm_set: ArmSet, *, temperature: float, threshold_nats: float) -> list[Pair]:
+    """Return the arms to solve. Raises ArmError where the set has one that cannot be solved for at all."""
+    pairs = list(matching.to_solve(arm_set))
+    known = {arm.name: temperature for arm, _ in pairs}  # any allowed number, for the others to resolve
+    resolved = resolve(arm_set, temperature=temperature, threshold_nats=threshold_nats, fork_rate=0.5, solved=known)
+    return [
+        Pair(matching.unsolved_again(resolved.arm(arm.name), arm), resolved.arm(other.name)) for arm, other in pairs
+    ]
+
+
+def first_temperatures(pairs: Sequence[Pair], base: float) -> list[float]:
+    """Return the temperatures at which the samples of the calibration take turns; 1 is known for all of them."""
+    arms = [arm for pair in pairs for arm in (pair.arm, pair.other)]
+    return [at for at in matching.first_looks(base, arms) if at != 1.0]
 
 
 async def match_arms(
     arm_set: ArmSet,
+    pairs: list[Pair],
     problem_set: ProblemSet,
-    endpoints: Sequence[Endpoint],
+    measuring: Measuring,
+    measures: list[Measured],
     *,
-    prompting: Prompting,
-    samples: int,
-    max_tokens: int,
-    seed: int,
-    temperature: float,
+    tokens: int,
     threshold_nats: float,
-    retry: Retry,
 ) -> Matching:
-    """Temperatures for every "solve" of the set at that base temperature and threshold, `samples` a problem.
+    """Return temperatures for every "solve" of the set; an arm without one is left out, with the reason.
 
-    An arm that no temperature matches is left out, with the reason.
+    `measures` has the samples of the calibration and, where one was stopped, of its rounds; further ones are appended.
+    All samples together have at most `MAX_TIMES_TOKENS` times `tokens` tokens.
 
     Raises:
-        ArmError: the set has an arm that cannot be solved for at all.
         TooFewTokensError: samples failed.
         NoEndpointLeftError, NoGoodAnswerError: see `dispatch`.
+        JournalError: the journal cannot be written.
     """
-    pairs = list(matching.to_solve(arm_set))
-    known = {arm.name: temperature for arm, _ in pairs}  # any allowed number, for the others to resolve
-    resolved = resolve(arm_set, temperature=temperature, threshold_nats=threshold_nats, fork_rate=0.5, solved=known)
-    pairs = [(matching.unsolved_again(resolved.arm(arm.name), arm), resolved.arm(other.name)) for arm, other in pairs]
-    measured: dict[float, Contribution] = {}
-
-    async def look(at: float, progress: RunProgress) -> None:
-        if at not in measured:
-            measured[at] = await _looked(at, progress)
-
-    async def _looked(at: float, progress: RunProgress) -> Contribution:
-        arm = Arm(
-            name="matching",
-            role="identity",
-            temperature=temperature,
-            steering={
-                "fork_temperature": temperature,
-                "other_temperature": temperature,
-                "threshold_nats": threshold_nats,
-                "telemetry": "tokens",
-                "probe_temperature": at,
-            },
-        )
-        sums = np.zeros((3, len(problem_set.problems)))
-        place = {problem.id: i for i, problem in enumerate(problem_set.problems)}
-        errors: list[str] = []
-        planned = (
-            PlannedSample(
-                number=sample * len(problem_set.problems) + i,
-                problem=problem,
-                arm=arm,
-                sample=sample,
-                seed=sample_seed(seed, problem.id, sample, "matching"),
-            )
-            for sample in range(samples)
-            for i, problem in enumerate(problem_set.problems)
-        )
-
-        async def send(endpoint: Endpoint, one: PlannedSample) -> Answer:
-            return await measured_answer(endpoint, one, prompting, max_tokens)
-
-        async def keep(one: PlannedSample, endpoint: Endpoint, outcome: Outcome) -> None:
-            tokens = 0
-            if isinstance(outcome, Failure):
-                errors.append(outcome.reason)
-            else:
-                # float: None, an entropy nobody recorded, becomes NaN and is left out
-                probed = np.array(outcome.probe_entropy_nats or [], dtype=np.float64)
-                fork, heard = np.array(outcome.fork or [], dtype=bool), ~np.isnan(probed)
-                tokens = int(heard.sum())
-                sums[:, place[one.problem.id]] += probed[heard & fork].sum(), probed[heard & ~fork].sum(), tokens
-            progress.advance(1, tokens)
-
-        await dispatch(planned, endpoints, send, keep, retry)
-        if not sums[2].sum() or len(errors) > MAX_FAILED_SHARE * samples * len(problem_set.problems):
-            raise TooFewTokensError(f"{len(errors)} samples failed, the last: {(errors or ['no token came'])[-1]}")
-        return Contribution(*sums)
-
-    looks = matching.first_looks(temperature, [arm for pair in pairs for arm in pair])
-    each = samples * len(problem_set.problems)
-    solved: dict[str, float] = {}
+    base, ids = measuring.temperature, [problem.id for problem in problem_set.problems]
+    plan = _Rounds(measures, problem_set, tokens)
     unmatched: dict[str, str] = {}
-    with RunProgress((len(looks) + 2 * len(pairs)) * each, 0, unit="samples") as progress:
-        for at in looks:
-            await look(at, progress)
-        for _ in range(MAX_ROUNDS):
-            means = Means(temperature, measured)
-            for arm, other in pairs:
-                try:
-                    solved[arm.name] = round(matching.solve(means, arm, other), 6)
-                except ArmError as e:
-                    unmatched[arm.name] = str(e)
-            pairs = [(arm, other) for arm, other in pairs if arm.name not in unmatched]
-            solved = {arm.name: solved[arm.name] for arm, _ in pairs}
-            if all(at in measured for at in solved.values()):
-                break
-            for at in solved.values():
-                await look(at, progress)
-            means = Means(temperature, measured)
-            if all(abs(_missed(means, arm, other, solved[arm.name])) <= TOLERANCE_NATS for arm, other in pairs):
-                break
-    means, rng = Means(temperature, measured), np.random.default_rng(seed)
-    for arm, other in pairs:
-        missed = _missed(means, arm, other, solved[arm.name])
-        if abs(missed) > TOLERANCE_NATS:
-            unmatched[arm.name] = (
-                f'arm "{arm.name}": no temperature was found in {MAX_ROUNDS} rounds; the last, {solved[arm.name]:g}, '
-                f'misses the dose of "{other.name}", {means.dose_nats(other):+.4f} nats, by {missed:+.4f}; allowed is '
-                f"{TOLERANCE_NATS:g}"
-            )
-    pairs = [(arm, other) for arm, other in pairs if arm.name not in unmatched]
+    asked: dict[str, float] = {}  # by arm, the temperature that the last round measured
+    for number in range(1, MAX_ROUNDS + 2):
+        curves = measure_curves([one for one in measures if one.round < number], ids, threshold_nats)
+        means = Means(base, curves.contributions())
+        solved = _solve(means, pairs, unmatched)
+        open_pairs = [pair for pair in pairs if pair.arm.name in solved]
+        if asked and all(_within(curves, base, pair, asked[pair.arm.name]) for pair in open_pairs):
+            break
+        if number > MAX_ROUNDS:
+            for pair in open_pairs:
+                if not _within(curves, base, pair, asked[pair.arm.name]):
+                    unmatched[pair.arm.name] = _not_found(means, pair, asked[pair.arm.name])
+            break
+        temperatures = sorted({at for at in solved.values() if at != 1.0})
+        if not temperatures:
+            break
+        await plan.take(number, temperatures, measuring, measures)
+        asked = solved
+    rng = np.random.default_rng(measuring.seed)
     return Matching(
-        temperature=temperature,
+        temperature=base,
         threshold_nats=threshold_nats,
         arms=arm_set.name,
-        tokens=int(measured[temperature].tokens.sum()),
-        samples=each,
-        looks=sorted(measured),
+        tokens=sum(len(one.entropy_nats) for one in measures),
+        samples=len(measures),
+        looks=sorted({one.probe_temperature for one in measures if one.probe_temperature is not None} | {1.0}),
         matched=tuple(
             Matched(
-                arm=arm.name,
-                matched=other.name,
-                temperature=solved[arm.name],
-                temperature_ci95=matching.interval(temperature, measured, arm, other, rng),
-                target_nats=means.dose_nats(other),
-                dose_nats=means.dose_nats(other) + _missed(means, arm, other, solved[arm.name]),
-                arm_at=matching.temperatures(arm) | {matching.solved_part(arm): solved[arm.name]},
-                matched_at=matching.temperatures(other),
+                arm=pair.arm.name,
+                matched=pair.other.name,
+                temperature=solved[pair.arm.name],
+                temperature_ci95=_interval(curves, base, pair, rng),
+                target_nats=means.dose_nats(pair.other),
+                dose_nats=means.dose_nats(pair.other) + pair.missed(means, solved[pair.arm.name]),
+                arm_at=matching.temperatures(pair.arm) | {matching.solved_part(pair.arm): solved[pair.arm.name]},
+                matched_at=matching.temperatures(pair.other),
             )
-            for arm, other in pairs
+            for pair in pairs
+            if pair.arm.name not in unmatched
         ),
         unmatched=unmatched,
     )
 
 
-def _missed(means: Means, arm: Arm, other: Arm, temperature: float) -> float:
-    return means.dose_nats(arm, **{matching.solved_part(arm): temperature}) - means.dose_nats(other)
+def _solve(means: Means, pairs: Sequence[Pair], unmatched: dict[str, str]) -> dict[str, float]:
+    """Return the temperatures by arm; arms without one are added to `unmatched` with the reason."""
+    solved = {}
+    for pair in pairs:
+        if pair.arm.name in unmatched:
+            continue
+        try:
+            solved[pair.arm.name] = round(matching.solve(means, pair.arm, pair.other), 6)
+        except ArmError as e:
+            unmatched[pair.arm.name] = str(e)
+    return solved
+
+
+class _Rounds:
+    """How many samples each round takes, fixed by the samples of the calibration."""
+
+    def __init__(self, measures: Sequence[Measured], problem_set: ProblemSet, tokens: int) -> None:
+        own = [one for one in measures if one.round == 0]
+        spent = sum(len(one.entropy_nats) for one in own)
+        self._problems = problem_set.problems
+        self._tokens_each = spent / len(own)
+        self._left = max(0.0, MAX_TIMES_TOKENS * tokens - spent)
+        self._next_sample = 1 + max(one.sample for one in own)
+
+    async def take(
+        self, number: int, temperatures: Sequence[float], measuring: Measuring, measures: list[Measured]
+    ) -> None:
+        """Sample round `number`, from 1, as far as `measures` does not have it."""
+        share = SHARE_OF_FIRST_ROUND if number == 1 else (1 - SHARE_OF_FIRST_ROUND) / (MAX_ROUNDS - 1)
+        answers = max(len(temperatures), math.floor(share * self._left / self._tokens_each))
+        first = self._next_sample
+        self._next_sample += math.ceil(answers / len(self._problems))
+        have = {(one.problem_id, one.sample) for one in measures if one.round == number}
+
+        def requests() -> Iterator[Request]:
+            for i in range(answers):
+                turn, place = divmod(i, len(self._problems))
+                problem, sample = self._problems[place], first + turn
+                if (problem.id, sample) not in have:
+                    probe = temperatures[(turn + place) % len(temperatures)]
+                    yield Request(problem=problem, sample=sample, round=number, probe_temperature=probe)
+
+        if len(have) < answers:
+            expected = round((answers - len(have)) * self._tokens_each)
+            at_once = sum(endpoint.connections for endpoint in measuring.endpoints)
+            with RunProgress(expected, 0, unit=f"tokens of check {number}", at_once=at_once) as progress:
+                await measuring.take(requests(), measures.append, progress)
+
+
+def _within(curves: Curves, base: float, pair: Pair, temperature: float) -> bool:
+    """Return whether the arm at that temperature has the other's dose, as far as the samples can say."""
+    missed = abs(pair.missed(Means(base, curves.contributions()), temperature))
+    if missed <= TOLERANCE_NATS:
+        return True
+    weights = bootstrap.weights(len(curves.all_tokens), np.random.default_rng(0), ERROR_DRAWS)
+    draws = []
+    for w in weights:
+        contributions = curves.contributions(w)
+        if len(contributions) == len(curves.sums_nats | {1.0: None}):
+            draws.append(pair.missed(Means(base, contributions), temperature))
+    return len(draws) > ERROR_DRAWS // 2 and missed <= 2 * float(np.std(draws))
+
+
+def _not_found(means: Means, pair: Pair, temperature: float) -> str:
+    return (
+        f'arm "{pair.arm.name}": no temperature was found in {MAX_ROUNDS} rounds; the last, {temperature:g}, misses '
+        f'the dose of "{pair.other.name}", {means.dose_nats(pair.other):+.4f} nats, by '
+        f"{pair.missed(means, temperature):+.4f}; allowed is {TOLERANCE_NATS:g}"
+    )
+
+
+def _interval(curves: Curves, base: float, pair: Pair, rng: np.random.Generator) -> tuple[float, float]:
+    draws = (
+        Means(base, contributions)
+        for weights in bootstrap.weights(len(curves.all_tokens), rng, matching.BOOTSTRAP_DRAWS)
+        if base in (contributions := curves.contributions(weights))
+    )
+    return matching.interval(draws, pair.arm, pair.other)

@@ -42,16 +42,14 @@ class Contribution:
 
 
 class Means:
-    """The two curves, mean nats a token over temperature; between measured points monotone in ln T."""
+    """The two curves, mean nats per token over temperature; between measured points monotone in ln T."""
 
-    def __init__(self, base: float, measured: Mapping[float, Contribution], weights: Floats | None = None) -> None:
-        """`weights` [n_problems] counts problems, those of a resample; None: each once."""
+    def __init__(self, base: float, measured: Mapping[float, Contribution]) -> None:
         self.base, self.low, self.high = base, min(measured), max(measured)
         looks = sorted(measured)
-        w = np.ones(len(measured[base].tokens)) if weights is None else weights
 
         def mean_nats(nats: Floats, c: Contribution) -> float:
-            return float(w @ nats / (w @ c.tokens))
+            return float(nats.sum() / c.tokens.sum())
 
         forks = [mean_nats(measured[t].forks_nats, measured[t]) for t in looks]
         others = [mean_nats(measured[t].others_nats, measured[t]) for t in looks]
@@ -168,12 +166,10 @@ def solved_part(arm: Arm) -> str:
     return "all" if (arm.steering or {}).get("select") == "all" else "forks"
 
 
-def interval(
-    base: float, measured: Mapping[float, Contribution], arm: Arm, other: Arm, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of `solve`, problems drawn whole; draws without a solution are left out."""
+def interval(draws: Iterable[Means], arm: Arm, other: Arm) -> tuple[float, float]:
+    """Return the percentile interval of `solve` over bootstrap draws; draws without a solution are left out."""
     found = []
-    for weights in bootstrap.weights(len(measured[base].tokens), rng, BOOTSTRAP_DRAWS):
+    for means in draws:
         with contextlib.suppress(ArmError):
-            found.append(solve(Means(base, measured, weights), arm, other))
+            found.append(solve(means, arm, other))
     return (bootstrap.interval(found) if found else None) or (math.nan, math.nan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -15,6 +16,10 @@ from .endpoint_health import EndpointHealth, Retry
 from .endpoints import BrokenError, BusyError, Endpoint, RefusedError, UnreachableError
 
 T = TypeVar("T")
+
+LOOK_FOR_STRAGGLERS_EVERY_S = 1.0
+STRAGGLER_AFTER_ANSWERS = 20
+STRAGGLER_TIMES_LONGEST = 2.0
 
 
 class NoEndpointLeftError(SteerdecError):
@@ -62,39 +67,55 @@ async def dispatch(
         raise NoEndpointLeftError("no endpoint is left: " + "; ".join(one.last_error for one in health))
 
 
-@dataclass
+@dataclass(eq=False)
 class Job(Generic[T]):
-    """A piece of work on its way, with the endpoints at which it failed."""
+    """A piece of work on its way, with the endpoints at which it failed.
+
+    A straggler is sent twice: then `sends` has two requests, and the first answer counts.
+    """
 
     work: T
     attempts: int = 0
     failed_at: list[EndpointHealth] = field(default_factory=list)
+    started_at: float = 0.0  # of the loop's clock, seconds: the first of the requests in flight
+    sends: list[tuple[EndpointHealth, asyncio.Future[Answer]]] = field(default_factory=list)
+    takers: int = 0
+    finished: bool = False
 
 
 class WorkQueue(Generic[T]):
-    """Work not yet started, from an iterator, and work to be tried again."""
+    """Work not yet started, from an iterator, work to be tried again, and work in flight."""
 
     def __init__(self, work: Iterator[T]) -> None:
         self._fresh = work
         self._again: deque[Job[T]] = deque()
-        self._in_flight = 0
+        self._in_flight: set[Job[T]] = set()
         self._changed = asyncio.Condition()
 
-    async def take(self, suits: Callable[[Job[T]], bool], *, fresh_first: bool) -> Job[T] | None:
+    async def take(
+        self, suits: Callable[[Job[T]], bool], *, fresh_first: bool, straggles: Callable[[Job[T]], bool]
+    ) -> Job[T] | None:
         """Return the next job that suits, None when all are finished.
 
-        Waits while jobs in flight may still come back, and while others have to take what does not suit here.
+        Waits while jobs in flight may still come back, and while others have to take what does not suit here. Where
+        nothing else is left, a job in flight that straggles is returned, to be sent a second time.
         """
         async with self._changed:
             while True:
                 job = self._next() if fresh_first else None
                 job = job or self._tried(suits) or self._next()
+                job = job or next((one for one in self._in_flight if straggles(one)), None)
                 if job is not None:
-                    self._in_flight += 1
+                    if job.takers == 0:
+                        job.started_at = asyncio.get_running_loop().time()
+                    job.takers += 1
+                    self._in_flight.add(job)
                     return job
-                if self._in_flight == 0 and not self._again:
+                if not self._in_flight and not self._again:
                     return None
-                await self._changed.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_FOR_STRAGGLERS_EVERY_S):
+                        await self._changed.wait()
 
     def _tried(self, suits: Callable[[Job[T]], bool]) -> Job[T] | None:
         job = next((job for job in self._again if suits(job)), None)
@@ -108,29 +129,35 @@ class WorkQueue(Generic[T]):
         return None
 
     async def give_back(self, job: Job[T]) -> None:
-        """Put a job that was taken back, to be tried again."""
+        """Put a job that was taken back, to be tried again, unless somebody else has it too."""
         async with self._changed:
-            self._again.append(job)
-            self._in_flight -= 1
+            self._release(job)
+            if job.takers == 0 and not job.finished:
+                self._again.append(job)
             self._changed.notify_all()
+
+    def _release(self, job: Job[T]) -> None:
+        job.takers -= 1
+        if job.takers == 0:
+            self._in_flight.discard(job)
 
     async def look_again(self) -> None:
         """Wake everyone who waits: which job suits whom may have changed."""
         async with self._changed:
             self._changed.notify_all()
 
-    async def finish(self) -> None:
+    async def finish(self, job: Job[T]) -> None:
         """Count a job that was taken as finished."""
         async with self._changed:
-            self._in_flight -= 1
-            if self._in_flight == 0:
+            self._release(job)
+            if not self._in_flight:
                 self._changed.notify_all()
 
     def unfinished(self) -> bool:
         """Whether there is work that nobody finished."""
         if not self._again and (job := self._next()) is not None:
             self._again.append(job)
-        return bool(self._again) or self._in_flight > 0
+        return bool(self._again or self._in_flight)
 
 
 class Dispatcher(Generic[T]):
@@ -145,6 +172,8 @@ class Dispatcher(Generic[T]):
         self._done = done
         self._retry = retry
         self._bad_answers = 0
+        self._answered = 0
+        self._longest_s = 0.0  # of the answers so far
 
     async def serve(self, endpoint: EndpointHealth) -> None:
         """Send one request after another, as one connection does."""
@@ -156,25 +185,49 @@ class Dispatcher(Generic[T]):
                 other.retired or other in job.failed_at for other in self._health
             )
 
-        while (
-            await endpoint.usable() and (job := await self.queue.take(suits, fresh_first=endpoint.suspect)) is not None
-        ):
+        def straggles(job: Job[T]) -> bool:
+            """Whether a job takes far longer than any answer so far did, which only this many can say."""
+            waited_s = asyncio.get_running_loop().time() - job.started_at
+            return (
+                job.takers == 1
+                and not endpoint.suspect
+                and self._answered >= STRAGGLER_AFTER_ANSWERS
+                and waited_s > max(self._retry.straggler_s, STRAGGLER_TIMES_LONGEST * self._longest_s)
+                and (len(self._health) == 1 or all(sent_to is not endpoint for sent_to, _ in job.sends))
+            )
+
+        while await endpoint.usable():
+            job = await self.queue.take(suits, fresh_first=endpoint.suspect, straggles=straggles)
+            if job is None:
+                break
             if endpoint.paused or endpoint.retired:  # since this connection began to wait for work
                 await self.queue.give_back(job)
                 continue
             outcome = await self._outcome(endpoint, job)
-            if outcome is None:
+            if job.finished:  # by another endpoint, or another connection of this one
+                await self.queue.finish(job)
+            elif outcome is None or (isinstance(outcome, Failure) and job.takers > 1):
                 await self.queue.give_back(job)
-                continue
-            await self._done(job.work, endpoint.endpoint, outcome)
-            await self.queue.finish()
+            else:
+                job.finished = True
+                for _, send in job.sends:
+                    send.cancel()
+                await self._done(job.work, endpoint.endpoint, outcome)
+                await self.queue.finish(job)
         await self.queue.look_again()  # this endpoint may be retired
 
     async def _outcome(self, endpoint: EndpointHealth, job: Job[T]) -> Outcome | None:
         """Return the answer or the reason why there is none; None where the job should be tried again."""
         started_at = asyncio.get_running_loop().time()
+        send = asyncio.ensure_future(self._send(endpoint.endpoint, job.work))
+        job.sends.append((endpoint, send))
         try:
-            answer = await self._send(endpoint.endpoint, job.work)
+            answer = await send
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if job.finished and current is not None and not current.cancelling():
+                return None  # the other request was answered first
+            raise
         except (RefusedError, MalformedAnswerError) as e:
             self._bad_answers += 1
             if self._bad_answers >= self._retry.bad_answers:
@@ -190,5 +243,7 @@ class Dispatcher(Generic[T]):
                 await asyncio.sleep(self._retry.pause_s(job.attempts, endpoint.jitter))
             return None
         self._bad_answers = 0
+        self._answered += 1
+        self._longest_s = max(self._longest_s, asyncio.get_running_loop().time() - started_at)
         endpoint.succeeded()
         return answer

@@ -24,6 +24,7 @@ class Retry:
     first_pause_s: float = 0.5
     longest_pause_s: float = 30.0
     seed: int = 0
+    straggler_s: float = 30.0  # no request is a straggler sooner
 
     def pause_s(self, failures: int, jitter: random.Random) -> float:
         """Return how long to wait after so many failures in a row."""

@@ -56,6 +56,9 @@ def calibrate(
     An arm set such as `causal` has arms that are to change the mean entropy as much as another arm does. With --arms
     their temperatures are solved on the same problems, with the threshold just measured.
 
+    The samples are kept in FILE.samples.jsonl until all is done: stopped in between, the same command continues. With
+    --arms, at most 2.5 times --tokens are sampled in all.
+
     Example:
 
     steerdec calibrate --endpoint http://gpu1:8000 --problems gsm8k.jsonl --tokens 1000000 --out qwen3.json
@@ -63,7 +66,11 @@ def calibrate(
     from steerdec.benchmarks.calibration import session as calibrate_session
     from steerdec.benchmarks.run.targets import Target
 
-    with exit_on_known_errors():
+    def how_to_continue() -> str:
+        journal = out.with_name(out.name + ".samples.jsonl")
+        return f"the samples so far are in {journal}; the same command continues from there" if journal.exists() else ""
+
+    with exit_on_known_errors(how_to_continue):
         if problems is None:
             raise UsageError("--problems is missing: the name of a problem set or a JSONL file")
         options.out_folder(out.absolute().parent)

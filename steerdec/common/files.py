@@ -15,10 +15,14 @@ class FileError(SteerdecError):
 
 
 class FolderLock:
-    """Let one process at a time work in a folder. The kernel releases the lock with the process."""
+    """Let one process at a time work in a folder. The kernel releases the lock with the process.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
+    `name`: the file in it that is locked; another one for work that shares the folder with other work.
+    """
+
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
+        self._path = folder / name
+        self._what = folder if name == ".lock" else self._path
         self._fd = -1
 
     def __enter__(self) -> FolderLock:
@@ -27,9 +31,9 @@ class FolderLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
-            raise FileError(f"{self._path.parent} is in use by another process") from None
+            raise FileError(f"{self._what} is in use by another process") from None
         except OSError as e:
-            raise FileError(f"{self._path.parent} cannot be locked ({e.strerror})") from None
+            raise FileError(f"{self._what} cannot be locked ({e.strerror})") from None
         return self
 
     def __exit__(

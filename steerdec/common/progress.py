@@ -43,6 +43,7 @@ class RunProgress:
         self._unit = unit
         self._done = done
         self._new = 0
+        self._finished = 0  # calls of `advance`
         self._tokens = 0
         self._estimate_from = max(FEWEST_TO_ESTIMATE, 2 * at_once)
         self._show_scores = show_scores
@@ -89,6 +90,7 @@ class RunProgress:
         """Count this many more steps of the total, and this many generated tokens."""
         self._done += steps
         self._new += steps
+        self._finished += 1
         self._tokens += tokens
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, facts=self._facts())
@@ -109,7 +111,7 @@ class RunProgress:
     def _facts(self) -> str:
         seconds = max(monotonic() - self._began_at_s, 1e-3)
         facts = [f"{self._tokens / seconds:.0f} tokens/s"] if self._tokens else []
-        if self._new >= self._estimate_from or self._done >= self._total:
+        if self._finished >= self._estimate_from or self._done >= self._total:
             facts.append(f"{_duration(max(0, self._total - self._done) * seconds / max(self._new, 1))} left")
         if self.failed:
             facts.append(f"{self.failed} failed")

@@ -213,11 +213,12 @@ def answer(script: Script, body: Body) -> Body:
 
 
 def telemetry(script: Script, body: Body, tokens: int) -> Body:
-    """Every fifth token has 2 nats, the others have 0.001; at other temperatures, as the script says."""
+    """Every fifth token has 2 nats, the others have 0.001, or what the script says."""
     steering, own = body["steering"], body["temperature"]
     threshold = steering.get("threshold_nats", PAPER_THRESHOLD_NATS)
     at = (steering.get("other_temperature", own), steering.get("fork_temperature", own))
-    entropy = [2.0 if i % 5 == 0 else 0.001 for i in range(tokens)]
+    fifth = [i % 5 == 0 for i in range(tokens)]
+    entropy = [script.entropy_at(f, 1.0) for f in fifth]
     fork = [h > threshold for h in entropy]
     if steering.get("select") in ("random", "all"):  # at the same rate as by entropy, or everywhere
         fork = [i % 5 == 0 or steering["select"] == "all" for i in range(tokens)]
@@ -232,7 +233,9 @@ def telemetry(script: Script, body: Body, tokens: int) -> Body:
     }
     probe = steering.get("probe_temperature")
     if probe is not None:
-        looked = [script.entropy_at(f, at[f] if probe == "applied" else probe) for f in fork]
+        looked = [
+            script.entropy_at(h, at[f] if probe == "applied" else probe) for h, f in zip(fifth, fork, strict=True)
+        ]
         told["mean_probe_entropy_nats"] = sum(looked) / tokens if tokens else None
         if steering.get("telemetry") == "tokens":
             told["probe_entropy_nats"] = looked

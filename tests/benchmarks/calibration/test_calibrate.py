@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.responses import JSONResponse
 from typer.testing import CliRunner
 
 from steerdec.benchmarks.calibration import session as calibrate_session
@@ -16,6 +17,7 @@ from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.targets import Target
 from steerdec.cli.bench import bench_app
+from steerdec.common.errors import InvalidInputError, SteerdecError
 from steerdec.records.arms import ArmError
 from steerdec.records.calibration import (
     Calibration,
@@ -169,3 +171,68 @@ def test_the_interval_covers_the_quantile_of_new_problems() -> None:
         low, high = quantile_ci95(values, owners, 0.8, rng)
         covered += low <= truth <= high
     assert 86 <= covered <= 100
+
+
+def calibrated(url: str, problems: Path, out: Path, **changes: Any) -> Calibration:
+    options: dict[str, Any] = {"arms": None, "temperature": 0.6, "tokens": 600, "limit": None, "seed": 0}
+    options |= {"max_tokens": 32, "prompt": None, "thinking": None} | changes
+    return calibrate_session.run(str(problems), target(url), out, **options)
+
+
+def varying(fork: bool, t: float) -> float:
+    return 2 * t if fork else 0.5 * t**2
+
+
+@pytest.mark.parametrize("stop_at", [25, 95, 110])
+def test_a_stopped_calibration_continues_and_comes_to_the_same(
+    tmp_path: Path, stop_at: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped among the quantiles' samples, and in a round that checks solved temperatures."""
+    problems = write_problems(tmp_path / "first.jsonl", list(PROBLEMS)[:3])
+    with ScriptedEndpoint(Script(PROBLEMS, tokens=10, entropy_at=varying)) as server:
+        whole = calibrated(server.url, problems, tmp_path / "whole.json", arms="causal")
+        asked = len(server.bodies)
+    dying = Script(PROBLEMS, tokens=10, entropy_at=varying)
+    dying.fault = lambda number, body: JSONResponse({}, status_code=400) if number >= stop_at else None
+    journal = calibrate_session.journal_path(tmp_path / "c.json")
+    with ScriptedEndpoint(dying) as server:
+        with pytest.raises(SteerdecError):
+            calibrated(server.url, problems, tmp_path / "c.json", arms="causal")
+        assert journal.exists()
+        taken = len(journal.read_text().splitlines()) - 1
+        with journal.open("a") as file:
+            file.write('{"problem_id": "fir')  # the kill may come in mid write
+        server.bodies.clear()
+        dying.fault = lambda number, body: None
+        with pytest.raises(InvalidInputError, match="seed: 0 -> 1"):
+            calibrated(server.url, problems, tmp_path / "c.json", arms="causal", seed=1)
+        assert server.bodies == []
+        capsys.readouterr()
+        again = calibrated(server.url, problems, tmp_path / "c.json", arms="causal")
+        assert "resuming a stopped calibration" in capsys.readouterr().err
+        resumed = sum("seed" in body for body in server.bodies)
+    assert not journal.exists()
+    assert taken >= stop_at - 10  # with preflight requests, none here, and 4 at once
+    assert abs(taken + resumed - asked) <= 8
+    assert again.matching is not None
+    assert whole.matching is not None
+    assert again.quantiles_nats == pytest.approx(whole.quantiles_nats)
+    for one, other in zip(again.matching.matched, whole.matching.matched, strict=True):
+        assert one.temperature == pytest.approx(other.temperature, abs=2e-3)
+    assert again.matching.tokens <= 2.5 * 600 + 40
+
+
+def test_what_arms_cost_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = write_problems(tmp_path / "first.jsonl", list(PROBLEMS)[:3])
+    with ScriptedEndpoint(Script(PROBLEMS, tokens=10, entropy_at=varying)) as server:
+        calibrated(server.url, problems, tmp_path / "c.json", arms="causal")
+    assert "600 tokens, and up to 900 more to check the solved temperatures" in capsys.readouterr().err
+
+
+def test_a_file_that_is_in_the_way_of_the_journal_is_kept(tmp_path: Path) -> None:
+    problems = write_problems(tmp_path / "first.jsonl", list(PROBLEMS)[:3])
+    journal = calibrate_session.journal_path(tmp_path / "c.json")
+    journal.write_text('{"mine": 1}\n')
+    with ScriptedEndpoint(Script(PROBLEMS)) as server, pytest.raises(InvalidInputError, match="in the way"):
+        calibrated(server.url, problems, tmp_path / "c.json")
+    assert journal.read_text() == '{"mine": 1}\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typer.testing import CliRunner
 
 from steerdec.benchmarks.calibration import matching
 from steerdec.benchmarks.calibration import session as calibrate_session
+from steerdec.benchmarks.calibration.match_arms import MAX_TIMES_TOKENS
 from steerdec.benchmarks.calibration.matching import Contribution, Means
 from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.targets import Target
 from steerdec.cli.calibrate import calibrate
+from steerdec.common import bootstrap
 from steerdec.records.arms import Arm, ArmError, ArmSet
 from steerdec.records.calibration import CalibrationError, load_calibration
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
@@ -141,12 +144,17 @@ def test_the_interval_holds_the_solution_and_shrinks_with_more_problems() -> Non
         measured = {
             t: Contribution(tokens * forks * forks_nats(t), tokens * others * others_nats(t), tokens) for t in LOOKS
         }
-        low, high = matching.interval(BASE, measured, matched, up, np.random.default_rng(1))
+        draws = bootstrap.weights(n, np.random.default_rng(1), 200)
+        low, high = matching.interval((Means(BASE, weighted(measured, w)) for w in draws), matched, up)
         assert low < matching.solve(Means(BASE, measured), matched, up) < high
         return low, high
 
     (low, high), (low_many, high_many) = interval(10), interval(300)
     assert high_many - low_many < 0.5 * (high - low)
+
+
+def weighted(measured: dict[float, Contribution], w: Any) -> dict[float, Contribution]:
+    return {t: Contribution(w * c.forks_nats, w * c.others_nats, w * c.tokens) for t, c in measured.items()}
 
 
 # Through HTTP ------------------------------------------------------------------------------------
@@ -172,7 +180,7 @@ def solve_set(folder: Path, arms: str, entropy_at: Callable[[bool, float], float
             folder / "c.json",
             arms=arms,
             temperature=BASE,
-            tokens=200,
+            tokens=900,
             limit=None,
             seed=0,
             max_tokens=32,
@@ -183,15 +191,15 @@ def solve_set(folder: Path, arms: str, entropy_at: Callable[[bool, float], float
 
 
 def test_an_arm_out_of_reach_does_not_lose_the_others(tmp_path: Path) -> None:
-    """Forks without entropy cannot lose as much as the others do."""
+    """Forks whose entropy stays at any temperature cannot lose as much as the others do."""
     problems = tmp_path / "p.jsonl"
     problems.write_text(json.dumps({"id": "x", "problem": next(iter(PROBLEMS)), "answer": "8"}) + "\n")
-    script = Script(PROBLEMS, tokens=10, entropy_at=lambda fork, t: 1e-6 * t if fork else 0.5 * t**2)
+    script = Script(PROBLEMS, tokens=10, entropy_at=lambda fork, t: 0.6 + 1e-4 * t if fork else 0.5 * t**2)
     app = typer.Typer()
     app.command()(calibrate)
     with ScriptedEndpoint(script) as server:
         asked = ["--endpoint", server.url, "--problems", str(problems), "--arms", "causal", "--temperature", "0.6"]
-        asked += ["--tokens", "50", "--max-tokens", "16", "--out", str(tmp_path / "c.json")]
+        asked += ["--tokens", "300", "--max-tokens", "16", "--out", str(tmp_path / "c.json")]
         result = CliRunner().invoke(app, asked)
     assert result.exit_code == 1
     assert 'arm "F-down-m": no temperature' in result.stderr
@@ -269,16 +277,15 @@ def test_causal_is_solved_to_a_thousandth_of_a_nat(solved: Any) -> None:
         assert m.dose_nats == pytest.approx(m.target_nats, abs=1e-3)
 
 
-def test_every_look_is_at_the_same_text(solved: Any) -> None:
-    """Same seeds, base temperatures throughout: only where the entropy is measured changes."""
-    looks: dict[float, set[tuple[int, str]]] = {}
-    for body in solved[1]:
-        probe = body["steering"].get("probe_temperature")
-        if isinstance(probe, float):
-            assert {body["temperature"], body["steering"]["fork_temperature"]} == {BASE}
-            looks.setdefault(probe, set()).add((body["seed"], json.dumps(body["messages"])))
-    assert len(looks) >= 8
-    assert len({frozenset(asked) for asked in looks.values()}) == 1
+def test_no_text_is_sampled_twice_and_all_rounds_stay_within_the_announced_tokens(solved: Any) -> None:
+    """The temperatures take turns over the samples, at base temperatures throughout."""
+    sampled = [body for body in solved[1] if "seed" in body]
+    assert len({(body["seed"], json.dumps(body["messages"])) for body in sampled}) == len(sampled)
+    assert {body["temperature"] for body in sampled} == {BASE} == {b["steering"]["fork_temperature"] for b in sampled}
+    turns = Counter(body["steering"]["probe_temperature"] for body in sampled[:81])
+    assert len(turns) == 9
+    assert set(turns.values()) == {9}
+    assert sum(10 for _ in sampled) <= MAX_TIMES_TOKENS * 900 + 4 * 10
 
 
 def test_a_run_takes_the_solved_temperatures(solved: Any) -> None:

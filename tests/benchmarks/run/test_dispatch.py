@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -319,5 +320,37 @@ def test_an_endpoint_may_be_given_with_or_without_v1(text: str) -> None:
     "text", ["", "h:1", "ftp://h", "http://", "http://h:99999", "http://u:p@h", "http://h?x=1", "http://a b"]
 )
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no endpoint"):
+    with pytest.raises(ValueError, match="not an endpoint"):
         endpoint_url(text)
+
+
+def test_a_straggler_is_sent_again_and_the_first_answer_kept(serve: Serve) -> None:
+    """The last request hangs at one endpoint: what is left idle asks the other one, long before the time-out."""
+    first = script(lambda n, b: "hang" if b["seed"] == 59 else None)
+    urls = [serve(first).url, serve(script(lambda n, b: "hang" if b["seed"] == 58 else None)).url]
+    began_at = time.monotonic()
+    outcomes = send_all(60, urls, timeout_s=60.0, retry=replace(QUICK, straggler_s=0.5))
+    assert sorted(i for i, _, _ in outcomes) == list(range(60))
+    assert not failed(outcomes)
+    assert time.monotonic() - began_at < 40
+
+
+def test_one_endpoint_gets_its_straggler_a_second_time(serve: Serve) -> None:
+    hung: list[int] = []
+
+    def once(number: int, body: Body) -> Fault:
+        if body["seed"] == 59 and not hung:
+            hung.append(number)
+            return "hang"
+        return None
+
+    outcomes = send_all(60, [serve(script(once)).url], timeout_s=60.0, retry=replace(QUICK, straggler_s=0.5))
+    assert sorted(i for i, _, _ in outcomes) == list(range(60))
+    assert not failed(outcomes)
+
+
+def test_nothing_is_sent_twice_where_answers_are_merely_slow(serve: Serve) -> None:
+    server = serve(script(latency_s=0.4))
+    outcomes = send_all(30, [server.url], connections=6, retry=replace(QUICK, straggler_s=0.5))
+    assert len(outcomes) == 30
+    assert len(server.bodies) == 30
