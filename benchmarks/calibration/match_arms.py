@@ -91,13 +91,12 @@ async def match_arms(
         open_pairs = [pair for pair in pairs if pair.arm.name in solved]
         if asked and all(_within(curves, base, pair, asked[pair.arm.name]) for pair in open_pairs):
             break
-        if number > MAX_ROUNDS:
+        temperatures = sorted({at for at in solved.values() if at != 1.0})  # 1 is known for every token
+        if number > MAX_ROUNDS or not temperatures:
+            last = solved if not temperatures else asked
             for pair in open_pairs:
-                if not _within(curves, base, pair, asked[pair.arm.name]):
-                    unmatched[pair.arm.name] = _not_found(means, pair, asked[pair.arm.name])
-            break
-        temperatures = sorted({at for at in solved.values() if at != 1.0})
-        if not temperatures:
+                if not _within(curves, base, pair, last[pair.arm.name]):
+                    unmatched[pair.arm.name] = _not_found(means, pair, last[pair.arm.name])
             break
         await plan.take(number, temperatures, measuring, measures)
         asked = solved

@@ -220,11 +220,11 @@ def test_an_arm_out_of_reach_does_not_lose_the_others(tmp_path: Path) -> None:
 
 
 def test_an_arm_that_does_not_converge_is_not_listed_as_matched(tmp_path: Path) -> None:
-    """At temperature 1.2 the entropy of the others jumps past the dose of F: it is had nowhere."""
+    """Above temperature 1 the entropy of the others jumps past the dose of F: no temperature has it."""
     arms = write_set(
         tmp_path, {"name": "F", "role": "treatment", "steering": {"fork_temperature": "x1.5"}}, matched="F"
     )
-    path, _ = solve_set(tmp_path, arms, lambda fork, t: 2 * t if fork else 0.3 * t + (1.0 if t > 1.2 else 0.0))
+    path, _ = solve_set(tmp_path, arms, lambda fork, t: 2 * t if fork else 0.3 * t + (1.0 if t > 1.0 else 0.0))
     found = load_calibration(path).matching
     assert found is not None
     assert found.matched == ()
@@ -240,7 +240,7 @@ def test_the_dose_of_an_arm_with_a_temperature_of_its_own(tmp_path: Path) -> Non
     assert matched is not None
     (m,) = matched.matched
     assert m.target_nats == pytest.approx(0.4 * (0.9 - BASE) + 0.4 * (0.9**2 - BASE**2), abs=1e-6)
-    assert m.dose_nats == pytest.approx(0.4 * (0.72 - BASE) + 0.4 * (m.temperature**2 - BASE**2), abs=1e-6)
+    assert m.dose_nats == pytest.approx(0.4 * (0.72 - BASE) + 0.4 * (m.temperature**2 - BASE**2), abs=1e-3)
     assert m.dose_nats == pytest.approx(m.target_nats, abs=1e-3)
     assert (m.arm_at, m.matched_at) == ({"forks": 0.72, "others": m.temperature}, {"forks": 0.9, "others": 0.9})
 
@@ -282,9 +282,9 @@ def test_no_text_is_sampled_twice_and_all_rounds_stay_within_the_announced_token
     sampled = [body for body in solved[1] if "seed" in body]
     assert len({(body["seed"], json.dumps(body["messages"])) for body in sampled}) == len(sampled)
     assert {body["temperature"] for body in sampled} == {BASE} == {b["steering"]["fork_temperature"] for b in sampled}
-    turns = Counter(body["steering"]["probe_temperature"] for body in sampled[:81])
-    assert len(turns) == 9
-    assert set(turns.values()) == {9}
+    turns = Counter(body["steering"]["probe_temperature"] for body in sampled[:80])
+    assert set(turns) == {0.03, 0.15, 0.2, 0.3, 0.6, 0.9, 1.5, 3.0}, "the entropy at 1 is known for all of them"
+    assert max(turns.values()) - min(turns.values()) <= 4  # they arrive four at once, not quite in order
     assert sum(10 for _ in sampled) <= MAX_TIMES_TOKENS * 900 + 4 * 10
 
 
