@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from steerdec.telemetry.lanes import Lane, Records
@@ -16,11 +15,12 @@ class Annotator:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._returned_tokens = [0] * len(prepared.lanes)
+        self.answered = False  # with something generated; a stream may begin and bring nothing but an error
 
     def whole(self, answer: dict[str, Any]) -> None:
-        """A complete chat, text or responses answer, in place."""
-        if self._prepared.strip_token_ids and "prompt_token_ids" in answer:
-            answer["prompt_token_ids"] = None
+        """Annotate a complete chat, text or responses answer, in place."""
+        self.answered = True
+        self._hide_token_ids(answer)
         for choice in answer.get("choices") or []:
             lane = self._lane(choice)
             if lane is not None:
@@ -31,31 +31,51 @@ class Annotator:
             self._returned_tokens[0] = lane.recorded_tokens() if tokens is None else tokens
             answer["steering"] = self._report(0, lane.read(0, self._returned_tokens[0]), closing=True)
 
-    def chunk(self, chunk: dict[str, Any]) -> None:
-        """One event of a stream, in place."""
-        for choice in chunk.get("choices") or []:
-            lane = self._lane(choice)
-            if lane is None:
-                continue
-            i = int(choice["index"])
-            start = self._returned_tokens[i]
+    def chunk(self, chunk: dict[str, Any]) -> bool:
+        """Annotate one event of a stream, in place; return False if vLLM would not have sent it without our wish."""
+        choices = chunk.get("choices") or []
+        self.answered |= bool(choices) or "delta" in chunk
+        wanted = not choices
+        for choice in choices:
             ids = choice.get("token_ids")
-            if self._prepared.strip_token_ids:
-                choice.pop("token_ids", None)
-            self._returned_tokens[i] = start + len(ids or [])
-            closing = choice.get("finish_reason") is not None
-            if closing and ids is None:  # vLLM hides the ids of hidden reasoning; the lane still knows
-                self._returned_tokens[i] = lane.recorded_tokens()
-            if self._prepared.telemetry == "tokens" or closing:
-                choice["steering"] = self._report(i, lane.read(start, self._returned_tokens[i]), closing)
-        if self._prepared.strip_token_ids:
-            chunk.pop("prompt_token_ids", None)
+            self._hide_token_ids(choice)
+            lane = self._lane(choice)
+            if lane is not None:
+                self._annotate(choice, lane, ids)
+            wanted |= not self._only_carried_token_ids(choice, ids)
+        self._hide_token_ids(chunk)
         response = chunk.get("response")  # of the responses API's closing event
         if isinstance(response, dict) and chunk.get("type") in ("response.completed", "response.incomplete"):
             self.whole(response)
+        return wanted
+
+    def _annotate(self, choice: dict[str, Any], lane: Lane, ids: list[int] | None) -> None:
+        """Add the telemetry of one chunk's tokens to its choice."""
+        i = int(choice["index"])
+        start = self._returned_tokens[i]
+        self._returned_tokens[i] = start + len(ids or [])
+        closing = choice.get("finish_reason") is not None
+        if closing and ids is None:  # vLLM hides the ids of hidden reasoning; the lane still knows
+            self._returned_tokens[i] = lane.recorded_tokens()
+        if self._prepared.telemetry == "tokens" or closing:
+            choice["steering"] = self._report(i, lane.read(start, self._returned_tokens[i]), closing)
+
+    def _hide_token_ids(self, holder: dict[str, Any]) -> None:
+        """Put null where vLLM has it for clients that did not ask for token ids."""
+        if self._prepared.strip_token_ids:
+            holder.update({key: None for key in ("token_ids", "prompt_token_ids") if key in holder})
+
+    def _only_carried_token_ids(self, choice: dict[str, Any], ids: list[int] | None) -> bool:
+        """Return whether a chat chunk has nothing in it; with return_token_ids vLLM sends these too."""
+        return (
+            self._prepared.strip_token_ids
+            and bool(ids)
+            and choice.get("delta") == {}
+            and not any(choice.get(key) for key in ("finish_reason", "logprobs", "steering"))
+        )
 
     def returned(self) -> list[Records]:
-        """The records of every token that was returned, one entry a choice."""
+        """Return the records of every token that was returned, one entry per choice."""
         return [lane.read(0, tokens) for lane, tokens in zip(self._prepared.lanes, self._returned_tokens, strict=True)]
 
     def _lane(self, choice: dict[str, Any]) -> Lane | None:
@@ -63,12 +83,9 @@ class Annotator:
         return self._prepared.lanes[index] if isinstance(index, int) and index < len(self._prepared.lanes) else None
 
     def _taken(self, choice: dict[str, Any], lane: Lane, usage: dict[str, Any] | None) -> int:
-        """How many tokens a complete choice has."""
+        """Return how many tokens a complete choice has."""
         ids = choice.get("token_ids")
-        if self._prepared.strip_token_ids:
-            for key in ("token_ids", "prompt_token_ids"):
-                if key in choice:
-                    choice[key] = None  # as vLLM answers who did not ask for them
+        self._hide_token_ids(choice)
         if ids is not None:
             return len(ids)
         if len(self._prepared.lanes) == 1 and usage and isinstance(usage.get("completion_tokens"), int):
@@ -88,32 +105,3 @@ class Annotator:
         if self._prepared.telemetry == "tokens":
             report |= records.lists(probed=self._prepared.probed)
         return report
-
-
-class EventStream:
-    """Server-sent events, cut at any byte, rewritten one whole event at a time."""
-
-    def __init__(self, annotator: Annotator) -> None:
-        self._annotator = annotator
-        self._rest = b""
-
-    def feed(self, data: bytes, *, last: bool) -> bytes:
-        """The rewritten form of all events that are complete now."""
-        *events, self._rest = (self._rest + data).split(b"\n\n")
-        rewritten = b"".join(self._rewritten(event) + b"\n\n" for event in events)
-        if last and self._rest:
-            rewritten, self._rest = rewritten + self._rest, b""
-        return rewritten
-
-    def _rewritten(self, event: bytes) -> bytes:
-        lines = event.split(b"\n")
-        for i, line in enumerate(lines):
-            payload = line.removeprefix(b"data:").strip()
-            if line.startswith(b"data:") and payload.startswith(b"{"):
-                try:
-                    content = json.loads(payload)
-                except ValueError:
-                    return event  # not ours to judge
-                self._annotator.chunk(content)
-                lines[i] = b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        return b"\n".join(lines)

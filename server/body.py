@@ -6,11 +6,10 @@ before the engine sees the request, and before a stream has begun.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,11 +19,10 @@ from steerdec.steering.params import MIN_TEMPERATURE, Steering, SteeringError
 from steerdec.telemetry.lanes import Lane, LanePool, LanesExhaustedError
 from steerdec.vllm_plugin import request
 
-from .keys import Keys
+from .fields import CHAT, COMPLETIONS, RESPONSES, read_by
 
-RESPONSES = "/v1/responses"
-COMPLETIONS = "/v1/completions"
-PATHS = frozenset({"/v1/chat/completions", COMPLETIONS, RESPONSES})
+if TYPE_CHECKING:
+    from .middleware.keys import Keys
 
 _T = TypeVar("_T")
 _INTEGER: Final = TypeAdapter(int)
@@ -108,7 +106,8 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
         known = dict(zip(("thinking_start_id", "thinking_end_id"), host.delimiters, strict=True))
         missing = {name: token for name, token in known.items() if getattr(steering, name) is None}
         steering = steering.model_copy(update=missing)
-    sampling = _sampling(body, host)
+    read = read_by(path, body)
+    sampling = _sampling(read, host)
     admission.admit(steering, sampling, host.engine)
     xargs = body.get("vllm_xargs")
     if xargs is None:
@@ -121,9 +120,9 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     xargs = {**xargs, request.ENCODED_ARG: [request.BY_THE_SERVER, *encoded.packed()]}
     lanes: list[Lane] = []
     if steering.telemetry != "none" and host.pool is not None:
-        n = _sequences(path, body, host.pool)
+        n = _sequences(path, read, host.pool)
         lanes = host.pool.lend(n)
-        if n > 1 and _seed(body) is None:
+        if n > 1 and _without_seed(body):
             body["seed"] = secrets.randbits(53)  # vLLM tells the n sequences apart by their seeds alone
         xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
         xargs[request.BASE_SEED_ARG] = _seed(body) or 0
@@ -166,14 +165,18 @@ def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
     """Return how many sequences the request generates, each of which needs a lane."""
     tools = body.get("tools")
     built_in = isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools)
-    admission.refuse_background(path == RESPONSES and bool(body.get("background")))
+    admission.refuse_background(path == RESPONSES and _read(_BOOLEAN, body.get("background")) is True)
     admission.refuse_built_in_tools(path == RESPONSES and built_in)
     if path == COMPLETIONS:
         admission.refuse_several_prompts(sum(_prompts(body.get(name)) for name in ("prompt", "prompt_embeds")))
         admission.refuse_echo(_read(_BOOLEAN, body.get("echo")) is True)
     n = _read(_INTEGER, body.get("n"))
     if n is None or n < 1:
-        return 1  # the default, or vLLM's own check refuses it
+        n = 1  # the default, or vLLM's own check refuses it
+    hidden = path == CHAT and _read(_BOOLEAN, body.get("include_reasoning")) is False
+    admission.refuse_uncounted_tokens(
+        hidden and bool(body.get("stop")) and (n > 1 or _read(_BOOLEAN, body.get("stream")) is True)
+    )
     admission.refuse_too_many_sequences(n, max(1, pool.count // 4))
     return n
 
@@ -190,20 +193,14 @@ def _seed(body: dict[str, Any]) -> int | None:
     return None if seed == admission.NO_SEED else seed
 
 
+def _without_seed(body: dict[str, Any]) -> bool:
+    """Return whether the request has no seed. One of the wrong type is there, and vLLM refuses it."""
+    return body.get("seed") is None or _read(_INTEGER, body["seed"]) == admission.NO_SEED
+
+
 def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:
     """Return `value` as vLLM's request models read it ("2" and 2.0 are 2 to them); None where they refuse it."""
     try:
         return None if value is None else kind.validate_python(value)
     except ValidationError:
         return None
-
-
-def error_body(status: int, message: str, param: str | None) -> bytes:
-    """Return the body of an OpenAI error."""
-    kind = {
-        400: "BadRequestError",
-        401: "AuthenticationError",
-        413: "PayloadTooLargeError",
-        429: "RateLimitError",
-    }[status]
-    return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}}).encode()

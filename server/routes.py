@@ -27,8 +27,8 @@ from steerdec.vllm_plugin.request import engine_of
 from steerdec.vllm_plugin.settings import Settings
 
 from .body import Host
-from .keys import Keys
-from .middleware import SteeringMiddleware
+from .middleware import INWARD
+from .middleware.keys import Keys
 
 PAGE = Path(str(files("steerdec.server"))) / "page"
 PAGE_HEADERS = {
@@ -51,7 +51,8 @@ class SteeringRoutes:
     def attach_router(self, app: FastAPI) -> None:
         # vLLM adds its API-key check after this, and what is added later sits further out: the check
         # comes first, and nothing is read or allocated for a caller without a key.
-        app.add_middleware(SteeringMiddleware, host=self._ready)
+        for layer in reversed(INWARD):
+            app.add_middleware(layer, host=self._ready)
         limit_headers()  # in each process of the server, and before uvicorn is configured
         app.get("/v1/steering")(self._steering)
         app.get("/", include_in_schema=False)(self._page)

@@ -18,6 +18,7 @@ from .errors import LaunchError
 from .flags import parse
 from .port import reserved
 from .processes import PATIENCE_S
+from .scratch import scratch
 from .supervisor import StoppedError, StopSignals, supervise
 
 # How long a stop may take beyond vLLM's own --shutdown-timeout. vLLM ends its engine, then waits without end for
@@ -47,7 +48,8 @@ def serve(launch: Launch) -> int:
                 lanes = stack.enter_context(telemetry.created(server.capacity_tokens, name=str(server.port)))
             except OSError as e:
                 raise LaunchError(f"no room for telemetry: {e}") from None
-            environment = server.environment | {PATIENCE_S: str(patience_s)}
+            temporary = stack.enter_context(scratch())
+            environment = temporary | server.environment | {PATIENCE_S: str(patience_s), "TMPDIR": temporary["TMPDIR"]}
             return supervise(server.command(lanes), environment, patience_s, signals)
         except StoppedError:
             return 0

@@ -255,6 +255,15 @@ def refuse_echo(echo: bool) -> None:
         raise SteeringError("telemetry", 'must be "none" with echo')
 
 
+def refuse_uncounted_tokens(uncounted: bool) -> None:
+    """Refuse telemetry where nothing tells how many tokens are returned: vLLM hides the ids of hidden reasoning, and
+    the engine may be one token further when a stop string is found."""
+    if uncounted:
+        raise SteeringError(
+            "telemetry", 'must be "none" with include_reasoning false and stop, in a stream or with n above 1'
+        )
+
+
 def refuse_too_many_sequences(n: int, most: int) -> None:
     """Refuse telemetry of more sequences than one request may have lanes."""
     if n > most:

@@ -6,6 +6,7 @@ whether a valid steering can be applied to a given request is for `steerdec.stee
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -161,6 +162,10 @@ class Ranged(Steering):
 
 
 def shown(value: Any) -> str:
-    """Return `value` as one short line of JSON-like text, whatever it is."""
-    text = repr(value).replace("\n", " ")
+    """Return `value` as one short line of JSON, which is what a client has sent, whatever it is."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text = text if text.isprintable() else json.dumps(value)
+    except (TypeError, ValueError, RecursionError):  # from Python, not from JSON
+        text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -222,7 +222,7 @@ TABLE: Final = (
         ),
     ),
     Used(ROUTES, "vllm.envs", texts=('"VLLM_BATCH_INVARIANT": lambda',)),
-    Used(("server/keys.py",), "vllm.envs", texts=('"VLLM_API_KEY": lambda',)),
+    Used(("server/middleware/keys.py",), "vllm.envs", texts=('"VLLM_API_KEY": lambda',)),
     Used(
         BODY,
         f"{OPENAI}.chat_completion.protocol",

@@ -14,17 +14,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.drills import clients, processes, runs
+from tests.drills import clients, leaks, processes, runs
 from tests.drills.promises import PROMISES
 from tests.support.serving import serving
 
 IN_A_FOLDER: dict[str, Callable[[Path], str]] = {
     "disk full": runs.disk_full,
-    "endpoint hung": runs.endpoint_hung,
+    "endpoint hangs": runs.endpoint_hung,
     "clock jumps": runs.clock_jumps,
     "engine killed": functools.partial(processes.killed, who=processes.engine),
     "API process killed": functools.partial(processes.killed, who=processes.api_server),
     "launcher killed": functools.partial(processes.killed, who=processes.itself),
+    "starts and stops": leaks.starts_and_stops,
 }
 AT_A_SERVER: dict[str, Callable[[str], str]] = {
     "slow clients": clients.slow_clients,

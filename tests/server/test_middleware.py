@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from steerdec.policies import registry
 from steerdec.policies.split.fields import FORK_T, Split
-from steerdec.server.keys import Keys
-from steerdec.server.middleware import SteeringMiddleware
+from steerdec.server.middleware import wrapped
+from steerdec.server.middleware.keys import Keys
 from steerdec.steering import admission, scope
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.telemetry import lanes as telemetry
@@ -95,7 +95,7 @@ def test_token_ids_declined_in_words_are_still_counted_and_not_sent(server: InPr
     assert status == 200
     (choice,) = choices_of(raw)
     assert len(choice["steering"]["fork"]) == TOKENS
-    assert "token_ids" not in choice
+    assert choice.get("token_ids") is None
 
 
 def test_a_greedy_request_is_refused_however_its_temperature_is_spelled(server: InProcess) -> None:
@@ -209,8 +209,8 @@ def test_delimiters_are_the_tokenizers_where_the_request_gives_none(
     with telemetry.created(8, max_lanes=17) as file:
         server = in_process_server(file, delimiters=(41, 42))
         assert post(server, steering=STEERING | {"scope": "thinking"} | given)[0] == 200
-        steering = json.loads(json.loads(server.inner.bodies[0])["vllm_xargs"]["steering"])
-        assert (steering["thinking_start_id"], steering["thinking_end_id"]) == ids
+        words = json.loads(server.inner.bodies[0])["vllm_xargs"]["steerdec_request"]
+        assert EncodedRequest.unpacked(words[1:]).delimiters == ids
 
 
 def test_a_tokenizer_has_delimiters_where_each_is_one_token(weights: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_body_that_can_be_read_but_not_written_again_is_refused(
         return dumps(value, **more)
 
     raw = json.dumps({"prompt": "x", "steering": STEERING}).encode()
-    monkeypatch.setattr("steerdec.server.middleware.json.dumps", failing)
+    monkeypatch.setattr("steerdec.server.middleware.steering.json.dumps", failing)
     status, answer = server.post("/v1/completions", raw)
     assert status == 400
     assert "nested" in json.loads(answer)["error"]["message"]
@@ -240,11 +240,11 @@ def test_a_body_that_can_be_read_but_not_written_again_is_refused(
 
 
 def test_a_penalty_of_the_models_own_counts_too(server: InProcess) -> None:
-    host = dataclasses.replace(server.app._host(), default_penalties={"repetition_penalty": 1.05})
-    server.app._host = lambda: host
+    host = dataclasses.replace(server.host, default_penalties={"repetition_penalty": 1.05})
+    server.host = host
     assert post(server, steering=STEERING)[0] == 400
     assert post(server, steering=STEERING, repetition_penalty=1.0)[0] == 200
-    server.app._host = lambda: dataclasses.replace(host, engine=admission.Engine())
+    server.host = dataclasses.replace(host, engine=admission.Engine())
     assert post(server, steering=STEERING, repetition_penalty=1.2)[0] == 200
 
 
@@ -264,7 +264,7 @@ def test_lanes_rest_when_a_client_leaves_a_request_that_is_not_streamed(server: 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = SteeringMiddleware(cancelled, server.app._host)
+    app = wrapped(cancelled, lambda: server.host)
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
     asyncio.run(app(scope, receive, send))
     assert sent[-1]["body"] == b"null"
@@ -302,7 +302,7 @@ def test_steering_is_refused_where_it_would_be_ignored(server: InProcess) -> Non
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    app = InProcess(server.inner, server.pool, SteeringMiddleware(other, server.app._host))
+    app = InProcess(server.inner, server.pool, server.host, other)
     for path in ("/invocations", "/v1/chat/completions/batch", "/v1/messages"):
         for steering in (
             *(b'"steering": {}', b'"st\\u0065ering": 1', b'"vllm_xargs": {"steering": "{}"}'),
@@ -318,7 +318,7 @@ def test_steering_is_refused_where_it_would_be_ignored(server: InProcess) -> Non
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/invocations", "/tokenize"])
 def test_a_key_is_asked_for_on_every_path_before_the_body_is_read(server: InProcess, path: str) -> None:
-    host = dataclasses.replace(server.app._host(), keys=Keys(["one", "zwei\u00e9"]))
+    host = dataclasses.replace(server.host, keys=Keys(["one", "zwei\u00e9"]))
     reads: list[str] = []
     statuses: list[int] = []
 
@@ -333,7 +333,7 @@ def test_a_key_is_asked_for_on_every_path_before_the_body_is_read(server: InProc
     async def send(message: Message) -> None:
         statuses.append(message.get("status", 0))
 
-    app = SteeringMiddleware(inner, lambda: host)
+    app = wrapped(inner, lambda: host)
     for given in (b"", b"Bearer", b"Bearer ", b"Bearer wrong", b"Basic one", b"one", b"Bearer one ", b"\xff\xfe"):
         scope = {
             "type": "http",

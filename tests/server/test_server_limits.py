@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from steerdec.server.middleware import MAX_BODY_BYTES
+from steerdec.server.middleware.body_limit import MAX_BODY_BYTES
 from tests.support.serving import PATIENCE_S
 
 pytestmark = pytest.mark.engine

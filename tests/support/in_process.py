@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
 from steerdec.policies.split.fields import FORK_T, Split
 from steerdec.server.body import Host
-from steerdec.server.keys import Keys
-from steerdec.server.middleware import SteeringMiddleware
+from steerdec.server.middleware import wrapped
+from steerdec.server.middleware.keys import Keys
 from steerdec.steering import admission, encoding
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.steering.params import PAPER_THRESHOLD_NATS, Steering
@@ -88,7 +88,11 @@ async def _send(send: Send, status: int, content_type: bytes, parts: list[bytes]
 class InProcess:
     inner: Inner
     pool: LanePool
-    app: SteeringMiddleware
+    host: Host
+    behind: ASGIApp | None = None  # instead of `inner`
+
+    def app(self) -> ASGIApp:
+        return wrapped(self.behind or self.inner, lambda: self.host)
 
     def post(self, path: str, raw: bytes) -> tuple[int, bytes]:
         """Status and body; fails where the application raises, which a server would make a 500."""
@@ -104,7 +108,7 @@ class InProcess:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
         scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "headers": headers}
         lent = self.pool.lent
-        asyncio.run(self.app(scope, receive, send))
+        asyncio.run(self.app()(scope, receive, send))
         assert self.pool.lent == lent
         return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
 
@@ -123,7 +127,7 @@ def in_process_server(
         pool=pool,
         keys=Keys([]),
     )
-    return InProcess(inner, pool, SteeringMiddleware(inner, lambda: host))
+    return InProcess(inner, pool, host)
 
 
 def choices_of(raw: bytes) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ _CHAT: Final = (
 )
 
 
-def tiny_lm(folder: Path, *, seed: int = 0, context_tokens: int = 1024) -> Path:
-    """Write it to `folder`; returns the folder."""
+def tiny_lm(folder: Path, *, seed: int = 0, context_tokens: int = 1024, head_dim: int = 8) -> Path:
+    """Write it to `folder`; returns the folder. vLLM on a CPU needs heads of 32 or more."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -36,6 +36,7 @@ def tiny_lm(folder: Path, *, seed: int = 0, context_tokens: int = 1024) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=context_tokens,
         initializer_range=0.3,
         tie_word_embeddings=False,

@@ -1,0 +1,61 @@
+"""A folder for what the server's processes put into the system's temporary folder, and leave there: vLLM's sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from .errors import LaunchError
+
+_PREFIX: Final = "steerdec-serve-"
+_LOCK: Final = "lock"
+_BEING_MADE_S: Final = 60.0
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[dict[str, str]]:
+    """Make the folder, yield the environment that makes processes use it, and remove it.
+
+    PyTorch's cache of compiled kernels stays where it would be without: the next start needs it.
+
+    Raises:
+        LaunchError: the folder cannot be made.
+    """
+    remove_stale()
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = FileLock(folder / _LOCK)
+        lock.acquire(timeout=0)
+    except (OSError, Timeout) as e:
+        raise LaunchError(f"no temporary folder can be made: {e}") from None
+    try:
+        cache = Path(tempfile.gettempdir()) / f"torchinductor_{_user()}"
+        yield {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def remove_stale() -> None:
+    """Remove the folders of launchers that were killed and could not."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):
+            if not (folder / _LOCK).exists() and time.time() - folder.stat().st_mtime < _BEING_MADE_S:
+                continue
+            with FileLock(folder / _LOCK, timeout=0):
+                shutil.rmtree(folder)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "user"

@@ -1,0 +1,153 @@
+"""Takes `steering` out of a request and puts telemetry into its answer; refuses it where it would be ignored."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from steerdec.steering.params import SteeringError
+from steerdec.telemetry.lanes import LanesExhaustedError
+
+from .. import metrics
+from ..answer import Annotator
+from ..body import Host, Prepared, may_be_steered, names_steering, prepared
+from ..errors import refuse
+from ..fields import PATHS
+from ..misplaced import refuse_everywhere, refuse_misplaced
+from .body_limit import read_body, replayed
+from .sse import EventStream
+
+
+class SteeringMiddleware:
+    """See the module."""
+
+    def __init__(self, app: ASGIApp, host: Callable[[], Host]) -> None:
+        self._app, self._host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        raw = await read_body(receive) or b""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
+        try:
+            ready = self._prepare(path, raw)
+        except SteeringError as e:
+            await refuse(send, 400, str(e), f"steering.{e.field}" if e.field else "steering")
+            return
+        except LanesExhaustedError as e:
+            message = f'{e}: try again, or send steering.telemetry "none"'
+            await refuse(send, 429, message, "steering.telemetry")
+            return
+        if ready is None:
+            await self._app(scope, replayed(raw, receive), send)
+            return
+        await self._answer(scope, receive, send, *ready)
+
+    def _prepare(self, path: str, raw: bytes) -> tuple[Prepared, bytes] | None:
+        """Return what to do, and the body to pass on; None where it passes as it is."""
+        host = self._host()
+        if not (may_be_steered(raw, host) if path in PATHS else names_steering(raw)):
+            return None
+        try:
+            with _without_collection():
+                body = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None  # vLLM says what is wrong with it
+        if not isinstance(body, dict):
+            return None
+        if path not in PATHS:
+            refuse_everywhere(body, ", ".join(sorted(PATHS)))
+            return None
+        refuse_misplaced(body)
+        ready = prepared(path, body, host)
+        if ready is None:
+            return None
+        try:
+            return ready, json.dumps(ready.body).encode()
+        except RecursionError:  # a few levels before reading it fails
+            if ready.pool is not None:
+                ready.pool.take_back(ready.lanes, aborted=False)
+            raise SteeringError("", "does not go with a body that is nested as deeply as this") from None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes) -> None:
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers["content-length"] = str(len(raw))
+        annotator = Annotator(ready)
+        sender = _Sender(send, annotator)
+        try:
+            await self._app({**scope, "headers": headers.raw}, replayed(raw, receive), sender)
+        finally:
+            # The handler has returned or been cancelled, so the engine has finished the sequences
+            # or has been told to abort them.
+            if annotator.answered:
+                metrics.count(annotator.returned())
+            if ready.pool is not None:
+                ready.pool.take_back(ready.lanes, aborted=not sender.complete)
+
+
+class _Sender:
+    """Passes the answer on, annotated: JSON as a whole, server-sent events one by one."""
+
+    def __init__(self, send: Send, annotator: Annotator) -> None:
+        self._send, self._annotator = send, annotator
+        self._start: Message | None = None
+        self._held: list[bytes] = []
+        self._events: EventStream | None = None
+        self.complete = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            content_type = MutableHeaders(raw=list(message["headers"])).get("content-type", "")
+            if message["status"] == 200 and content_type.startswith("text/event-stream"):
+                self._events = EventStream(self._annotator.chunk)
+            elif message["status"] == 200 and content_type.startswith("application/json"):
+                self._start = message  # its content-length is known only with the whole body
+                return
+            await self._send(message)
+        elif message["type"] == "http.response.body":
+            await self._body(message)
+        else:
+            await self._send(message)
+
+    async def _body(self, message: Message) -> None:
+        data, more = message.get("body", b""), message.get("more_body", False)
+        self.complete = not more
+        if self._events is not None:
+            data = self._events.feed(data, last=not more)
+        elif self._start is not None:
+            self._held.append(data)
+            if more:
+                return
+            data = self._annotated(b"".join(self._held))
+            headers = MutableHeaders(raw=list(self._start["headers"]))
+            headers["content-length"] = str(len(data))
+            await self._send({**self._start, "headers": headers.raw})
+        if data or not more:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def _annotated(self, body: bytes) -> bytes:
+        answer: Any = json.loads(body)
+        if not isinstance(answer, dict):  # null: the client left, and vLLM's handler was cancelled
+            self.complete = False
+            return body
+        self._annotator.whole(answer)
+        return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Parse without garbage collection, which would walk all lists of a large body again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
