@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from steerdec.steering.params import Split, SteeringError, parse
+from steerdec.policies.registry import parse
+from steerdec.policies.split.fields import Split
+from steerdec.steering.params import SteeringError
 
 PAGE = Path(__file__).parents[2] / "server" / "page"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

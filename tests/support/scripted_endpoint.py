@@ -27,7 +27,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from steerdec.steering.params import PAPER_THRESHOLD_NATS, SteeringError, parse
+from steerdec.policies.registry import parse
+from steerdec.steering.params import PAPER_THRESHOLD_NATS, SteeringError
 
 Body = dict[str, Any]
 Fault = str | Response | None  # "hang", "cut", or an answer to give instead; None: behave
