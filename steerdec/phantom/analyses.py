@@ -62,9 +62,7 @@ def verdict_row(kind: str, right: Sequence[str], summary: Mapping[str, Any], *, 
     """The verdicts on the four claims; with few samples one may be undecided, but not the opposite."""
     told = {claim["id"]: claim["verdict"] for claim in summary["claims"]}
     found = [told[claim] for claim, *_ in arms.CLAIMS]
-    # One word for the two of "reversed" and "no effect" is as right.
-    words = [{verdict} if verdict == "holds" else {verdict, "fails"} for verdict in right]
-    allowed = [these if every else these | {"undecided"} for these in words]
+    allowed = [{verdict} if every else {verdict, "undecided"} for verdict in right]
     return Row(
         kind,
         "verdicts",

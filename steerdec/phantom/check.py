@@ -1,6 +1,6 @@
 """Measure phantoms with the commands that a user has, and compare every number that has a closed form.
 
-    python -m steerdec.phantom.check [--kinds claim-true,null] [--samples 2] [--calibrate dose-only] [--out DIR]
+    python -m steerdec.phantom.check [--kinds claim-true,null] [--samples 1] [--calibrate dose-only] [--out DIR]
 
 For each kind a phantom is written and served by vLLM; `bench run` samples it under every arm, and `calibrate`,
 `profile`, `mask` and `lenses` measure it. One table is printed at the end. Exit status 1 says that a number is not what
@@ -36,7 +36,7 @@ from steerdec.phantom.truth import Truth
 CALIBRATED: Final = ("dose-only", "place-only")
 LENSES_OF: Final = "claim-true"
 START_TIMEOUT_S: Final = 900.0  # of a server on a machine that is busy with other work
-DECIDED_SAMPLES: Final = 32  # samples of each problem from which on every verdict has to be the right one
+DECIDED_SAMPLES: Final = 16  # samples of each problem from which on every verdict has to be the right one
 
 
 class CheckError(Exception):
@@ -208,8 +208,8 @@ def print_table(rows: Sequence[Row]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m steerdec.phantom.check", description=__doc__.split("\n")[0])
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds to measure, with commas (default: all)")
-    parser.add_argument("--samples", type=int, default=2, help="samples of each problem in each arm (default: 2)")
-    parser.add_argument("--limit", type=int, help="problems of each kind (default: all 60)")
+    parser.add_argument("--samples", type=int, default=1, help="samples of each problem in each arm (default: 1)")
+    parser.add_argument("--limit", type=int, help="problems of each kind (default: all 120)")
     parser.add_argument("--arms", help="arms to measure, with commas (default: all; B and A/A are needed)")
     parser.add_argument("--calibrate", default=",".join(CALIBRATED), help="kinds to calibrate, or none")
     parser.add_argument("--tokens", type=int, default=3000, help="tokens of a calibration (default: 3000)")

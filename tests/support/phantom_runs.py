@@ -1,6 +1,6 @@
 """Runs of a phantom without an engine: responses drawn from the exact distributions, in a run's own files.
 
-    python -m tests.support.phantom_runs [--seeds 20] [--samples 32]
+    python -m tests.support.phantom_runs [--seeds 20] [--samples 16]
 
 As a program, it counts in how many runs of each kind every verdict is right. The engine's own draws are compared with
 the same distributions by `make phantom`; here are too many samples for an engine (20 runs of seven kinds are two
@@ -36,7 +36,14 @@ from steerdec.records.run import ProblemsUsed, Settings
 
 
 def draw_run(
-    out: Path, kind: Kind, known: Truth, *, samples: int, seed: int, only: Sequence[str] | None = None, limit: int = 60
+    out: Path,
+    kind: Kind,
+    known: Truth,
+    *,
+    samples: int,
+    seed: int,
+    only: Sequence[str] | None = None,
+    limit: int = phantom_folder.PROBLEMS,
 ) -> None:
     """Write run.json and samples.jsonl of a whole run into the new folder `out`."""
     out.mkdir()
@@ -162,7 +169,7 @@ def verdicts(kind_name: str, samples: int, seed: int) -> tuple[str, int, tuple[s
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.phantom_runs")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
