@@ -13,7 +13,7 @@ from steerdec.common.errors import InvalidInputError
 from ..stats import metrics, secondary
 from ..stats.looks import plan_looks
 from ..stats.pairing import pair_up
-from ..stats.summary import read_run_data
+from ..verdicts.summary import read_run_data
 from .forecast import Assumptions, Forecast, forecast
 
 

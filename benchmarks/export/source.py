@@ -15,7 +15,7 @@ from steerdec.records.run import Settings, SettingsError
 from steerdec.records.samples import Sample
 from steerdec.records.summary import Summary
 
-from ..stats.summary import summarise
+from ..verdicts.summary import summarise
 
 
 @dataclass(frozen=True)

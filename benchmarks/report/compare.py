@@ -21,7 +21,7 @@ from steerdec.records.summary import Comparison, Summary
 
 from ..stats import comparisons
 from ..stats.estimators import Counts, Estimate, mean_over_problems
-from ..stats.summary import summarise
+from ..verdicts.summary import summarise
 from . import plots
 from .run_folder import Cell, RunFolder, read_run
 

@@ -25,7 +25,7 @@ from steerdec.records.folder import load_run
 
 from ..report.run_folder import last_part, read_run, token_trace
 from ..report.write import report_page
-from ..stats.summary import SummaryError, summarise
+from ..verdicts.summary import SummaryError, summarise
 from .progress import read_progress
 
 REFRESH_S = 5.0

@@ -175,7 +175,7 @@ def report(folder: Folder) -> None:
 
     from steerdec.benchmarks.report.table import print_table
     from steerdec.benchmarks.report.write import write_report
-    from steerdec.benchmarks.stats.summary import write_summary
+    from steerdec.benchmarks.verdicts.summary import write_summary
     from steerdec.records.summary import read_summary
 
     with exit_on_known_errors():

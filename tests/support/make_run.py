@@ -12,7 +12,7 @@ import numpy as np
 
 from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
-from steerdec.benchmarks.stats.summary import write_summary
+from steerdec.benchmarks.verdicts.summary import write_summary
 from steerdec.problems.sets import ProblemSet
 from steerdec.records.arms import Arm, ArmSet
 from steerdec.records.run import ProblemsUsed, Settings

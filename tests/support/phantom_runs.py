@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerdec.benchmarks.design.plan import sample_seed
-from steerdec.benchmarks.stats.summary import write_summary
+from steerdec.benchmarks.verdicts.summary import write_summary
 from steerdec.common import journal
 from steerdec.phantom import arms as phantom_arms
 from steerdec.phantom import folder as phantom_folder

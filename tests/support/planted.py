@@ -36,7 +36,7 @@ from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.endpoints import Endpoint
 from steerdec.benchmarks.run.targets import Target
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS
-from steerdec.benchmarks.stats.summary import summarise
+from steerdec.benchmarks.verdicts.summary import summarise
 from tests.support.scripted_endpoint import Body, Script, about, answer, models
 
 Summary = dict[str, Any]

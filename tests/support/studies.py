@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerdec.benchmarks.stats import claims
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
 from steerdec.benchmarks.stats.looks import plan_looks
-from steerdec.benchmarks.stats.summary import read_run_data
-from steerdec.benchmarks.stats.summary_rows import comparison_rows
+from steerdec.benchmarks.verdicts import claims
+from steerdec.benchmarks.verdicts.summary import read_run_data
+from steerdec.benchmarks.verdicts.summary_rows import comparison_rows
 from steerdec.records.summary import ClaimSummary, Comparison, Population
 
 Floats = NDArray[np.float64]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steerdec.benchmarks.stats.expectations import DesignError, read_design
+from steerdec.benchmarks.verdicts.expectations import DesignError, read_design
 
 
 def arm(name, role="treatment", temperature=1.0, **steering):

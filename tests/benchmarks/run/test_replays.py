@@ -25,8 +25,8 @@ from steerdec.benchmarks.run.answers import MalformedAnswerError, parse_answer
 from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.replays import ReplayError
 from steerdec.benchmarks.run.targets import Target
-from steerdec.benchmarks.stats.expectations import Contrast, Design, read_design
-from steerdec.benchmarks.stats.summary import write_summary
+from steerdec.benchmarks.verdicts.expectations import Contrast, Design, read_design
+from steerdec.benchmarks.verdicts.summary import write_summary
 from steerdec.cli.bench import bench_app
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import Problem

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES
-from steerdec.benchmarks.stats.summary import summarise
+from steerdec.benchmarks.verdicts.summary import summarise
 from tests.support.studies import STEERED, Truth, coverage, studies, study, verdicts, write_study
 
 

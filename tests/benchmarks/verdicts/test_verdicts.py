@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS, DifferenceEstimate
-from steerdec.benchmarks.stats.verdicts import (
+from steerdec.benchmarks.verdicts.verdict import (
     Claim,
     Corrected,
     Ruling,

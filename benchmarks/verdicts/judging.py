@@ -16,14 +16,14 @@ import numpy as np
 from steerdec.common.multiplicity import holm
 from steerdec.records.summary import Metric, Population
 
-from . import metrics
-from .comparisons import DifferenceEstimate
-from .estimators import ALPHA, Ints, student_interval
-from .evidence import Evidence, evidence
-from .looks import FUTILE, PlannedLook, adjusted_p, boundaries, chance_of_a_verdict
-from .pairing import ArmTable, pair_up
-from .rare import equal_half_width
-from .verdicts import Claim, Corrected, Ruling, explain, too_few, verdict_of
+from ..stats import metrics
+from ..stats.comparisons import DifferenceEstimate
+from ..stats.estimators import ALPHA, Ints, student_interval
+from ..stats.evidence import Evidence, evidence
+from ..stats.looks import FUTILE, PlannedLook, adjusted_p, boundaries, chance_of_a_verdict
+from ..stats.pairing import ArmTable, pair_up
+from ..stats.rare import equal_half_width
+from .verdict import Claim, Corrected, Ruling, explain, too_few, verdict_of
 from .wording import amount
 
 Compared = tuple[str, str, Metric]

@@ -11,8 +11,8 @@ import scipy.stats
 
 from steerdec.benchmarks.design.arm_sets import load_arm_set
 from steerdec.benchmarks.design.resolving import resolve
-from steerdec.benchmarks.stats import summary as summaries
-from steerdec.benchmarks.stats.summary import SummaryError, write_summary
+from steerdec.benchmarks.verdicts import summary as summaries
+from steerdec.benchmarks.verdicts.summary import SummaryError, write_summary
 from steerdec.records.summary import read_summary
 
 ARM_SET = {
@@ -250,7 +250,7 @@ def test_an_instrument_that_changes_the_baseline_decides_nothing(tmp_path):
 
 
 def test_an_engine_as_noisy_alone_as_with_steering_is_valid_if_its_scores_are_shown_equal(tmp_path):
-    # One seed in twenty is unlucky (tests/benchmarks/stats/test_instrument.py counts them); 0 is one, 1 is not.
+    # One seed in twenty is unlucky (tests/benchmarks/verdicts/test_instrument.py counts them); 0 is one, 1 is not.
     folder = planted(tmp_path / "run", {"A/A": 0.0, "B2": 0.0, "F-up": 0.2}, seed=1)
     summary = summarise(folder)
     assert summary["instrument"] == "not shown"

@@ -8,9 +8,9 @@ import numpy as np
 
 from steerdec.records.summary import Application
 
-from .estimators import Estimate, Floats, mean_over_problems
+from ..stats.estimators import Estimate, Floats, mean_over_problems
+from ..stats.tally import MISSING, Tally
 from .expectations import Design
-from .tally import MISSING, Tally
 
 
 @dataclass(frozen=True)

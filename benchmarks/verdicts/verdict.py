@@ -8,9 +8,9 @@ from typing import Literal
 
 from steerdec.records.summary import Metric, Population, Verdict
 
-from .comparisons import FEW, PROBLEMS_LIKE_THESE, DifferenceEstimate, minimum_detectable_effect
-from .estimators import ALPHA
-from .metrics import SCORES
+from ..stats.comparisons import FEW, PROBLEMS_LIKE_THESE, DifferenceEstimate, minimum_detectable_effect
+from ..stats.estimators import ALPHA
+from ..stats.metrics import SCORES
 from .wording import amount, interval, plural, probability
 
 Direction = Literal["greater", "less"]

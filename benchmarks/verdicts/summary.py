@@ -18,9 +18,10 @@ from steerdec.common.files import FileError
 from steerdec.records import summary as records
 from steerdec.records.summary import Summary
 
+from ..stats.looks import PlannedLook
+from ..stats.tally import SampleError, read_samples
 from . import claims
 from .expectations import DesignError, read_design
-from .looks import PlannedLook
 from .run_data import RunData
 from .summary_rows import (
     METHODS,
@@ -33,7 +34,6 @@ from .summary_rows import (
     strata_rows,
     trend_row,
 )
-from .tally import SampleError, read_samples
 
 
 class SummaryError(InvalidInputError):

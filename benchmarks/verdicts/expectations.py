@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from steerdec.records.arms import ArmError, applied
 from steerdec.records.summary import Metric
 
-from .metrics import METRICS
-from .verdicts import Claim, Direction
+from ..stats.metrics import METRICS
+from .verdict import Claim, Direction
 
 DELTA = 0.02  # two arms closer than 2 points are called equivalent, unless the arm set says otherwise
 DOSE_MATCHED = ("matched", "global")  # roles whose temperature is solved for the entropy change of another arm

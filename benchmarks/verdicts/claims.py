@@ -8,16 +8,17 @@ import numpy as np
 
 from steerdec.records.summary import ClaimSummary, Look, Population
 
-from . import judging, verdicts
-from .comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS, difference
-from .estimators import Counts
+from ..stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS, difference
+from ..stats.estimators import Counts
+from ..stats.looks import arms_needed
+from ..stats.metrics import spread
+from ..stats.pairing import pair_up
+from . import judging
+from . import verdict as verdicts
 from .instrument import SEVERITY, Instrument, judge_instrument
 from .judging import Compared, Judgement
-from .looks import arms_needed
-from .metrics import spread
-from .pairing import pair_up
 from .run_data import RunData
-from .verdicts import Ruling
+from .verdict import Ruling
 from .wording import plural
 
 

@@ -18,17 +18,17 @@ from steerdec.records.summary import (
 )
 from steerdec.records.summary import Contrast as ContrastSummary
 
-from . import comparisons, metrics, secondary
-from . import estimators as stats
-from .comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
-from .estimators import Counts, Estimate, Floats
-from .evidence import evidence
+from ..stats import comparisons, metrics, secondary
+from ..stats import estimators as stats
+from ..stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
+from ..stats.estimators import Counts, Estimate, Floats
+from ..stats.evidence import evidence
+from ..stats.pairing import pair_up
+from ..stats.tally import MISSING, Bools, Tally
 from .expectations import Contrast, Design, Family
 from .judging import Compared
-from .pairing import pair_up
 from .run_data import RunData
-from .tally import MISSING, Bools, Tally
-from .verdicts import Corrected
+from .verdict import Corrected
 
 METHODS = {
     "avg_at_k": "mean over problems of the share correct; 95% Student interval over problems (exact at 0 and 1)",

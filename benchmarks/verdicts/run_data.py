@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..stats.estimators import Ints
+from ..stats.looks import PlannedLook
+from ..stats.pairing import ArmTable, arm_table
+from ..stats.tally import Tally
 from .application import Applied, applications
-from .estimators import Ints
 from .expectations import Design
-from .looks import PlannedLook
-from .pairing import ArmTable, arm_table
-from .tally import Tally
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from steerdec.records.summary import InstrumentVerdict
 
-from .comparisons import DifferenceEstimate, equivalence_p, excluded_bias
-from .estimators import ALPHA, Counts, mean_over_problems
+from ..stats.comparisons import DifferenceEstimate, equivalence_p, excluded_bias
+from ..stats.estimators import ALPHA, Counts, mean_over_problems
 from .wording import points, probability
 
 SEVERITY: tuple[InstrumentVerdict, ...] = ("valid", "not shown", "unchecked", "invalid")

@@ -7,7 +7,7 @@ import pytest
 
 from steerdec.benchmarks.stats.comparisons import THESE_PROBLEMS, difference, spread_of_samples
 from steerdec.benchmarks.stats.estimators import Counts
-from steerdec.benchmarks.stats.instrument import judge_instrument
+from steerdec.benchmarks.verdicts.instrument import judge_instrument
 
 
 def differing(values, compared=20, problems=30):
