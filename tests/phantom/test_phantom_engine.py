@@ -28,15 +28,17 @@ _right_steer_ = steer_
 def steer_(logits, floats, ints, *rest, **named):
     import pathlib
 
+    from steerdec.policies.split.fields import FORK_FACTOR, FORK_T
+
     defect = pathlib.Path({file!r}).read_text()
     floats = floats.clone()
     if defect.startswith("threshold"):
-        floats[:, rows.THRESHOLD] += float(defect.split()[1])
+        floats[:, encoding.THRESHOLD] += float(defect.split()[1])
     elif defect == "inverted":
-        for column in (rows.FORK_FACTOR, rows.OTHER_FACTOR):
+        for column in (FORK_FACTOR, encoding.OTHER_FACTOR):
             floats[:, column] = 1.0 / floats[:, column]
     elif defect.endswith("swapped"):
-        pairs = [(rows.FORK_FACTOR, rows.OTHER_FACTOR)] + [(rows.FORK_T, rows.OTHER_T)] * (defect == "swapped")
+        pairs = [(FORK_FACTOR, encoding.OTHER_FACTOR)] + [(FORK_T, encoding.OTHER_T)] * (defect == "swapped")
         for one, other in pairs:
             floats[:, [one, other]] = floats[:, [other, one]]
     return _right_steer_(logits, floats, ints, *rest, **named)
