@@ -55,7 +55,7 @@ def model_organism_study(
     problems: Annotated[int, typer.Option(min=2, max=64, metavar="N", help="Problems of the lens study.")] = 64,
     resamples: Annotated[
         int, typer.Option(min=0, max=10_000, metavar="N", help="Rollouts from each sentence in the lens study.")
-    ] = 0,
+    ] = 16,
     temperatures: Annotated[
         str, typer.Option(metavar="T,...", help="Base temperatures of the causal test.")
     ] = "0.6,1,1.4",

@@ -24,7 +24,7 @@ from steerdec.common.errors import InputError
 from steerdec.common.files import write_atomically
 from steerdec.common.json import write_json
 from steerdec.common.progress import RunProgress
-from steerdec.organism import causal, lens_truth, seeds, study_tables
+from steerdec.organism import attempt_truth, causal, lens_truth, seeds, study_tables
 from steerdec.organism.build import ABOUT, PROBLEMS, about, build, settings
 from steerdec.organism.grpo import ARMS
 from steerdec.organism.train import Size, Training
@@ -41,7 +41,7 @@ class LensStudy:
 
     problems: int = 64
     samples: int = 8
-    resamples: int = 0
+    resamples: int = 16
     seed: int = 0
 
 
@@ -85,8 +85,10 @@ def collect(model: Path, out: Path, sizes: Sizes) -> dict[str, Any]:
     """Return the figures of every part that is complete in `out`."""
     found: dict[str, Any] = {"steerdec": steerdec.__version__, "organism": about(model), "sizes": asdict(sizes)}
     if (out / "lenses" / lens_report.JSON).exists():
-        records = [json.loads(line) for line in (out / "lenses" / "lenses.jsonl").read_text("utf-8").splitlines()]
-        found["lenses"] = lens_truth.report(lens_truth.traces(records, _problem_texts(model)))
+        texts, records = _problem_texts(model), _lines(out / "lenses" / "lenses.jsonl")
+        found["lenses"] = lens_truth.report(lens_truth.traces(records, texts))
+        rollouts = _lines(out / "lenses" / "resamples.jsonl")
+        found["attempts"] = attempt_truth.report(attempt_truth.with_rollouts(records, rollouts), texts)
     if all((causal.folder_of(out, t) / causal.SUMMARY).exists() for t in sizes.causal.temperatures):
         found["causal"] = causal.results(out, sizes.causal)
     paths = [_run_path(out / "grpo", arm, seed) for seed in sizes.grpo.seeds for arm in ARMS]
@@ -96,8 +98,12 @@ def collect(model: Path, out: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def _problem_texts(model: Path) -> dict[str, str]:
-    lines = (model / PROBLEMS).read_text("utf-8").splitlines()
-    return {row["id"]: row["problem"] for row in map(json.loads, lines)}
+    return {row["id"]: row["problem"] for row in _lines(model / PROBLEMS)}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def _lenses(model: Path, out: Path, sizes: LensStudy) -> None:

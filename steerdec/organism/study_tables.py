@@ -13,7 +13,7 @@ def tables(found: Mapping[str, Any]) -> str:
     """Return one section per part that is there."""
     parts = ["# What the organism shows\n"]
     if "lenses" in found:
-        parts.append(_lenses(found["lenses"]))
+        parts += [_lenses(found["lenses"]), _attempts(found["attempts"])]
     if "causal" in found:
         parts.append(_causal(found["causal"]))
     if "grpo" in found:
@@ -47,6 +47,16 @@ def _lenses(found: Mapping[str, Any]) -> str:
         cells = [names.lens(name).short, *(_interval(m[key]) for key in keys)]
         cells += [_p(lens[null]["p_holm"]) for null in ("shift", "shuffle")]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _attempts(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"{found['on_the_way']} of {found['attempts']} attempts took the right first move. AUROC of these in a chain:\n",
+        "| lens of sentences | AUROC |",
+        "|---|---|",
+    ]
+    lines += [f"| {names.lens(name).short} | {_interval(value)} |" for name, value in found["auroc"].items()]
     return "\n".join([*lines, ""])
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from steerdec.analysis.lenses import names
 from steerdec.common.json import plain
-from steerdec.organism import lens_truth, seeds, study_tables, task, truth, vocabulary
+from steerdec.organism import attempt_truth, lens_truth, seeds, study_tables, task, truth, vocabulary
 from steerdec.organism.grpo import ARMS
+from steerdec.organism.task import MOVES
 from steerdec.organism.train import Size, new_model
 
 
@@ -59,6 +61,34 @@ def test_live_decisions_are_told_from_all_decisions() -> None:
     found = lens_truth.measures(made, "entropy")
     assert found["auroc_live"].mean == 1.0
     assert found["auroc"].mean < 1.0
+
+
+def test_attempts_on_the_way_are_found_by_a_lens_that_is_the_truth() -> None:
+    batch = task.problems(12, "test", held_out=True)
+    rng = task.seeded("test")
+    ids, lengths = vocabulary.responses(batch, task.demonstrated(batch, rng), rng)
+    records, problems, right = [], {}, 0
+    for i in range(len(batch)):
+        texts = [vocabulary.TOKENS[t] for t in ids[i, : lengths[i] - vocabulary.CLOSING_TOKENS]]
+        spans = [(a, a + vocabulary.ATTEMPT_TOKENS) for a in range(0, len(texts), vocabulary.ATTEMPT_TOKENS)]
+        taken = [texts[a + 4] == MOVES[batch.moves[i, batch.solution[i, 0]]] for a, _ in spans]
+        right += sum(taken)
+        problems[str(i)] = batch.text(i)
+        records.append(
+            {
+                "problem_id": str(i),
+                "tokens": texts,
+                "classes": ["digit"] * len(texts),
+                "spans": spans,
+                "scores": {lens.name: [0.0] * len(texts) for lens in names.TOKEN_LENSES},
+                "sentences": {"forced_answer": [float(t) for t in taken], "suppression": [1.0] * len(spans)},
+                "received": [[None] * len(spans)],
+            }
+        )
+    found = attempt_truth.report(records, problems)
+    assert found["on_the_way"] == right
+    assert found["auroc"]["forced_answer"]["mean"] == 1.0
+    assert found["auroc"]["suppression"]["mean"] == 0.5
 
 
 def test_intervals_over_seeds_are_student_s() -> None:
