@@ -37,7 +37,7 @@ class GRPO:
     steps: int = 100
     prompts: int = 8  # of a step
     generations: int = 8  # of each prompt
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     save_every: int = 20
     threads: int = 1
 

@@ -52,7 +52,7 @@ def _lenses(found: Mapping[str, Any]) -> str:
 
 def _attempts(found: Mapping[str, Any]) -> str:
     lines = [
-        f"{found['on_the_way']} of {found['attempts']} attempts took the right first move. AUROC of these in a chain:\n",
+        f"{found['on_the_way']} of {found['attempts']} attempts took the right first move. AUROC of these:\n",
         "| lens of sentences | AUROC |",
         "|---|---|",
     ]
