@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements/cpu.txt requirements/dev.txt pyproject.toml
 DEMO := demo$(LIMIT:%=-%)
 demo: setup
 	$(BIN)/python -m steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --arms quick \
-		--samples 4 --max-tokens 64 $(LIMIT:%=--limit %) --out $(DEMO)
+		--samples 4 --max-tokens 64 --looks 1 $(LIMIT:%=--limit %) --out $(DEMO)
 	$(BIN)/python -m steerdec bench report $(DEMO)
 
 # Models whose every number is known, measured with the commands above; SAMPLES=16 make phantom is the thorough form.

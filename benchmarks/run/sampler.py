@@ -1,4 +1,4 @@
-"""Sample what a plan still lacks over HTTP, grade it, and keep it; the folder can be resumed at any time."""
+"""Sample what a plan still lacks over HTTP, grade it, and keep it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from steerdec.common.files import FileError
 from steerdec.common.progress import RunProgress
 from steerdec.grading.grade import Grade
 from steerdec.problems.sets import Problem
-from steerdec.records.run import NAME as RUN_JSON
-from steerdec.records.run import Settings, SettingsError, changes, read_settings
+from steerdec.records.run import Settings
 from steerdec.records.samples import NAME as SAMPLES
-from steerdec.records.samples import Sample, SampleJournal, repair_samples
+from steerdec.records.samples import Sample, SampleJournal
 
 from ..design.plan import PlannedSample, SamplingPlan
 from .answers import Answer, Failure, MalformedAnswerError, parse_answer
@@ -30,96 +28,50 @@ ENTROPY_DIGITS = 5
 Grader = Callable[[str, Problem, str], Awaitable[Grade]]  # text, problem, finish_reason
 
 
-def open_folder(folder: Path, settings: Settings) -> Settings:
-    """Write `run.json`, or check that the run in the folder may be resumed under `settings`.
-
-    Call it with the folder locked. Returns the settings in force.
-
-    Raises:
-        SettingsError: the folder holds something else, or a run under other settings.
-    """
-    if (folder / RUN_JSON).exists():
-        old = read_settings(folder / RUN_JSON)
-        if differences := changes(old, settings):
-            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            raise SettingsError(
-                f"{folder} holds a run under other settings: {'; '.join(differences[:3])}{more}; "
-                "give the same settings or another --out"
-            )
-        return old
-    if (folder / SAMPLES).exists():
-        raise SettingsError(f"{folder} holds {SAMPLES} but no {RUN_JSON}; choose another --out")
-    settings.write(folder)
-    return settings
-
-
-def done_samples(folder: Path, plan: SamplingPlan) -> bytearray:
-    """Repair the folder's `samples.jsonl`; return one byte per sample of the plan, 1 where the file has it.
-
-    Raises:
-        JournalError: the file cannot be read or repaired.
-        FileError: it holds a sample twice, or one that is not of this plan.
-    """
-    path, done = folder / SAMPLES, bytearray(len(plan))
-
-    def keep(sample: Sample) -> None:
-        try:
-            index = plan.index(sample.problem_id, sample.arm, sample.sample)
-        except KeyError:
-            raise FileError(f"{path} holds a sample that is not of this run: {sample.where}") from None
-        if done[index]:
-            raise FileError(f"{path} holds a sample twice: {sample.where}")
-        done[index] = 1
-
-    repair_samples(path, keep)
-    return done
-
-
 async def make_samples(
     folder: Path,
     settings: Settings,
     plan: SamplingPlan,
-    done: bytearray,
+    skip: bytearray,
     endpoints: Sequence[Endpoint],
     grade: Grader,
     retry: Retry,
-) -> int:
-    """Make every sample that is not `done`; return how many failed, which the journal has with their `error`.
+    progress: RunProgress,
+) -> None:
+    """Make every sample of the plan that is not in `skip`; those that failed are in the journal with their `error`.
 
     Raises:
         NoEndpointLeftError, NoGoodAnswerError: see `dispatch`.
         JournalError: the disk is full or broken. What was written before is safe in every case.
     """
-    with RunProgress(len(plan), sum(done)) as progress:
-        journal = SampleJournal(folder / SAMPLES)
-        syncing = asyncio.create_task(_sync_periodically(journal))
+    journal = SampleJournal(folder / SAMPLES)
+    syncing = asyncio.create_task(_sync_periodically(journal))
 
-        async def send(endpoint: Endpoint, planned: PlannedSample) -> Answer:
-            if syncing.done():
-                syncing.result()  # the disk failed
-            return await request_sample(endpoint, planned, settings)
+    async def send(endpoint: Endpoint, planned: PlannedSample) -> Answer:
+        if syncing.done():
+            syncing.result()  # the disk failed
+        return await request_sample(endpoint, planned, settings)
 
-        async def keep(planned: PlannedSample, endpoint: Endpoint, outcome: Outcome) -> None:
-            if isinstance(outcome, Failure):
-                sample = failed_sample(planned, endpoint.url, outcome)
-            else:
-                graded = await grade(outcome.text, planned.problem, outcome.finish_reason)
-                sample = graded_sample(planned, endpoint.url, outcome, graded)
-            journal.append(sample)
-            progress.count(
-                sample.arm,
-                tokens=sample.completion_tokens or 0,
-                failed=sample.error is not None,
-                correct=None if sample.grade == "ungraded" else sample.grade == "correct",
-            )
+    async def keep(planned: PlannedSample, endpoint: Endpoint, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure):
+            sample = failed_sample(planned, endpoint.url, outcome)
+        else:
+            graded = await grade(outcome.text, planned.problem, outcome.finish_reason)
+            sample = graded_sample(planned, endpoint.url, outcome, graded)
+        journal.append(sample)
+        progress.count(
+            sample.arm,
+            tokens=sample.completion_tokens or 0,
+            failed=sample.error is not None,
+            correct=None if sample.grade == "ungraded" else sample.grade == "correct",
+        )
 
-        try:
-            await dispatch(plan.items(done), endpoints, send, keep, retry)
-        finally:
-            syncing.cancel()
-            await asyncio.gather(syncing, return_exceptions=True)
-            journal.close()
-    return progress.failed
+    try:
+        await dispatch(plan.items(skip), endpoints, send, keep, retry)
+    finally:
+        syncing.cancel()
+        await asyncio.gather(syncing, return_exceptions=True)
+        journal.close()
 
 
 async def request_sample(endpoint: Endpoint, planned: PlannedSample, settings: Settings) -> Answer:

@@ -60,7 +60,7 @@ def _run_at(temperature: float, model: Path, out: Path, settings: Causal, url: s
         sizes = ["--tokens", str(settings.tokens), "--out", str(calibration)]
         _command("calibrate", "--problems", str(model / CALIBRATION), *common, *sizes)
     measured = ["--problems", str(model / PROBLEMS), "--samples", str(settings.samples), "--out", str(folder)]
-    _command("bench", "run", *common, *measured, "--threshold", str(calibration))
+    _command("bench", "run", "--looks", "1", *common, *measured, "--threshold", str(calibration))
     _command("bench", "report", str(folder))
 
 

@@ -98,7 +98,18 @@ def measure(
     limit = [] if options.limit is None else ["--limit", options.limit]
     with _served(phantom, folder / "server.log", options.endpoint) as url:
         _steerdec(
-            *("bench", "run", "--endpoint", url, "--problems", phantom / "problems.jsonl", "--arms", arms_file),
+            *(
+                "bench",
+                "run",
+                "--looks",
+                "1",
+                "--endpoint",
+                url,
+                "--problems",
+                phantom / "problems.jsonl",
+                "--arms",
+                arms_file,
+            ),
             *("--samples", options.samples, "--seed", _seed(options.seed, name), "--max-tokens", MAX_TOKENS, *limit),
             *("--threshold", known.threshold_nats, "--out", run),
         )

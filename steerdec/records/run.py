@@ -47,6 +47,21 @@ class LaunchedServer(_Data):
     dtype: str | None = None
 
 
+class Look(_Data):
+    """A planned look, when every problem has `samples` samples per arm.
+
+    `planned` is how many samples the run was to have when the look was planned; a run may be extended later.
+    """
+
+    samples: int
+    planned: int
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether the run was to end with this look."""
+        return self.samples == self.planned
+
+
 class Settings(_Data):
     """The content of `run.json`."""
 
@@ -69,6 +84,12 @@ class Settings(_Data):
     sampling: dict[str, float | int]
     threshold_nats: float
     threshold_origin: str
+    looks: tuple[Look, ...] = ()  # none: one at the end
+
+    @property
+    def planned_looks(self) -> tuple[Look, ...]:
+        """The looks, at least the one at the end."""
+        return self.looks or (Look(samples=self.samples, planned=self.samples),)
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into the folder. Raises FileError."""
@@ -95,12 +116,30 @@ def read_settings(path: Path) -> Settings:
 
 
 # Where a run is and who serves it may change; how its samples are made may not.
-_FREE = {"created", "versions", "model_info", "launch", "endpoints", "threshold_origin", "problems.source"}
+_FREE = {"created", "versions", "model_info", "launch", "endpoints", "threshold_origin", "problems.source", "looks"}
 
 
-def changes(old: Settings, new: Settings) -> list[str]:
-    """Return why a run under `old` cannot be resumed under `new`, as "field: old -> new", most important first."""
-    return list(_changes("", _compared(old), _compared(new)))
+def changes(old: Settings, new: Settings, *, extension: bool = False) -> list[str]:
+    """Return why a run under `old` cannot be resumed under `new`, as "field: old -> new", most important first.
+
+    With `extension`, more samples and further arms, comparisons and claims are no reason.
+    """
+    return [
+        f"{place}: {_short(before)} -> {_short(after)}"
+        for place, before, after in _changes("", _compared(old), _compared(new))
+        if not (extension and _extends(place, before, after))
+    ]
+
+
+def _extends(place: str, old: Any, new: Any) -> bool:
+    """Return whether a change adds to a run and leaves what it has as it is."""
+    if place == "samples":
+        return bool(new > old)
+    if place.startswith(("arms.arms.", "arms.claims.")) and place.count(".") == 2:
+        return old is None
+    if place == "arms.comparisons":
+        return all(pair in new for pair in old)
+    return place in ("arms.name", "arms.about")
 
 
 def _compared(settings: Settings) -> dict[str, Any]:
@@ -112,14 +151,14 @@ def _compared(settings: Settings) -> dict[str, Any]:
     return value
 
 
-def _changes(place: str, old: Any, new: Any) -> Iterator[str]:
+def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     if place in _FREE or old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys((*old, *new)):
             yield from _changes(f"{place}.{key}" if place else key, old.get(key), new.get(key))
     else:
-        yield f"{place}: {_short(old)} -> {_short(new)}"
+        yield place, old, new
 
 
 def _short(value: Any) -> str:
