@@ -284,7 +284,7 @@ def test_no_problems_and_one_answer_are_refused(model: Path, tmp_path: Path) -> 
 def test_too_few_samples_and_no_problem_set_are_refused(model: Path, problems: Path) -> None:
     with pytest.raises(InputError, match=r"--samples: 3; the spread of an answer over chains needs 4"):
         resolved(model, problems, samples=3)
-    with pytest.raises(InputError, match=r"--problems is missing"):
+    with pytest.raises(InputError, match=r"--problems is required"):
         looking.resolve(Source(model=str(model)))
 
 
