@@ -17,6 +17,8 @@ import vllm
 from packaging.version import Version
 from vllm import SamplingParams
 
+from steerdec.policies import registry
+from steerdec.steering import admission
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.vllm_plugin import request
 from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
@@ -203,3 +205,21 @@ def test_pooling_models_are_left_alone(weights: Path, monkeypatch: pytest.Monkey
     states = RequestState(2, 8, 8, 0, 10, torch.device("cpu"))
     assert build_custom_logits_processors(config, states, True) == []
     assert build_custom_logits_processors(config, states, False) != []
+
+
+def test_steering_is_parsed_once_in_the_front_end_and_never_in_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM loads the processor twice and asks both to validate; parameters may serve again, here for a second prompt."""
+    calls: list[Any] = []
+    parse, admit = registry.parse, admission.admit
+    monkeypatch.setattr(registry, "parse", lambda value: calls.append("parse") or parse(value))
+    monkeypatch.setattr(admission, "admit", lambda *given: calls.append("admit") or admit(*given))
+    params = SamplingParams(extra_args={"steering": {"fork_temperature": 1.3}}, seed=3)
+    for _ in range(4):
+        request.validate(params)
+    assert calls == ["parse", "admit"]
+    sequence = request.unpacked(params, Settings())
+    assert sequence is not None
+    assert calls == ["parse", "admit"]
+    params.temperature = 0.5  # another request: the numbers above are for another temperature
+    request.validate(params)
+    assert calls == ["parse", "admit"] * 2
