@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs organism phantom clean
+.PHONY: demo test test-fast tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,12 @@ ifdef COVERAGE
 	$(BIN)/coverage report --skip-covered --include='steerdec/*' --fail-under=85
 	$(BIN)/coverage report --include='benchmarks/stats/estimators.py' --fail-under=97
 endif
+
+# What to run at every save: no engine, no server, no browser, no npm; about a minute on two cores.
+FAST := tests/common tests/records tests/pages tests/problems tests/steering tests/telemetry tests/cli tests/kernels/test_reference.py \
+	tests/benchmarks/verdicts tests/benchmarks/report/test_table.py
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not engine" $(FAST)
 
 # Side by side with one thread each: two teams of OpenMP threads on the same cores spin against each other.
 tests-of-%: export OMP_NUM_THREADS := 1
