@@ -208,7 +208,7 @@ def test_pooling_models_are_left_alone(weights: Path, monkeypatch: pytest.Monkey
 
 
 def test_steering_is_parsed_once_in_the_front_end_and_never_in_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM loads the processor twice and asks both to validate; parameters may serve again, here for a second prompt."""
+    """vLLM loads the processor twice and asks both to validate; parameters may serve again for a second prompt."""
     calls: list[Any] = []
     parse, admit = registry.parse, admission.admit
     monkeypatch.setattr(registry, "parse", lambda value: calls.append("parse") or parse(value))
