@@ -45,7 +45,7 @@ ifdef COVERAGE
 endif
 
 # What to run at every save: no engine, no server, no browser, no npm; about a minute on two cores.
-FAST := tests/common tests/records tests/pages tests/problems tests/steering tests/telemetry tests/cli tests/kernels/test_reference.py \
+FAST := tests/common tests/records tests/pages tests/steering tests/telemetry tests/kernels/test_reference.py \
 	tests/benchmarks/verdicts tests/benchmarks/report/test_table.py
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not engine" $(FAST)

@@ -25,7 +25,7 @@ def write(recorder: Recorder, lane: telemetry.Lane, position: int, h: float, t: 
 
 def test_records_come_back_as_written() -> None:
     with telemetry.created(8, max_lanes=3) as file:
-        pool, recorder = LanePool(file), Recorder.opened(file, torch.device("cpu"))
+        pool, recorder = LanePool(file), Recorder.open(file, torch.device("cpu"))
         assert recorder is not None
         (lane,) = pool.lend(1)
         write(recorder, lane, 0, 0.25, 1.5, True)
@@ -50,7 +50,7 @@ def test_a_lane_is_never_read_by_another_request() -> None:
     """10^5 loans, each with a late write of the previous borrower: no reader ever sees it."""
     rng = np.random.default_rng(0)
     with telemetry.created(4, max_lanes=9) as file:
-        pool, recorder = LanePool(file), Recorder.opened(file, torch.device("cpu"))
+        pool, recorder = LanePool(file), Recorder.open(file, torch.device("cpu"))
         assert recorder is not None
         words = file.open()
         previous: list[telemetry.Lane] = []
@@ -87,7 +87,7 @@ def test_aborted_lanes_rest_before_they_are_lent_again(monkeypatch: pytest.Monke
 
 def test_positions_outside_a_lane_are_dropped() -> None:
     with telemetry.created(4, max_lanes=4) as file:
-        pool, recorder = LanePool(file), Recorder.opened(file, torch.device("cpu"))
+        pool, recorder = LanePool(file), Recorder.open(file, torch.device("cpu"))
         assert recorder is not None
         first, second = pool.lend(2)
         for position in (-1, 4, 400):
