@@ -198,7 +198,7 @@ def test_the_first_tokens_are_those_before_that_position_whatever_their_entropy(
         ({"select": "first", "first_tokens": 0}, "steering.first_tokens: 0 must be greater than or equal to 1"),
         ({"select": "first", "first_tokens": 2**31}, "steering.first_tokens: 2147483648 must be less than"),
         ({"select": "first", "first_tokens": 1.0}, "steering.first_tokens: 1.0 must be a valid integer"),
-        ({"select": "first", "first_tokens": True}, "steering.first_tokens: True must be a valid integer"),
+        ({"select": "first", "first_tokens": True}, "steering.first_tokens: true must be a valid integer"),
     ],
 )
 def test_a_selector_takes_its_own_field_and_no_other(asked: dict[str, Any], told: str) -> None:
