@@ -28,7 +28,7 @@ def plan(
     ] = None,
     arms: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a file.")] = "causal",
     accuracy: Annotated[
-        float, typer.Option(parser=number(0, 1), metavar="P", help="Expected score of the baseline.")
+        float, typer.Option(parser=number(0.01, 0.99), metavar="P", help="Expected score of the baseline.")
     ] = 0.71,
     mean_tokens: Annotated[
         float | None, typer.Option(parser=number(1, 1e6), metavar="L", help="Expected length of an answer.")
