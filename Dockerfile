@@ -71,7 +71,7 @@ RUN --mount=type=secret,id=pip \
     && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/constraints.txt \
         gguf accelerate /tmp/dist/*.whl \
     && rm /tmp/constraints.txt \
-    && python3 -c "from importlib.metadata import version; from steerdec import versions; versions.check('vllm', version('vllm'))" \
+    && python3 -c "from importlib.metadata import version; from steerdec.vllm_plugin import versions; versions.check('vllm', version('vllm'))" \
     && steerdec --version
 LABEL org.opencontainers.image.title="steerdec" \
       org.opencontainers.image.description="Entropy steering for vLLM, served over the OpenAI API (CUDA)" \

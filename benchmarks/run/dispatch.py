@@ -190,6 +190,7 @@ class Dispatcher(Generic[T]):
             waited_s = asyncio.get_running_loop().time() - job.started_at
             return (
                 job.takers == 1
+                and not job.finished  # the request that lost may still be closing
                 and not endpoint.suspect
                 and self._answered >= STRAGGLER_AFTER_ANSWERS
                 and waited_s > max(self._retry.straggler_s, STRAGGLER_TIMES_LONGEST * self._longest_s)

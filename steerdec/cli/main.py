@@ -138,6 +138,28 @@ def model_fetch(
         _fail(e, 1)
 
 
+def _name_value(error: Any) -> None:
+    """Reword a value that typer could not take: typer's own message leaves the value out, and one end of its range."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return
+    (first, *_) = error.__cause__.errors()
+    param = error.param
+    what = {int: "a whole number", float: "a number"}.get(param.type_descriptor.annotation)
+    if what is None:
+        error.message = f'"{first["input"]}": {error.message}'
+        return
+    low, high = param.min, param.max
+    if low is not None and high is not None:
+        what += f" from {low} to {high}"
+    elif low is not None:
+        what += f" of at least {low}"
+    elif high is not None:
+        what += f" of at most {high}"
+    error.message = f'"{first["input"]}" is not {what}'
+
+
 def main() -> None:
     """Run the command line. Benchmark and analysis commands are added here, so that other rooms never import them."""
     from steerdec.cli.arms import arms_app
@@ -171,6 +193,7 @@ def main() -> None:
             e.show()
         else:
             where = f" (see {e.ctx.command_path} --help)" if e.ctx is not None else ""
+            _name_value(e)
             print(f"steerdec: {' '.join(e.format_message().split())}{where}", file=sys.stderr)
         status = 2
     except typer.Abort:
