@@ -25,7 +25,7 @@ from steerdec.benchmarks.run.targets import Target
 from steerdec.cli.calibrate import calibrate
 from steerdec.common import bootstrap
 from steerdec.records.arms import Arm, ArmError, ArmSet
-from steerdec.records.calibration import CalibrationError, load_calibration
+from steerdec.records.calibration import CalibrationError, Threshold, load_calibration
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
 
 BASE = 0.6
@@ -291,7 +291,7 @@ def test_no_text_is_sampled_twice_and_all_rounds_stay_within_the_announced_token
 def test_a_run_takes_the_solved_temperatures(solved: Any) -> None:
     calibration = load_calibration(solved[0])
     assert calibration.matching is not None
-    threshold = session.Threshold.of(calibration, "here")
+    threshold = Threshold.of(calibration, "here")
     arms = resolve(
         load_arm_set("causal"),
         temperature=BASE,

@@ -36,7 +36,7 @@ from steerdec.records.run import SettingsError
 from tests.support.scripted_endpoint import Body, Script, ScriptedEndpoint, ids_of
 
 QUICK = Retry(attempts=2, endpoint_failures=8, first_pause_s=0.02, longest_pause_s=0.05)
-PROBLEMS = {f"What is {i} plus {i * 7}?": str(i * 8) for i in range(1, 7)}
+PROBLEMS = {f"What is {i} plus {i * 7}?": str(i * 8) for i in range(1, 11)}  # as many as a verdict needs
 TRACES = 3  # recorded responses to each problem
 UP = {"select": "first", "first_tokens": 1, "fork_temperature": "x2"}
 SAME = {"select": "first", "first_tokens": 1, "fork_temperature": "base", "other_temperature": "base"}
@@ -153,7 +153,7 @@ def test_every_replayed_sample_goes_on_from_one_masked_position_of_a_recorded_re
         bodies = [body for body in server.bodies if isinstance(body.get("prompt"), list) and body["max_tokens"] != 8]
     asked = {(json.dumps(body["prompt"]), json.dumps(body.get("steering")), body["seed"]): body for body in bodies}
     samples = [s for s in lines(tmp_path / "run") if s["arm"] != "B"]
-    assert len(samples) == len(bodies) == 6 * 3 * 5
+    assert len(samples) == len(bodies) == len(PROBLEMS) * 3 * 5
     for sample in samples:
         i = int(sample["problem_id"][1:]) + 1
         replayed = response(i, sample["replayed_sample"])
@@ -288,7 +288,7 @@ def test_a_planted_effect_at_masked_positions_is_found_there_and_is_less_anywher
 
     folder = tmp_path / "run"
     with ScriptedEndpoint(Script(PROBLEMS, chance)) as server:
-        session.run(request(problems, arms, samples=60), target(server.url), folder, QUICK)
+        session.run(request(problems, arms, samples=36), target(server.url), folder, QUICK)
     summary = json.loads(write_summary(folder).read_text())
     rows = {(row["arm"], row["baseline"]): row for row in summary["comparisons"]}
     assert list(dict.fromkeys((row["arm"], row["baseline"]) for row in summary["comparisons"])) == [
@@ -377,7 +377,7 @@ def test_a_run_is_repeated_from_its_run_json_with_the_masks_beside_it(
     ("mask", "changes", "told"),
     [
         ({"prompt": "math"}, {}, "mask peaks is of responses to prompt math, the run has aime; set --prompt"),
-        ({"made": []}, {}, "mask peaks has no response to problem p0 and 5 more; it is of mine"),
+        ({"made": []}, {}, "mask peaks has no response to problem p0 and 9 more; it is of mine"),
         (
             {"made": [r for r in requests() if r.problem_id != "p4"]},
             {},
