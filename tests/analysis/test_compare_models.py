@@ -394,7 +394,7 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(folders: Path, t
         (("--max-tokens", CONTEXT_TOKENS), f"--max-tokens: {CONTEXT_TOKENS} after a prompt of"),
         (("--dtype", "int8"), "--dtype: 'int8' is not one of float32, bfloat16, float16"),
         (("--prompt", "nobody"), "nobody"),
-        (("--samples", 0), "'--samples': Input should be greater than or equal to 1"),
+        (("--samples", 0), '"0" is not a whole number from 1 to'),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(
