@@ -6,6 +6,7 @@ from steerdec.pages.wording import percent, sentence
 from steerdec.records.summary import ClaimSummary, Summary
 
 MUCH_TRUNCATED = 0.1  # share of an arm's answers above which the token limit decides the score
+MUCH_UNBOXED = 0.05  # difference between two arms
 
 _VERDICTS = {
     "holds": "HOLDS",
@@ -80,7 +81,26 @@ def truncation_sentence(summary: Summary) -> str | None:
     )
 
 
+def box_sentence(summary: Summary) -> str | None:
+    """Say where arms differ in how often they box their answers; None where they do not, or nobody boxes."""
+    rates = {name: arm.unboxed_rate for name, arm in summary.arms.items() if arm.unboxed_rate is not None}
+    if not rates or min(rates.values()) == 1.0:
+        return None
+    least, most = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
+    if rates[most] - rates[least] <= MUCH_UNBOXED:
+        return None
+    return (
+        f"Of the complete answers of {most}, {percent(rates[most])} have no box, of {least} {percent(rates[least])}: "
+        "part of a difference in scores may be one of form."
+    )
+
+
 def cautions(summary: Summary) -> list[str]:
     """Return the sentences to read before the verdicts."""
-    found = [interim_sentence(summary), *map(sentence, summary.warnings), truncation_sentence(summary)]
+    found = [
+        interim_sentence(summary),
+        *map(sentence, summary.warnings),
+        truncation_sentence(summary),
+        box_sentence(summary),
+    ]
     return [one for one in found if one]

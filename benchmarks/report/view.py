@@ -189,6 +189,7 @@ class Measured:
     texts: bool
     applied: bool
     per_correct: bool
+    boxes: bool  # some answers are boxed
 
 
 def _measured(summary: Summary) -> Measured:
@@ -199,6 +200,7 @@ def _measured(summary: Summary) -> Measured:
         texts=any(arm.texts_changed is not None for arm in arms),
         applied=any(arm.applied is not None for arm in arms),
         per_correct=any(arm.tokens_per_correct is not None for arm in arms),
+        boxes=any(arm.unboxed_rate is not None and arm.unboxed_rate < 1.0 for arm in arms),
     )
 
 

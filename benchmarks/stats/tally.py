@@ -24,10 +24,11 @@ from .estimators import Counts, Floats, Ints
 
 Bools = NDArray[np.bool_]
 GRADE_INDEX = {"ungraded": 0, "incorrect": 1, "correct": 2}
+BOX_INDEX = {"unknown": 0, "none": 1, "boxed": 2}
 MISSING = -1
 _INTEGERS = (
     *("problem", "arm", "sample", "seed", "grade", "answer", "text"),
-    *("failed", "truncated", "tokens", "forks"),
+    *("failed", "truncated", "box", "tokens", "forks"),
 )
 
 
@@ -54,6 +55,7 @@ class Tally:
     text: Ints
     failed: Bools  # the request never gave a text (transport error)
     truncated: Bools
+    box: Ints  # of BOX_INDEX
     tokens: Ints
     forks: Ints
     entropy_nats: Floats  # mean over the tokens of the sample, NaN not told
@@ -127,6 +129,7 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         columns["text"].append(_fingerprint(sample))
         columns["failed"].append(sample.error is not None)
         columns["truncated"].append(sample.finish_reason == "length")
+        columns["box"].append(BOX_INDEX[_box(sample.grade_path)])
     every: dict[str, Ints] = {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
     last = _last_of_each(every["arm"], every["problem"], every["sample"])
     kept = {name: column[last] for name, column in every.items()}
@@ -152,6 +155,15 @@ def _index(known: dict[str, int], place: str, field: str, name: str) -> int:
             f'{place}: {field} "{name[:60]}" is not of this run; allowed: {allowed[:60]}{"..." * (len(allowed) > 60)}'
         )
     return index
+
+
+def _box(grade_path: str | None) -> str:
+    """Return whether the answer was boxed, by the path of its grade; unknown where grading did not get that far."""
+    if grade_path is None:
+        return "unknown"
+    if grade_path.startswith("boxed-"):
+        return "boxed"
+    return "none" if grade_path in ("no-answer", "hashes", "answer-is") else "unknown"
 
 
 def _fingerprint(sample: Sample) -> int:

@@ -24,7 +24,7 @@ from ..stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
 from ..stats.estimators import Counts, Estimate, Floats
 from ..stats.evidence import evidence
 from ..stats.pairing import pair_up
-from ..stats.tally import MISSING, Bools, Tally
+from ..stats.tally import BOX_INDEX, MISSING, Bools, Tally
 from .expectations import Contrast, Design, Family
 from .judging import Compared
 from .run_data import RunData
@@ -74,6 +74,7 @@ def arm_row(data: RunData, name: str, counts: Counts) -> ArmSummary:
         pass_at={str(at): _mean(values) for at, values in passed.items()},
         maj_at_k=_mean(_majorities(tally, own & tally.graded)),
         truncation_rate=_mean(tally.truncated[answered].astype(np.float64)),
+        unboxed_rate=_unboxed(tally, own),
         mean_tokens=_mean(tally.tokens[answered & (tally.tokens != MISSING)].astype(np.float64)),
         fork_rate=_ratio(tally.forks[told].sum(), tally.tokens[told].sum()),
         mean_entropy_nats=_mean_over_tokens(tally, own, tally.entropy_nats),
@@ -90,6 +91,12 @@ def arm_row(data: RunData, name: str, counts: Counts) -> ArmSummary:
         applied=applied.status if applied else None,
         applied_reason=applied.reason if applied else "",
     )
+
+
+def _unboxed(tally: Tally, own: Bools) -> float:
+    """Of the complete answers whose grade says so, the share without a box; NaN for other forms of problems."""
+    known = own & ~tally.truncated & (tally.box != BOX_INDEX["unknown"])
+    return _mean((tally.box[known] == BOX_INDEX["none"]).astype(np.float64))
 
 
 def _mean_over_tokens(tally: Tally, own: Bools, nats: Floats) -> float:

@@ -53,6 +53,7 @@ class ArmSummary(_Data):
     missing: int
     ungraded: int
     failed_requests: int
+    unboxed_rate: Number = None  # share of the complete answers that have no \\boxed{...}
     tokens_per_correct: Number = None
     mean_kl_nats: Number = None  # of the steered from the plain distribution, per token
     entropy_shift_nats: Number = None

@@ -36,14 +36,14 @@ def test_the_spread_scales_with_what_an_accuracy_leaves_room_for():
 
 def test_the_command_plans_for_every_accuracy():
     seen = []
-    for percent in range(1, 100):
+    for percent in (1, 2, 5, 10, 29, 40, 50, 60, 71, 90, 95, 98, 99):
         result = CliRunner().invoke(bench_app, ["plan", "--accuracy", str(percent / 100)])
         assert result.exit_code == 0, result.stderr
         seen.append([float(x) for x in re.findall(r": +([0-9.]+) points", result.stdout)])
     these, like_these = np.array(seen).T
     assert these == pytest.approx(these[::-1])
-    assert (these[0], these[70], like_these[70]) == (0.7, 3.2, 4.9)
-    assert (np.diff(these[:50]) >= 0).all()
+    assert (these[0], these[8], like_these[8]) == (0.7, 3.2, 4.9)
+    assert (np.diff(these[:7]) >= 0).all()
     assert (like_these > these).all()
 
 

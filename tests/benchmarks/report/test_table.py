@@ -106,6 +106,14 @@ def test_many_truncated_answers_are_said_to_be_so_with_what_helps(summary: Summa
     assert "The token limit cut off 30.0% of the answers of B, which count as wrong; with a larger --max-tokens" in text
 
 
+def test_arms_that_box_their_answers_less_often_are_named(summary: Summary) -> None:
+    everybody = {name: arm.model_copy(update={"unboxed_rate": 0.1}) for name, arm in summary.arms.items()}
+    alike = summary.model_copy(update={"arms": everybody})
+    assert "no box" not in printed(alike)
+    text = " ".join(printed(with_arm(alike, "F-up", unboxed_rate=0.25)).split())
+    assert "Of the complete answers of F-up, 25.0% have no box, of B 10.0%: part of a difference in scores may" in text
+
+
 def test_unknown_numbers_do_not_stop_the_table(summary: Summary) -> None:
     fields = ("avg_at_k", "avg_at_k_ci95", "fork_rate", "mean_entropy_nats", "mean_tokens", "truncation_rate")
     nothing = with_arm(summary, "B", **dict.fromkeys(fields))

@@ -50,7 +50,7 @@ def sample(problem, arm, index, correct, **more):
         "text": "right" if correct else "wrong",
         "answer": "7" if correct else "8",
         "grade": "correct" if correct else "incorrect",
-        "grade_path": "boxed-integer",
+        "grade_path": "boxed-int",
         "finish_reason": "stop",
         "completion_tokens": 100,
         "forks": None if arm in ("B", "B2") else 20,
@@ -129,6 +129,8 @@ def test_numbers_by_hand(tmp_path):
     lines += [sample("p0", "F-up", s, True, forks=10, mean_entropy_nats=0.2) for s in range(4)]
     lines += [sample("p1", "F-up", s, s == 0, forks=50, completion_tokens=200, mean_entropy_nats=0.5) for s in range(2)]
     lines[-1]["finish_reason"] = "length"
+    lines[-1]["grade_path"] = "truncated"
+    lines[0]["grade_path"] = "no-answer"
     lines.append(sample("p1", "F-up", 2, False, grade="ungraded", forks=None, mean_entropy_nats=None))
     failed = {"grade": "ungraded", "answer": None, "forks": None, "mean_entropy_nats": None, "completion_tokens": None}
     lines.append(sample("p1", "F-up", 3, False, error="ReadTimeout", finish_reason=None, **failed))
@@ -142,6 +144,7 @@ def test_numbers_by_hand(tmp_path):
     # p1, F-up: a tie, the first answer wins; the answer that was not graded does not vote.
     assert (baseline["maj_at_k"], arm["maj_at_k"]) == (0.5, 1.0)
     assert (baseline["truncation_rate"], arm["truncation_rate"]) == (1 / 8, 1 / 7)
+    assert (baseline["unboxed_rate"], arm["unboxed_rate"]) == (1 / 7, 0.0)
     assert baseline["mean_tokens"] == (10 + 20 + 30 + 40 + 400) / 8
     assert arm["mean_tokens"] == (400 + 400 + 100) / 7
     assert arm["fork_rate"] == (4 * 10 + 2 * 50) / (4 * 100 + 2 * 200)
