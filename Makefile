@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast tests-of-engine tests-of-servers tests-of-rest check setup audit contract drills dist docs organism phantom clean
+.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist docs organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -29,7 +29,7 @@ phantom: setup
 organism: setup
 	$(BIN)/python -m steerdec model organism --out organism
 
-# COVERAGE=1 make test: with what of the code ran, and floors for it; slower by the tracing.
+# Everything but what is marked `thorough`. COVERAGE=1 make test: with what of the code ran, and floors for it; slower by the tracing.
 COVERED := $(if $(COVERAGE),--cov --cov-report=)
 test: setup
 	@# What pip cannot bring: a browser for the page's tests, Node.js for the npm client's.
@@ -50,18 +50,27 @@ FAST := tests/common tests/records tests/pages tests/steering tests/telemetry te
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not engine" $(FAST)
 
+# The tests marked `thorough`, which take minutes each: .ci/run runs them after `make test`.
+test-thorough: setup
+	@$(MAKE) --no-print-directory --jobs 2 thorough-of-engine thorough-of-rest
+
 # Side by side with one thread each: two teams of OpenMP threads on the same cores spin against each other.
-tests-of-%: export OMP_NUM_THREADS := 1
-tests-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
+tests-of-% thorough-of-%: export OMP_NUM_THREADS := 1
+tests-of-% thorough-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
 tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
-# tests bring (triton_utils/dispatcher.py). The newcomer's tests bring none, and the groups take equally long with them there.
+# tests bring (triton_utils/dispatcher.py).
+ENGINE := tests/vllm_plugin/test_engine.py
 tests-of-engine:
-	$(BIN)/python -m pytest $(COVERED) tests/vllm_plugin/test_engine.py tests/docs/test_newcomer.py
+	$(BIN)/python -m pytest $(COVERED) -m "not thorough" $(ENGINE)
 tests-of-servers:
-	$(BIN)/python -m pytest $(COVERED) -m engine --ignore=tests/vllm_plugin/test_engine.py --ignore=tests/docs/test_newcomer.py
+	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" --ignore=$(ENGINE)
 tests-of-rest:
-	$(BIN)/python -m pytest $(COVERED) -m "not engine" --ignore=tests/vllm_plugin/test_engine.py
+	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" --ignore=$(ENGINE)
+thorough-of-engine:
+	$(BIN)/python -m pytest -m thorough $(ENGINE)
+thorough-of-rest:
+	$(BIN)/python -m pytest -m thorough --ignore=$(ENGINE)
 
 check: setup
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ import pytest
 from tests.support import built as builds
 from tests.support.built import ROOT, Built
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 README = (ROOT / "README.md").read_text("utf-8")
 SERVED_AT = "http://127.0.0.1:8000"

@@ -258,6 +258,17 @@ def test_texts_of_another_temperature_are_noticed(drawn: tuple[Truth, dict[str, 
     assert any(number.startswith("mean sampled entropy") for number in wrong)
 
 
+def test_a_surplus_of_a_rare_token_is_noticed(drawn: tuple[Truth, dict[str, Any], list[dict[str, Any]]]) -> None:
+    """Few draws, of states with one common token: chi-square alone has nothing to compare there."""
+    known, run, samples = drawn
+    few = [sample for sample in samples if sample["arm"] in ("B", "F-down")][:20]
+    few += list(relabeled([s for s in samples if s["arm"] == "F-up"][:20], {"F-up": "F-down"}))
+    (arm,) = (arm for arm in compare.read_arms(known, run, few) if arm.name == "F-down")
+    draws = compare.draws_of_tokens(arm)
+    assert draws.rare > 5 * draws.rare_expected
+    assert not compare.tokens_row("claim-true", [arm]).passed
+
+
 def test_telemetry_of_the_next_token_is_noticed(drawn: tuple[Truth, dict[str, Any], list[dict[str, Any]]]) -> None:
     known, run, samples = drawn
     shifted = [

@@ -82,6 +82,10 @@ def defective_url(work: Path) -> Iterator[str]:
         yield url
 
 
+def thorough(defect: str, numbers: list[str]) -> object:
+    return pytest.param(defect, numbers, marks=pytest.mark.thorough)
+
+
 def checked(work: Path, url: str, defect: str) -> int:
     (work / "defect").write_text(defect)
     out = work / defect.replace(" ", "")
@@ -108,11 +112,11 @@ def test_without_a_defect_every_number_is_right(
     ("defect", "numbers"),
     [
         ("threshold 0.05", ["forks per response", "forks per token"]),
-        ("threshold -0.05", ["forks per response", "forks per token"]),
         ("inverted", ["avg@k", "draws by state"]),
-        ("swapped", ["measuring: steerdec bench ended with status 1"]),  # `bench run` itself refuses such a server
-        ("factors swapped", ["avg@k"]),
         ("shifted", ["entropy per token"]),
+        thorough("threshold -0.05", ["forks per response", "forks per token"]),
+        thorough("swapped", ["measuring: steerdec bench ended with status 1"]),  # `bench run` refuses such a server
+        thorough("factors swapped", ["avg@k", "draws by state"]),
     ],
 )
 def test_a_defect_is_named(

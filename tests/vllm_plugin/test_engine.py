@@ -230,9 +230,12 @@ def test_what_cannot_be_steered_exactly_is_refused_at_admission(llm: LLM, sampli
 
 # Hot with another factor, and that factor where there is no fork.
 DRAWS = {"cold": 2_000, "others": 2_000}
+MINUTES = ("unsteered", "hot-top-p", "grammar")
 
 
-@pytest.mark.parametrize("name", draws.CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in MINUTES)) for name in draws.CASES]
+)
 def test_the_sampled_distribution_is_the_references(llm: LLM, name: str) -> None:
     case = draws.CASES[name]
     tokens = draws.drawn(llm, case, DRAWS.get(name, 10_000))
