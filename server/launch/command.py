@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from steerdec import models
+from steerdec.steering.admission import EXACT_REJECTION
 from steerdec.telemetry.lanes import LaneFile
 from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
 
 from .errors import LaunchError, LaunchUsageError
-from .flags import VllmFlags
+from .flags import SPECULATIVE_CONFIG, VllmFlags
 
 PROCESSOR: Final = "steerdec.processor:EntropySteering"
 PLUGIN: Final = "steerdec"
@@ -58,8 +59,14 @@ class Plan:
     host: str
     port: int
     capacity_tokens: int  # of a telemetry lane
-    command: Callable[[LaneFile], list[str]]
+    folder: str  # or hub id, of the model
+    engine_flags: Callable[[LaneFile], list[str]]  # vLLM's, without host and port
     environment: dict[str, str]
+
+    def command(self, lanes: LaneFile) -> list[str]:
+        """Return the command that starts vLLM's own server."""
+        vllm = (sys.executable, "-m", "steerdec.server.vllm_cli", "serve", self.folder)
+        return [*vllm, *self.engine_flags(lanes), "--host", self.host, "--port", str(self.port)]
 
 
 def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
@@ -77,6 +84,11 @@ def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
         )
     if launch.model is not None and flags.model is not None:
         raise LaunchUsageError(f"--model {flags.model}: the model is given twice, also as {launch.model}")
+    if flags.rejection_method is not None and flags.rejection_method not in EXACT_REJECTION:
+        raise LaunchUsageError(
+            f"{SPECULATIVE_CONFIG}: rejection_sample_method {flags.rejection_method!r} may keep a draft token that the "
+            f"steered distribution rejects; use {' or '.join(EXACT_REJECTION)}"
+        )
     name, folder = _model(next((m for m in (launch.model, flags.model, flags.values.model) if m is not None), None))
     added = [] if flags.values.served_model_name or name == folder else ["--served-model-name", name]
     limit = _context_tokens(folder)
@@ -88,21 +100,19 @@ def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
             capacity = CPU_CONTEXT_TOKENS
     processors = [PROCESSOR, *(p for p in flags.values.logits_processors or [] if p != PROCESSOR)]
 
-    def command(lanes: LaneFile) -> list[str]:
+    def engine_flags(lanes: LaneFile) -> list[str]:
         config = flags.additional_config | {CONFIG_KEY: _settings(launch, lanes, flags.front_ends())}
         return [
-            *(sys.executable, "-m", "steerdec.server.vllm_cli", "serve", folder),
             *flags.passed_on,
             # Ours come last and win; where the user gave the same flag, ours hold what it said.
             *added,
-            *("--host", host, "--port", str(port)),
             # Named as well as found by its entry point: only then does vLLM refuse speculative decoding on the
             # V1 runner instead of dropping the processor, and keep output tokens for it under async scheduling.
             *("--logits-processors", *processors),
             *("--additional-config", json.dumps(config)),
         ]
 
-    return Plan(host, port, capacity or _UNKNOWN_CONTEXT_TOKENS, command, _environment(on_cpu))
+    return Plan(host, port, capacity or _UNKNOWN_CONTEXT_TOKENS, folder, engine_flags, _environment(on_cpu))
 
 
 def _address(launch: Launch, flags: VllmFlags) -> tuple[str, int]:

@@ -19,6 +19,8 @@ import yaml
 from .errors import LaunchUsageError
 
 ADDITIONAL_CONFIG: Final = "--additional-config"
+SPECULATIVE_CONFIG: Final = "--speculative-config"
+_SPECULATIVE_NAMES: Final = (SPECULATIVE_CONFIG, "-sc")
 
 # Read or added by the launcher, by how many values each takes.
 _ONE_VALUE: Final = (
@@ -26,7 +28,7 @@ _ONE_VALUE: Final = (
     *(("--max-model-len",), ("--max-num-batched-tokens",), ("--gpu-memory-utilization",), ("--block-size",)),
     *(("--shutdown-timeout",), ("--api-server-count", "-asc"), ("--data-parallel-size", "-dp")),
     *(("--data-parallel-size-local", "-dpl"), ("--data-parallel-rank", "-dpn")),
-    ("--data-parallel-start-rank", "-dpr"),
+    *(("--data-parallel-start-rank", "-dpr"), _SPECULATIVE_NAMES),
 )
 _SOME_VALUES: Final = ("--logits-processors", "--served-model-name")
 _ON_OR_OFF: Final = (
@@ -49,6 +51,7 @@ class VllmFlags:
     model: str | None  # of --model on the command line
     passed_on: list[str]  # what the user wrote, without what the launcher writes itself
     additional_config: dict[str, Any]
+    rejection_method: str | None  # of speculative decoding; None where it is left to vLLM
 
     def number(self, name: str) -> int | None:
         """The value of a whole-number flag, None where it is absent or no number (like "auto")."""
@@ -98,12 +101,14 @@ def parse(flags: list[str]) -> VllmFlags:
             would drop one of the values, or the --config file cannot be read.
     """
     dotted: dict[str, Any] = {}
-    tokens = _without_dotted(_spelled_out(flags), dotted)
+    speculative: dict[str, Any] = {}
+    tokens = _without_dotted(_spelled_out(flags), dotted, speculative)
     tokens, config_file = _without_config(tokens)
-    values = argparse.Namespace()
+    from_file: list[str] = []
     if config_file is not None:
-        _PARSER.parse_known_args(_without_dotted(_spelled_out(_of_config_file(config_file)), dotted), values)
-    _PARSER.parse_known_args(tokens, values)
+        from_file = _without_dotted(_spelled_out(_of_config_file(config_file)), dotted, speculative)
+    # One after the other, as vLLM reads them: a last flag in the file that takes several values takes what follows.
+    values, _ = _PARSER.parse_known_args([*from_file, *tokens])
     tokens, model = _without_model(tokens)
     if values.grpc:
         raise LaunchUsageError("--grpc: steering needs the HTTP server")
@@ -111,7 +116,7 @@ def parse(flags: list[str]) -> VllmFlags:
         raise LaunchUsageError(f"{ADDITIONAL_CONFIG}: give one JSON object or {ADDITIONAL_CONFIG}.KEY VALUE, not both")
     config = dotted or _json_object(values.additional_config)
     passed_on = tokens if config_file is None else ["--config", config_file, *tokens]
-    return VllmFlags(values, model, passed_on, config)
+    return VllmFlags(values, model, passed_on, config, _rejection_method(values.speculative_config, speculative))
 
 
 def whole_number(text: str) -> int | None:
@@ -151,8 +156,10 @@ def _refuse_shortened(head: str, written: str) -> None:
         raise LaunchUsageError(f"{written}: write the flag's name in full ({' or '.join(meant)})")
 
 
-def _without_dotted(tokens: list[str], found: dict[str, Any]) -> list[str]:
+def _without_dotted(tokens: list[str], found: dict[str, Any], speculative: dict[str, Any]) -> list[str]:
     """`tokens` without `--additional-config.key value`, which goes into `found` as vLLM would read it.
+
+    `--speculative-config.key value` goes into `speculative`, and stays for vLLM.
 
     vLLM takes every argument with a dot in its name for such a pair, whatever follows it.
     """
@@ -171,6 +178,9 @@ def _without_dotted(tokens: list[str], found: dict[str, Any]) -> list[str]:
         head, _, keys = name.partition(".")
         if head == ADDITIONAL_CONFIG:
             _merge(found, keys, value)
+        elif head in _SPECULATIVE_NAMES:
+            _merge(speculative, keys, value)
+            left += pair
         elif head in NAMES:
             raise LaunchUsageError(f"{name}: {head} has no parts to be set")
         else:
@@ -268,3 +278,15 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise LaunchUsageError(f"{ADDITIONAL_CONFIG}: {text!r} is not a JSON object")
     return config
+
+
+def _rejection_method(text: str | None, dotted: dict[str, Any]) -> str | None:
+    """The way of rejecting drafts that the flags name; what is no JSON object is left to vLLM's own parser."""
+    try:
+        config = {} if text is None else json.loads(text)
+    except ValueError:
+        config = {}
+    found = dotted.get("rejection_sample_method") or (
+        config.get("rejection_sample_method") if isinstance(config, dict) else None
+    )
+    return None if found is None else str(found)

@@ -39,7 +39,7 @@ def serve(launch: Launch) -> int:
     with contextlib.ExitStack() as stack:
         try:
             signals = stack.enter_context(StopSignals())
-            on_cpu = _is_cpu_build()
+            on_cpu = is_cpu_build()
             flags = parse(launch.vllm_flags)
             server = plan(launch, flags, on_cpu=on_cpu)
             patience_s = STOP_S + (flags.number("shutdown_timeout") or 0)
@@ -55,7 +55,7 @@ def serve(launch: Launch) -> int:
             return 0
 
 
-def _is_cpu_build() -> bool:
+def is_cpu_build() -> bool:
     """Return whether vLLM is its CPU build.
 
     Raises:

@@ -182,6 +182,11 @@ def test_a_model_of_any_context_starts_on_a_cpu(
         (["--port", "x"], "Invalid value for '--port'"),
         (["--max-model", "9"], "--max-model: write the flag's name in full"),
         (["--enable_chunked_prefill"], "--enable-chunked-prefill: on a CPU"),
+        (
+            ["--speculative_config", '{"method": "ngram", "rejection_sample_method": "synthetic"}'],
+            "--speculative-config: rejection_sample_method 'synthetic' may keep a draft token",
+        ),
+        (["-sc.rejection_sample_method", "fly"], "--speculative-config: rejection_sample_method 'fly' may keep"),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_option(
@@ -198,6 +203,16 @@ def test_wrong_usage_is_one_line_that_names_the_option(
         return
     line = one_line(result, 2)
     assert line.startswith(f"steerdec: {words}")
+
+
+@pytest.mark.parametrize("method", ["standard", "block"])
+def test_exact_rejection_of_drafts_starts(weights: Path, parse: Parse, started: list[list[str]], method: str) -> None:
+    for flags in (
+        ["-sc", f'{{"method": "ngram", "rejection_sample_method": "{method}"}}'],
+        ["--speculative-config.method", "ngram", "--speculative_config.rejection_sample_method", method],
+    ):
+        assert serve(weights, *flags).exit_code == 0
+        assert parse(started.pop()).speculative_config == {"method": "ngram", "rejection_sample_method": method}
 
 
 def test_flags_of_the_user_are_kept_beside_ours(weights: Path, parse: Parse, started: list[list[str]]) -> None:
