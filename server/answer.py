@@ -1,4 +1,4 @@
-"""The engine's answer -> the same answer with `steering` in every choice."""
+"""Add `steering` to every choice of the engine's answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .body import Prepared
 
 
 class Annotator:
-    """Adds telemetry to one request's answer, whole or in chunks, reading each choice's lane as tokens come."""
+    """Adds telemetry to one request's answer, whole or in chunks, reading each choice's lane as tokens arrive."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._returned_tokens = [0] * len(prepared.lanes)
-        self.answered = False  # with something generated; a stream may begin and bring nothing but an error
+        self.answered = False  # with generated tokens; a stream may begin and contain nothing but an error
 
     def whole(self, answer: dict[str, Any]) -> None:
         """Annotate a complete chat, text or responses answer, in place."""
@@ -32,7 +32,7 @@ class Annotator:
             answer["steering"] = self._report(0, lane.read(0, self._returned_tokens[0]), closing=True)
 
     def chunk(self, chunk: dict[str, Any]) -> bool:
-        """Annotate one event of a stream, in place; return False if vLLM would not have sent it without our wish."""
+        """Annotate one event of a stream, in place; return False if vLLM would not have sent it to this client."""
         choices = chunk.get("choices") or []
         self.answered |= bool(choices) or "delta" in chunk
         wanted = not choices
@@ -55,18 +55,18 @@ class Annotator:
         start = self._returned_tokens[i]
         self._returned_tokens[i] = start + len(ids or [])
         closing = choice.get("finish_reason") is not None
-        if closing and ids is None:  # vLLM hides the ids of hidden reasoning; the lane still knows
+        if closing and ids is None:  # vLLM hides the ids of hidden reasoning; the lane still has the records
             self._returned_tokens[i] = lane.recorded_tokens()
         if self._prepared.telemetry == "tokens" or closing:
             choice["steering"] = self._report(i, lane.read(start, self._returned_tokens[i]), closing)
 
     def _hide_token_ids(self, holder: dict[str, Any]) -> None:
-        """Put null where vLLM has it for clients that did not ask for token ids."""
+        """Replace token ids by null, as vLLM has it for clients that did not request them."""
         if self._prepared.strip_token_ids:
             holder.update({key: None for key in ("token_ids", "prompt_token_ids") if key in holder})
 
     def _only_carried_token_ids(self, choice: dict[str, Any], ids: list[int] | None) -> bool:
-        """Return whether a chat chunk has nothing in it; with return_token_ids vLLM sends these too."""
+        """Return whether a chat chunk is otherwise empty; with return_token_ids vLLM sends these too."""
         return (
             self._prepared.strip_token_ids
             and bool(ids)

@@ -1,7 +1,7 @@
-"""A request body with `steering` in it -> the body vLLM understands, plus what to do with the answer.
+"""Turn a request body with `steering` into the body that vLLM understands, and plan its answer.
 
-Steering is parsed, admitted and encoded here, once; vLLM and the worker get numbers. Whatever is invalid is refused
-before the engine sees the request, and before a stream has begun.
+Steering is parsed, admitted and encoded here, once; vLLM and the worker get numbers. Anything invalid is refused before
+the engine sees the request, and before a stream has begun.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _BOOLEAN: Final = TypeAdapter(bool)
 
 @dataclass(frozen=True)
 class Host:
-    """What admission must know of the server: filled in once the engine is up."""
+    """What admission needs to know about the server; filled in once the engine is up."""
 
-    default: Steering | None  # of requests that bring no steering
+    default: Steering | None  # of requests without steering
     threshold_nats: float
-    default_temperature: float  # of requests that name none: the model's generation config, else 1
+    default_temperature: float  # of requests without one: the model's generation config, else 1
     default_penalties: Mapping[str, float]
     delimiters: tuple[int | None, int | None]
     engine: admission.Engine
@@ -50,32 +50,32 @@ class Prepared:
 
     body: dict[str, Any]
     telemetry: str
-    probed: bool  # a second entropy was asked for
+    probed: bool  # a second entropy was requested
     threshold_nats: float
-    lanes: list[Lane]  # one a choice; empty with telemetry "none"
+    lanes: list[Lane]  # one per choice; empty with telemetry "none"
     pool: LanePool | None  # to give the lanes back to
-    strip_token_ids: bool  # the client did not ask for them, we did
+    strip_token_ids: bool  # we requested them, not the client
 
 
 def may_be_steered(raw: bytes, host: Host) -> bool:
-    """Whether a body needs looking at; False only if it surely names nothing of ours and there is no default."""
+    """Return whether a body needs parsing: False only if it certainly has no field of ours and there is no default."""
     return host.default is not None or names_steering(raw)
 
 
 def names_steering(raw: bytes) -> bool:
-    """False only if a body surely names nothing of ours.
+    r"""Return False only if a body certainly has no field of ours.
 
-    A key may be spelled with escapes ("steer\\u0069ng") or in UTF-16 or UTF-32, hence the other tests.
+    A key may be spelled with escapes ("steer\u0069ng") or in UTF-16 or UTF-32, hence the other tests.
     """
     return b"steer" in raw or b"\\u" in raw or b"\0" in raw
 
 
 def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
-    """Return the steered form of a parsed body, None where it asks for no steering.
+    """Return the steered form of a parsed body, None if it is not to be steered.
 
     Raises:
-        SteeringError: the steering is invalid, or does not go with the rest of the body.
-        LanesExhaustedError: the request asks for telemetry itself, and every lane is in use.
+        SteeringError: the steering is invalid, or incompatible with the rest of the body.
+        LanesExhaustedError: the request itself asks for telemetry, and every lane is in use.
     """
     xargs = body.get("vllm_xargs")
     beside = None
@@ -95,8 +95,8 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
         return _prepared(path, body, host.default, host)
     except (SteeringError, LanesExhaustedError) as e:
         if isinstance(e, SteeringError) and e.field != "telemetry":
-            return None  # a server-wide default does not apply to requests that it does not fit
-        # Nobody asked for telemetry here, and the steering itself fits.
+            return None  # a server-wide default does not apply to requests that are incompatible with it
+        # The request has not asked for telemetry, and the steering itself fits.
         quiet = host.default.model_copy(update={"telemetry": "none"})
         return _prepared(path, body, quiet, host)
 
@@ -114,7 +114,7 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
         xargs = {}
     if not isinstance(xargs, dict):
         raise SteeringError("", "goes with vllm_xargs only where that is an object")
-    # An invalid temperature is for vLLM to refuse; what it takes for one that small is the least that it takes.
+    # vLLM refuses an invalid temperature, and raises one that small to its minimum.
     temperature = max(sampling.temperature or host.default_temperature, MIN_TEMPERATURE)
     encoded = encoding.encode(steering, temperature, host.threshold_nats)
     xargs = {**xargs, request.ENCODED_ARG: [request.BY_THE_SERVER, *encoded.packed()]}
@@ -123,14 +123,14 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
         n = _sequences(path, read, host.pool)
         lanes = host.pool.lend(n)
         if n > 1 and _without_seed(body):
-            body["seed"] = secrets.randbits(53)  # vLLM tells the n sequences apart by their seeds alone
+            body["seed"] = secrets.randbits(53)  # the seed is all that distinguishes the n sequences in vLLM
         xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
         xargs[request.BASE_SEED_ARG] = _seed(body) or 0
     body["vllm_xargs"] = xargs
     strip = False
     ids = body.get("return_token_ids")
     if lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
-        body["return_token_ids"] = strip = True  # how many tokens each choice (of each chunk) has
+        body["return_token_ids"] = strip = True  # show how many tokens each choice (of each chunk) has
     return Prepared(
         body=body,
         telemetry=steering.telemetry,
@@ -143,7 +143,7 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
 
 
 def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:
-    """Return how the request samples, where the values are of the right type (vLLM refuses the others)."""
+    """Return how the request samples, from values of the right type (vLLM refuses the others)."""
     temperature = _read(_FLOAT, body.get("temperature"))
     if body.get("temperature") is None:
         temperature = host.default_temperature
@@ -194,12 +194,12 @@ def _seed(body: dict[str, Any]) -> int | None:
 
 
 def _without_seed(body: dict[str, Any]) -> bool:
-    """Return whether the request has no seed. One of the wrong type is there, and vLLM refuses it."""
+    """Return whether the request has no seed. A seed of the wrong type counts as one, and vLLM refuses it."""
     return body.get("seed") is None or _read(_INTEGER, body["seed"]) == admission.NO_SEED
 
 
 def _read(kind: TypeAdapter[_T], value: Any) -> _T | None:
-    """Return `value` as vLLM's request models read it ("2" and 2.0 are 2 to them); None where they refuse it."""
+    """Return `value` as vLLM's request models read it ("2" and 2.0 are 2 to them); None if they refuse it."""
     try:
         return None if value is None else kind.validate_python(value)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form for what never reaches vLLM."""
+"""Answers in OpenAI's form for requests that never reach vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES: Final = {
 
 
 async def refuse(send: Send, status: int, message: str, param: str | None) -> None:
-    """Answer with an OpenAI error."""
+    """Return an OpenAI error as the answer."""
     error = {"message": message, "type": _TYPES[status], "param": param, "code": status}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

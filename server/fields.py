@@ -1,4 +1,4 @@
-"""Which of the fields that steering depends on each endpoint reads; vLLM ignores the others, and so must we."""
+"""The fields that steering depends on and each endpoint reads; vLLM ignores the others, and so must we."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steering that a request brings where nobody would read it."""
+"""Steering in a place of a request where nothing would read it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steerdec.steering.params import SteeringError
 from steerdec.vllm_plugin.request import RESERVED_ARGS, STEERING_ARG
 
 XARGS: Final = "vllm_xargs"
-# What Python clients and other servers call the places for further fields. None of them is a field of vLLM's
+# The names that Python clients and other servers use for extra fields. None of them is a field of vLLM's
 # requests, except vllm_xargs and, on a few paths, sampling_params.
 _WRAPPERS: Final = (XARGS, "extra_body", "extra_args", "sampling_params", "parameters", "generation_config")
 _NAMES: Final = (STEERING_ARG, *RESERVED_ARGS)
@@ -18,7 +18,7 @@ _DEPTH: Final = 3
 
 
 def refuse_misplaced(body: dict[str, Any]) -> None:
-    """Refuse steering inside a field that vLLM ignores, be it an object or its JSON text.
+    """Refuse steering inside a field that vLLM ignores, as an object or as JSON text.
 
     Raises:
         SteeringError: naming the place.
@@ -40,7 +40,7 @@ def refuse_everywhere(body: dict[str, Any], paths: str) -> None:
 
 
 def _places(holder: dict[str, Any], place: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield (place, name) of every field of ours that is not null; the place of the body itself is ""."""
+    """Yield (place, name) of every field of ours that is not null; the place in the body itself is ""."""
     for name in _NAMES:
         if holder.get(name) is not None:
             yield place, name

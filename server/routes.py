@@ -1,6 +1,6 @@
 """What steerdec adds to vLLM's server: the steering middleware, GET /v1/steering, and the page at /.
 
-Found by vLLM through the entry point group `vllm.endpoint_plugins`.
+vLLM loads it by the entry point group `vllm.endpoint_plugins`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class SteeringRoutes:
         self._about: dict[str, Any] = {}
 
     def attach_router(self, app: FastAPI) -> None:
-        # vLLM adds its API-key check after this, and what is added later sits further out: the check
-        # comes first, and nothing is read or allocated for a caller without a key.
+        # vLLM adds its API-key check after this, and later middleware is further out: the check
+        # runs first, and nothing is read or allocated for a caller without a key.
         for layer in reversed(INWARD):
             app.add_middleware(layer, host=self._ready)
         limit_headers()  # in each process of the server, and before uvicorn is configured
@@ -59,7 +59,7 @@ class SteeringRoutes:
         app.mount("/page", _PageFiles(directory=PAGE), name="steerdec-page")
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
-        assert engine_client is not None  # only without one for tasks other than generate
+        assert engine_client is not None  # missing only for tasks other than generate
         config = engine_client.vllm_config
         settings, engine = Settings.of(config), engine_of(config)
         tokenizer = engine_client.get_tokenizer()
@@ -115,13 +115,15 @@ class _PageFiles(StaticFiles):
 
 
 def _batch_invariant(config: Any) -> bool:
-    """Whether equal seeds give equal answers whatever else is in the batch: float32 on a CPU (measured: 480 of
-    480 texts), or where vLLM was told to be."""
+    """Return whether equal seeds give equal answers in any batch.
+
+    They do in float32 on a CPU (measured: 480 of 480 texts), or if vLLM was started as batch-invariant.
+    """
     on_cpu = config.device_config.device_type == "cpu"
     return (on_cpu and config.model_config.dtype == torch.float32) or bool(envs.VLLM_BATCH_INVARIANT)
 
 
 def _processor_loaded(config: Any) -> bool:
-    """Whether the engine runs the processor: it is named to it, and V1 drops it under speculative decoding."""
+    """Return whether the engine runs the processor: it is configured, and V1 drops it under speculative decoding."""
     named = any("EntropySteering" in str(p) for p in config.model_config.logits_processors or [])
     return named and (config.use_v2_model_runner or config.speculative_config is None)

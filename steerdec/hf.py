@@ -23,7 +23,7 @@ from steerdec.steering import admission, encoding, params, scope
 class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped to mypy here
     """Steers one call of `generate`; make a new one for each, since it counts generated tokens from the prompt's end.
 
-    `outcomes` holds what was done: one entry per generated token, each with tensors of one entry per row.
+    `outcomes` has one entry per generated token, with tensors of one entry per row.
     """
 
     def __init__(
@@ -35,13 +35,14 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
         seed: int | None = None,
         threshold_nats: float = params.PAPER_THRESHOLD_NATS,
     ) -> None:
-        """
+        """Check the steering and encode it.
+
         Args:
             steering: the object that a request's `steering` field holds.
             temperature: as given to `generate`, which divides the logits by it afterwards.
             prompt_tokens: length of the (padded) prompt.
             seed: of the placebo; row r of the batch uses seed + r.
-            threshold_nats: used where `steering` names none.
+            threshold_nats: the default if `steering` has no threshold.
 
         Raises:
             SteeringError: the steering is invalid or cannot be applied to such a request.
@@ -65,7 +66,7 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
         position = input_ids.shape[1] - self._prompt_tokens
         in_scope = None
         if self._request.scope != encoding.EVERYWHERE:
-            # From all tokens each time: a row is another sequence after a beam search has reordered its beams.
+            # From all tokens each time: after a beam search has reordered its beams, a row holds another sequence.
             in_scope = scope.states_after(input_ids, *self._request.delimiters) == self._request.scope
         logits = scores.float().contiguous()
         logits = logits.clone() if logits.data_ptr() == scores.data_ptr() else logits  # transformers may keep `scores`

@@ -1,6 +1,6 @@
 """The vLLM adapter: one class for both of vLLM's model runners.
 
-Both call `apply` on unscaled logits, after bias, bad words and grammar and before temperature, min-p,
+Both runners call `apply` on unscaled logits, after bias, bad words and grammar and before temperature, min-p,
 top-k and top-p. Rows scaled here are divided by the request's own temperature afterwards, and truncation sees the
 steered distribution.
 """
@@ -15,7 +15,7 @@ import vllm
 from steerdec.vllm_plugin import versions
 
 # vLLM's own server imports this through the entry point, without our launcher's check: report an unsupported version
-# before an import below fails at a name that has moved.
+# before an import below fails on a name that has moved.
 versions.check("vLLM", vllm.__version__)
 
 # isort: split
@@ -59,7 +59,7 @@ class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[mis
         settings = Settings.of(vllm_config)
         device = place if isinstance(place, torch.device) else place.device
         recorder = Recorder.open(settings.lanes.file, device) if settings.lanes else None
-        # Exactly one of the two, by the runner that built this.
+        # Exactly one of the two, depending on the runner.
         self._v1: BatchRows | None = None
         self._v2: SlotRows | None = None
         if isinstance(place, torch.device):
@@ -70,12 +70,12 @@ class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[mis
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Admit and encode a request in the front end; raise ValueError (HTTP 400) where its steering is refused."""
+        """Admit and encode a request in the front end; raise ValueError (HTTP 400) if its steering is refused."""
         request.validate(sampling_params)
 
     @property
     def acting(self) -> bool:
-        """Return whether this instance steers, and not a newer one that was loaded beside it."""
+        """Return whether this instance steers, rather than a newer one that was loaded beside it."""
         return _acting.get(id(self._vllm_config)) is self
 
     # V1 runner ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Measure the quantiles of a model's token entropies: of its own distributions (temperature 1), on text it wrote."""
+"""Measure the quantiles of a model's token entropies at temperature 1, on text that it wrote itself."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ async def sample_tokens(
     tokens: int,
     probe_temperatures: Sequence[float],
 ) -> None:
-    """Sample the problems, round after round, until `measures` has at least `tokens` tokens; they are appended to it.
+    """Sample the problems round after round until `measures` has at least `tokens` tokens; new ones are appended to it.
 
-    Every answer that was begun is waited for and counted, or the long ones would be missing. The probe temperatures
+    Every answer that was begun is awaited and counted; otherwise the long ones would be missing. The probe temperatures
     take turns over the samples of a problem, and over the problems.
 
     Raises:
@@ -49,7 +49,7 @@ async def sample_tokens(
                 if total >= tokens:
                     return
                 if len(measures) > MAX_EMPTY_ANSWERS and not total:
-                    raise TooFewTokensError(f"{len(measures)} answers without a token")
+                    raise TooFewTokensError(f"{len(measures)} answers have no token")
                 if (problem.id, sample) not in have:
                     probe = probe_temperatures[(sample + i) % len(probe_temperatures)] if probe_temperatures else None
                     yield Request(problem=problem, sample=sample, round=0, probe_temperature=probe)
@@ -68,7 +68,7 @@ async def sample_tokens(
 
 
 def calibration_of(measures: Sequence[Measured], problem_set: ProblemSet, measuring: Measuring) -> Calibration:
-    """Return the quantiles, and where they come from."""
+    """Return the quantiles, with their origin."""
     place = {problem.id: i for i, problem in enumerate(problem_set.problems)}
     used = [place[one.problem_id] for one in measures]
     entropies = np.concatenate([one.entropy_nats for one in measures]).astype(np.float64)
@@ -96,14 +96,14 @@ def calibration_of(measures: Sequence[Measured], problem_set: ProblemSet, measur
 def quantile_ci95(
     values: NDArray[np.float64], owners: NDArray[np.int64], q: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a quantile; whole problems are drawn, for their tokens are alike.
+    """Return the percentile bootstrap interval of a quantile. Whole problems are drawn, because their tokens are alike.
 
     Args:
         values: [tokens].
         owners: [tokens] the problem each value belongs to.
         q: in (0, 1).
 
-    With one problem the interval is a point: it says nothing of other problems.
+    With one problem the interval is a point: it says nothing about other problems.
     """
     names, owner = np.unique(owners, return_inverse=True)
     drawn = bootstrap.weights(len(names), rng, BOOTSTRAP_DRAWS)

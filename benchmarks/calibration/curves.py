@@ -1,6 +1,6 @@
-"""Entropy over temperature, from samples each of which was looked at from one temperature only.
+"""Entropy as a function of temperature, from samples that were each probed at one temperature only.
 
-A look at every temperature on the same text costs that text once per temperature. Here the samples of one pass take
+Probing the same text at every temperature costs that text once per temperature. Here the samples of one pass take
 turns: a token's entropy at T is known for the samples whose turn was T, and its entropy at 1 for all. The mean at T is
 taken within strata of the entropy at 1, and the strata are weighted by all tokens (post-stratification; Cochran,
 Sampling Techniques, 5A.9). Tokens of equal entropy at 1 have nearly equal entropy at T, so little is lost.
@@ -40,8 +40,8 @@ class Curves:
     def contributions(self, weights: Floats | None = None) -> dict[float, Contribution]:
         """Return the contributions of all problems together, [1] each, by temperature.
 
-        A temperature without a token among the forks, or the others, is left out. `weights` [n_problems] counts the
-        problems of a bootstrap draw.
+        A temperature without a token among the forks, or among the others, is left out. `weights` [n_problems] counts
+        the problems of a bootstrap draw.
         """
         w = np.ones(len(self.all_tokens)) if weights is None else weights
         mass = w @ self.all_tokens
@@ -57,7 +57,7 @@ class Curves:
         return Contribution(forks_nats=np.array([forks]), others_nats=np.array([others]), tokens=np.array([mass.sum()]))
 
     def _filled(self, sums: Floats, tokens: Floats, mass: Floats) -> Floats | None:
-        """Means by stratum, [n_strata]; a stratum without a token takes the line between its neighbors."""
+        """Return the means by stratum, [n_strata]; a stratum without a token is interpolated between its neighbors."""
         means = np.zeros(len(sums))
         for part in (slice(0, self.others), slice(self.others, len(sums))):
             known = np.flatnonzero(tokens[part] > 0)

@@ -1,7 +1,7 @@
 """Solve an arm set's matched temperatures on the text of the calibration, and check them on a little more.
 
 The samples of the calibration itself took turns at the first temperatures (see `curves`), so nothing is sampled twice.
-Each further round samples new text, looked at from the temperatures just solved, and solves again with all there is.
+Each further round samples new text, probed at the temperatures just solved, and solves again with all the data.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ ERROR_DRAWS = 200
 
 @dataclass(frozen=True)
 class Pair:
-    """An arm with a temperature to solve, and the arm whose dose it is to have; all else in numbers."""
+    """An arm with a temperature to solve, and the arm whose dose it must match; all other temperatures are numbers."""
 
     arm: Arm
     other: Arm
 
     def missed(self, means: Means, temperature: float) -> float:
-        """Return by how many nats the arm at that temperature misses the other's dose."""
+        """Return by how many nats the arm at that temperature misses the other arm's dose."""
         part = matching.solved_part(self.arm)
         return means.dose_nats(self.arm, **{part: temperature}) - means.dose_nats(self.other)
 
 
 def pairs_of(arm_set: ArmSet, *, temperature: float, threshold_nats: float) -> list[Pair]:
-    """Return the arms to solve. Raises ArmError where the set has one that cannot be solved for at all."""
+    """Return the arms to solve. Raises ArmError if the set has one that cannot be solved at all."""
     pairs = list(matching.to_solve(arm_set))
     known = {arm.name: temperature for arm, _ in pairs}  # any allowed number, for the others to resolve
     resolved = resolve(arm_set, temperature=temperature, threshold_nats=threshold_nats, fork_rate=0.5, solved=known)
@@ -72,8 +72,8 @@ async def match_arms(
 ) -> Matching:
     """Return temperatures for every "solve" of the set; an arm without one is left out, with the reason.
 
-    `measures` has the samples of the calibration and, where one was stopped, of its rounds; further ones are appended.
-    All samples together have at most `MAX_TIMES_TOKENS` times `tokens` tokens.
+    `measures` has the samples of the calibration and, if one was stopped, of its rounds; further ones are appended. All
+    samples together have at most `MAX_TIMES_TOKENS` times `tokens` tokens.
 
     Raises:
         TooFewTokensError: samples failed.
@@ -153,7 +153,7 @@ class _Rounds:
     async def take(
         self, number: int, temperatures: Sequence[float], measuring: Measuring, measures: list[Measured]
     ) -> None:
-        """Sample round `number`, from 1, as far as `measures` does not have it."""
+        """Sample round `number`, from 1, unless `measures` already has it."""
         share = SHARE_OF_FIRST_ROUND if number == 1 else (1 - SHARE_OF_FIRST_ROUND) / (MAX_ROUNDS - 1)
         answers = max(len(temperatures), math.floor(share * self._left / self._tokens_each))
         first = self._next_sample
@@ -176,7 +176,7 @@ class _Rounds:
 
 
 def _within(curves: Curves, base: float, pair: Pair, temperature: float) -> bool:
-    """Return whether the arm at that temperature has the other's dose, as far as the samples can say."""
+    """Return whether the arm at that temperature has the other arm's dose, as far as the samples can say."""
     missed = abs(pair.missed(Means(base, curves.contributions()), temperature))
     if missed <= TOLERANCE_NATS:
         return True

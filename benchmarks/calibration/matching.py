@@ -1,10 +1,10 @@
-"""The temperature at which one arm adds as much entropy as another: pure arithmetic on measured curves.
+"""Solve for the temperature at which one arm adds as much entropy as another: pure arithmetic on measured curves.
 
-The dose of an arm is the mean over all tokens of H(softmax(z / T')) - H(softmax(z / T)): what it adds to
-the entropy of the distributions really sampled, token by token on the same text, that of the baseline on
-calibration problems. Text that an arm itself writes would mix in where its mistakes have led. As a token
-is either a fork or not, the dose of every arm follows from two curves over temperature: the entropy that
-forks contribute to the mean, and the entropy that the other tokens do.
+The dose of an arm is the mean over all tokens of H(softmax(z / T')) - H(softmax(z / T)): what it adds to the entropy of
+the distributions really sampled, token by token on the same text, which is the baseline's on calibration problems. On
+text that an arm writes itself, the consequences of its mistakes would mix in. As a token is either a fork or not, the
+dose of every arm follows from two curves over temperature: the entropy that forks contribute to the mean, and the
+entropy that the other tokens contribute.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ class Means:
         self._forks, self._others = (PchipInterpolator(np.log(looks), nats) for nats in (forks, others))
 
     def nats(self, part: str, temperature: float) -> float:
-        """What "forks", "others" or "all" tokens contribute when sampled at that temperature."""
+        """Return what "forks", "others" or "all" tokens contribute when sampled at that temperature."""
         if temperature == 0.0:
             return 0.0
         curves = {"forks": [self._forks], "others": [self._others], "all": [self._forks, self._others]}[part]
         return sum(float(curve(math.log(temperature))) for curve in curves)
 
     def dose_nats(self, arm: Arm, **solved: float) -> float:
-        """What a resolved arm adds to the mean entropy; `solved` stands in for its "solve"."""
+        """Return what a resolved arm adds to the mean entropy; `solved` replaces its "solve"."""
         at = temperatures(arm) | solved
         return sum(self.nats(part, t) - self.nats(part, self.base) for part, t in at.items())
 
 
 def temperatures(arm: Arm) -> dict[str, float]:
-    """{"forks": T', "others": T'} of a resolved arm, or {"all": T'}; NaN where it is to be solved.
+    """Return {"forks": T', "others": T'} of a resolved arm, or {"all": T'}; NaN for one to be solved.
 
     Raises:
         ArmError: the arm's dose does not follow from fixed temperatures on forks and others.
@@ -81,10 +81,10 @@ def temperatures(arm: Arm) -> dict[str, float]:
 
 
 def _of_two_temperatures(arm: Arm) -> dict[str, Any]:
-    """The arm's steering, {} where it has none. Raises ArmError where it is of another kind."""
+    """Return the arm's steering, {} without one. Raises ArmError if it is of another kind."""
     steering = arm.steering or {}
     usual = {"select": ("entropy", "all"), "scope": ("all",)}
-    # Not yet in numbers, perhaps; whether a policy's temperatures are fixed does not depend on which they are.
+    # May not be resolved yet; whether a policy's temperatures are fixed does not depend on their values.
     numbers = {name: 1.0 if name in temperature_fields() else value for name, value in steering.items()}
     fixed = None not in applied(1.0, numbers, f'arm "{arm.name}"')
     if not fixed or any(steering.get(name, values[0]) not in values for name, values in usual.items()):
@@ -96,7 +96,7 @@ def _of_two_temperatures(arm: Arm) -> dict[str, Any]:
 
 
 def to_solve(arm_set: ArmSet) -> Iterator[tuple[Arm, Arm]]:
-    """(arm, the arm it is matched to) for every arm with a temperature to solve.
+    """Return (arm, the arm it is matched to) for every arm with a temperature to solve.
 
     Raises:
         ArmError: the other arm is to be solved itself, an arm has two temperatures to solve, or its own threshold.
@@ -126,12 +126,12 @@ def _unsolved(arm: Arm) -> set[str]:
 
 
 def unsolved_again(resolved: Arm, arm: Arm) -> Arm:
-    """`arm` in numbers, but for the temperature to solve, in whose place `resolve` needs a number too."""
+    """Return `arm` in numbers, with "solve" in place of the solved temperature, where `resolve` needs a number too."""
     return resolved.model_copy(update={"steering": (resolved.steering or {}) | dict.fromkeys(_unsolved(arm), SOLVED)})
 
 
 def first_looks(base: float, arms: Iterable[Arm]) -> list[float]:
-    """Temperatures to measure before anything can be solved: the base, the ends, and those that the arms have."""
+    """Return the temperatures to measure before anything can be solved: the base, the ends, and those of the arms."""
     looks = {base, *(round(factor * base, 6) for factor in (LOWEST, *FIRST_LOOKS, HIGHEST))}
     for arm in arms:
         looks |= {t for t in temperatures(arm).values() if t > 0.0}  # a NaN is not
@@ -139,7 +139,7 @@ def first_looks(base: float, arms: Iterable[Arm]) -> list[float]:
 
 
 def solve(means: Means, arm: Arm, other: Arm) -> float:
-    """The temperature at which `arm` has the dose of `other`.
+    """Return the temperature at which `arm` has the dose of `other`.
 
     Raises:
         ArmError: no temperature between the curves' ends gives it.
@@ -160,7 +160,7 @@ def solve(means: Means, arm: Arm, other: Arm) -> float:
 
 
 def solved_part(arm: Arm) -> str:
-    """Which tokens' temperature is to be solved: "forks", "others" or "all"."""
+    """Return which tokens' temperature is to be solved: "forks", "others" or "all"."""
     if "other_temperature" in _unsolved(arm):
         return "others"
     return "all" if (arm.steering or {}).get("select") == "all" else "forks"

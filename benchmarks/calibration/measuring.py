@@ -1,8 +1,8 @@
-"""Sample a model at its base temperature and keep what each token's distribution looked like, in a file that survives.
+"""Sample a model at its base temperature and store the entropies of each token's distribution in a resumable file.
 
-Every sample is asked for the entropy of each token's own distribution, softmax(z), and at will for that of
-softmax(z / T) at one further temperature T. The answers are appended to a journal beside the calibration, so a stopped
-calibration continues where it was.
+Every sample requests the entropy of each token's own distribution, softmax(z), and optionally that of softmax(z / T) at
+one further temperature T. The answers are appended to a journal beside the calibration, so a stopped calibration can be
+resumed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class TooFewTokensError(SteerdecError):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The tokens of one answer; lists are [tokens], without tokens whose entropy nobody recorded.
+    """The tokens of one answer; lists are [tokens], without tokens whose entropy was not recorded.
 
-    `round` counts the passes of a calibration: 0 for the quantiles, 1 and on to check solved temperatures.
+    `round` counts the passes of a calibration: 0 for the quantiles, 1 and up to check solved temperatures.
     """
 
     problem_id: str
@@ -61,7 +61,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One sample to measure, and at which further temperature."""
+    """One sample to measure, with its probe temperature."""
 
     problem: Problem
     sample: int
@@ -148,7 +148,7 @@ class Measuring:
 
 
 def _measured(request: Request, answer: Answer) -> Measured:
-    own = np.array(answer.entropy_nats or [], dtype=np.float32)  # None, an entropy nobody recorded, becomes NaN
+    own = np.array(answer.entropy_nats or [], dtype=np.float32)  # None, an entropy that was not recorded, becomes NaN
     known = ~np.isnan(own)
     probe = None
     if request.probe_temperature is not None:
@@ -165,10 +165,10 @@ def _measured(request: Request, answer: Answer) -> Measured:
 
 
 def open_journal(path: Path, settings: dict[str, Any]) -> list[Measured]:
-    """Start a journal under these settings, or return what the one of a stopped calibration has.
+    """Start a journal under these settings, or return the samples of a stopped calibration's journal.
 
     Raises:
-        InvalidInputError: the file is of a calibration under other settings, or of none.
+        InvalidInputError: the file belongs to a calibration under other settings, or is not a journal.
         JournalError: it cannot be read or written.
     """
     repair(path, lambda record: True)
@@ -181,9 +181,7 @@ def open_journal(path: Path, settings: dict[str, Any]) -> list[Measured]:
         return []
     old = first.get(SETTINGS)
     if not isinstance(old, dict):
-        raise InvalidInputError(
-            f"{path} is in the way: it is not the journal of a calibration; move it, or change --out"
-        )
+        raise InvalidInputError(f"{path} exists and is not the journal of a calibration; move it, or change --out")
     for name in {**old, **settings}:
         if old.get(name) != settings.get(name):
             raise InvalidInputError(

@@ -27,7 +27,7 @@ from .measuring import Measuring, open_journal
 
 
 def journal_path(out: Path) -> Path:
-    """Return the file with the samples of a calibration that is not finished."""
+    """Return the file with the samples of an unfinished calibration."""
     return out.with_name(out.name + ".samples.jsonl")
 
 
@@ -45,10 +45,10 @@ def run(
     prompt: str | None,
     thinking: bool | None,
 ) -> Calibration:
-    """Calibrate and write the file; where an arm set is named, solve its matched temperatures too.
+    """Calibrate and write the file; with an arm set, solve its matched temperatures too.
 
-    The file is written once before that, so that the quantiles are kept whatever comes of it. The samples are kept
-    beside it until all is done: stopped in between, the same call continues.
+    The file is written once before solving, so that the quantiles are kept in any case. The samples are kept beside it
+    until everything is done: after a stop, the same call resumes.
 
     Raises:
         ProblemError, PromptError, SettingsError, ArmError, InvalidInputError: the request is wrong.
@@ -61,7 +61,7 @@ def run(
     base = temperature or (arm_set and arm_set.temperature) or DEFAULT_TEMPERATURE
     if arm_set is not None and not list(matching.to_solve(arm_set)):
         raise ArmError(f'--arms: "{arms}" has no temperature to solve')
-    for problem in problem_set.problems:  # the template exists and takes them all
+    for problem in problem_set.problems:  # raises unless the template exists and fits every problem
         request_body(template, problem, thinking=thinking)
     journal = journal_path(out)
 
@@ -132,7 +132,7 @@ async def _calibrate(
 def _settings(
     measuring: Measuring, server: Server, problem_set: ProblemSet, arm_set: ArmSet | None, probes: list[float]
 ) -> dict[str, Any]:
-    """Return what the samples depend on, which may not change while a calibration is resumed."""
+    """Return what the samples depend on; these may not change when a calibration is resumed."""
     return {
         "model": server.model,
         **{f"server {key}": server.steering.get(key) for key in ENGINE_KEYS},

@@ -18,10 +18,10 @@ MAX_FILE_BYTES: Final = 1 << 20
 
 
 def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
-    """Return the set, with plain requests sampled twice where the engine may answer them differently.
+    """Return the set with a repeated baseline if the engine may answer plain requests differently.
 
-    Where a batch's composition changes the last bits of its logits, A/A differs from B in a few answers although
-    steering did nothing. Only two plain arms with equal seeds can show how many.
+    If a batch's composition changes the last bits of its logits, A/A differs from B in a few answers although steering
+    did nothing. Only two plain arms with equal seeds can show how many.
     """
     roles = [arm.role for arm in arm_set.arms]
     if batch_invariant or "identity" not in roles or "replicate" in roles:
@@ -51,7 +51,7 @@ def load_arm_set(name_or_path: str) -> ArmSet:
         path = Path(name_or_path)
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise ArmError(f"{path} is larger than {MAX_FILE_BYTES} bytes, which no arm set is")
+                raise ArmError(f"{path} is too large for an arm set; at most {MAX_FILE_BYTES} bytes are allowed")
             text = path.read_text("utf-8")
         except FileNotFoundError:
             raise ArmError(
@@ -76,7 +76,7 @@ def built_in_text(name: str) -> str:
 
 
 def with_mask_paths(arm_set: ArmSet, folder: Path) -> ArmSet:
-    """Return the set with its masks, named relative to `folder`, found from any working directory."""
+    """Return the set with the paths of its masks, given relative to `folder`, valid from any working directory."""
     replays = {
         name: replay.model_copy(update={"mask": str((folder / replay.mask).resolve())})
         for name, replay in arm_set.replays.items()

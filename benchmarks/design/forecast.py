@@ -1,4 +1,4 @@
-"""What a run will say and cost if an effect is there: simulated looks, under assumptions that are printed.
+"""Forecast what a run will show and cost for a given effect: simulated looks, under assumptions that are printed.
 
     python -m steerdec.benchmarks.design.forecast
 
@@ -23,9 +23,9 @@ STUDIES = 4000
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is taken to be true of a comparison.
+    """The assumed truth about a comparison.
 
-    `noise_variance`: of one paired difference of two samples; 2 p (1 - p) for independent arms, less where they share
+    `noise_variance`: of one paired difference of two samples; 2 p (1 - p) for independent arms, less if they share
     luck. `effect_sd`: of the true effect between problems. `claims`: how many claims share the error.
     """
 
@@ -55,11 +55,11 @@ def forecast(
     *,
     seed: int = 0,
 ) -> Forecast:
-    """Simulate `STUDIES` runs of one comparison and judge them as a run is judged, look by look.
+    """Simulate `STUDIES` runs of one comparison and judge them as a real run is judged, look by look.
 
-    The difference of a problem is normal: its effect, and noise that falls with the samples. Student's t over problems
-    decides, against the bounds of the looks at the level of the first step of Holm; a claim is given up where a verdict
-    at the end has become unlikely.
+    The difference of a problem is normal: its effect, plus noise that falls with the number of samples. Student's t
+    over problems decides, against the bounds of the looks at the level of the first step of Holm; a claim is given up
+    if a verdict at the end has become unlikely.
 
     Args:
         looks: one at the end if not given.
@@ -109,7 +109,7 @@ def forecast(
 
 
 def _half_width(se: Floats, n_problems: int, tail: float) -> Floats:
-    """`equal_half_width` of each error, interpolated."""
+    """Return `equal_half_width` of each error, interpolated."""
     grid = np.linspace(float(se.min()), float(se.max()) + 1e-12, 20)
     widths: Floats = np.interp(se, grid, [equal_half_width(float(one), n_problems, max(tail, 1e-12)) for one in grid])
     return widths

@@ -1,4 +1,4 @@
-"""What a run says about the next one: the noise of a comparison, the length of answers, the chance of each verdict."""
+"""Plan from a run: the noise of a comparison, the length of answers, and the chance of each verdict in the next run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .forecast import Assumptions, Forecast, forecast
 
 
 class PlanError(InvalidInputError):
-    """A run that says nothing about the next one; one plain line."""
+    """A run from which the next one cannot be planned; one plain line."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What a run showed. `pair`: the noisiest of the claimed comparisons, which the assumptions are of."""
+    """What a run showed. `pair`: the noisiest of the claimed comparisons, on which the assumptions are based."""
 
     pair: tuple[str, str]
     assumptions: Assumptions

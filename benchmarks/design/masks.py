@@ -1,4 +1,4 @@
-"""Masks as replays use them: which tokens of recorded responses to a problem a lens selects."""
+"""Masks as replays use them: which tokens of recorded responses a lens selects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReplayMask:
     traces: dict[str, tuple[MaskedTrace, ...]]  # by problem id
 
     def kept(self) -> dict[str, Any]:
-        """Return what a run records of it."""
+        """Return what a run records about it."""
         recorded = {key: self.about.get(key) for key in KEPT}
         recorded["model"] = Path(str(recorded["model"])).name
         return recorded | {"problems": Path(str((self.about.get("problems") or {}).get("name"))).name}
@@ -58,18 +58,18 @@ class Prefix:
 
     @property
     def response_ids(self) -> list[int]:
-        """Return what stays of the response, `position` tokens."""
+        """Return the kept beginning of the response, `position` tokens."""
         return [int(token) for token in self.trace.response_ids[: self.position]]
 
     @property
     def token_ids(self) -> list[int]:
-        """Return the prompt of the request: the problem's, and what stays of the response."""
+        """Return the prompt of the request: the problem's prompt and the kept beginning of the response."""
         return [*self.trace.prompt_ids, *self.response_ids]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the arms of one replay may start from: the `which` positions of a mask."""
+    """The positions from which the arms of one replay may start: the `which` positions of a mask."""
 
     mask: ReplayMask
     which: Positions

@@ -1,4 +1,4 @@
-"""Which samples a run consists of, in which order, and each one's seed and prefix."""
+"""Which samples a run consists of, in which order, and the seed and prefix of each."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class PlannedSample(NamedTuple):
 def drawn_prefix(places: Places, run_seed: int, problem_id: str, sample: int) -> Prefix:
     """Draw a recorded response to the problem and one of its `places`, each uniformly, by a hash.
 
-    The hash does not depend on the mask: over the same responses two masks give positions of the same response, at
-    the same rank among those that each of them has there. So they differ less by chance.
+    The hash does not depend on the mask: over the same responses, two masks give positions of the same response, with
+    the same rank among the positions that each of them has there. So they differ less by chance.
     """
     responses = places.of(problem_id)
     trace, positions = responses[_uniform(len(responses), "trace", run_seed, problem_id, sample)]
@@ -44,10 +44,10 @@ def _uniform(n: int, *identifiers: object) -> int:
 class SamplingPlan:
     """Every (sample, problem, arm), the arm varying fastest.
 
-    All arms of one (problem, sample) are adjacent, so that whatever drifts during a run
-    (load, a second endpoint, a restarted server) affects all arms alike and cancels in the paired
-    differences. Samples vary slowest, so that a run cut short has k' < k samples of every problem.
-    Within a group the arms are rotated by a hash, so that none is always sent first.
+    All arms of one (problem, sample) are adjacent, so that anything that drifts during a run (load, a second endpoint,
+    a restarted server) affects all arms alike and cancels in the paired differences. Samples vary slowest, so that a
+    run cut short has k' < k samples of every problem. Within a group the arms are rotated by a hash, so that none is
+    always sent first.
     """
 
     problems: Sequence[Problem]
@@ -69,7 +69,7 @@ class SamplingPlan:
         return self.samples * len(self.problems) * len(self.arms)
 
     def index(self, problem_id: str, arm: str, sample: int) -> int:
-        """Return the number of a sample. Raises KeyError where it is not part of this plan."""
+        """Return the number of a sample. Raises KeyError if it is not part of this plan."""
         if not 0 <= sample < self.samples:
             raise KeyError(sample)
         return sample * len(self._places) + self._places[problem_id, arm]

@@ -1,4 +1,4 @@
-"""What a run can see before it is made, and what it costs. Pure."""
+"""The smallest effect that a planned run can detect, and what the run costs. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EFFECT_SD = 0.10
 
 
 def usual_sd(p_bar: float) -> float:
-    """The default spread of accuracies at another mean: as large a share as there of the largest spread possible."""
+    """Return the default spread of accuracies at another mean: the same share of the largest spread possible."""
     return ACCURACY_SD * math.sqrt(p_bar * (1 - p_bar) / (ACCURACY * (1 - ACCURACY)))
 
 
@@ -40,17 +40,17 @@ def plan(
     effect_sd: float = EFFECT_SD,
     mean_tokens: float = np.nan,
 ) -> Plan:
-    """The minimum detectable effect of one arm against the baseline, and the cost of `arms` arms, the baseline
-    included.
+    """Return the minimum detectable effect of one arm against the baseline, and the cost of all `arms` arms.
 
-    A sample of a problem with accuracy p has variance p(1-p), on average v = p_bar (1 - p_bar) - p_sd^2, taken to be
-    the same in both arms. The standard error of the mean difference over n problems is then
+    `arms` includes the baseline. A sample of a problem with accuracy p has variance p(1-p), on average v = p_bar (1 -
+    p_bar) - p_sd^2, taken to be the same in both arms. The standard error of the mean difference over n problems is
+    then
 
         these problems:       sqrt(2 v / (k n)), normal;
         problems like these:  sqrt((effect_sd^2 + 2 v / k) / n), Student with n - 1 degrees of freedom.
 
-    No amount of sampling takes the second below effect_sd / sqrt(n): there only problems help. Holm's correction,
-    which asks the most significant of m claims for p < .05 / m, is not counted in.
+    No amount of sampling takes the second below effect_sd / sqrt(n): there only problems help. Holm's correction, which
+    requires p < .05 / m of the most significant of m claims, is not included.
 
     Args:
         p_bar: mean over problems of the baseline's accuracy.
@@ -66,7 +66,7 @@ def plan(
             raise ValueError(f"{name} is {count}; at least 1 is allowed")
     v = p_bar * (1 - p_bar) - p_sd**2
     if not 0 <= p_bar <= 1 or v < 0:
-        raise ValueError(f"p_bar {p_bar} with p_sd {p_sd} is no spread of accuracies: p_sd^2 <= p_bar (1 - p_bar)")
+        raise ValueError(f"p_sd is {p_sd}, impossible with p_bar {p_bar}; p_sd^2 <= p_bar (1 - p_bar) is allowed")
     if effect_sd < 0:
         raise ValueError(f"effect_sd is {effect_sd}; 0 or more is allowed")
     within = 2 * v / k

@@ -1,4 +1,4 @@
-"""An arm set in numbers: in place of what is relative to the base temperature, calibrated or solved.
+"""Resolve an arm set into numbers: everything that is relative to the base temperature, calibrated or solved.
 
 A resolved set is itself a valid arm set, which resolves to itself.
 """
@@ -23,13 +23,13 @@ def resolve(
     fork_rate: float | None = None,
     solved: dict[str, float] | None = None,
 ) -> ArmSet:
-    """The set with numbers for everything relative, each steering checked by `steerdec.params`.
+    """Return the set with numbers for everything relative, each steering checked by `steerdec.steering.params`.
 
     Args:
         temperature: the base temperature.
-        threshold_nats: entropy above which a token is a fork, written into every steering that names none.
+        threshold_nats: entropy above which a token is a fork, written into every steering without a threshold.
         fork_rate: for "calibrated", the share of tokens above the threshold in a calibration.
-        solved: for "solve", the temperature by arm name, found on calibration text.
+        solved: for "solve", the temperature by arm name, solved on calibration text.
 
     Raises:
         ArmError: a value is missing or not allowed; one line that names the arm.

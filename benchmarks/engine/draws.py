@@ -1,11 +1,11 @@
-"""Whether tokens are really drawn from the distribution that the reference says: chi-square tests on real vLLM.
+"""Test that tokens are really drawn from the reference's distribution: chi-square tests on real vLLM.
 
     python -m steerdec.benchmarks.engine.draws --draws 100000 --json draws.json
 
-Every draw is a request of its own, with a seed of its own, for the first token after one prompt. The
-expected distribution comes from the log-probabilities that vLLM reports for that step, steered by
-`steerdec.reference`, divided by the request's temperature and truncated, all in float64. Beside each
-p value stands the one against no steering at a temperature 0.1 higher: how surely the draws would tell it.
+Every draw is a request of its own, with a seed of its own, for the first token after one prompt. The expected
+distribution comes from the log-probabilities that vLLM reports for that step, steered by `steerdec.kernels.reference`,
+divided by the request's temperature and truncated, all in float64. Each p value comes with the one against no steering
+at a temperature 0.1 higher, which shows how surely the draws would detect that.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ALPHA: Final = 1e-3  # a case fails below this; with six cases one run in 170 do
 
 @dataclass(frozen=True)
 class Case:
-    """What is drawn: the steering, the request's own temperature and truncation, and a grammar or not."""
+    """What is drawn: the steering, the request's own temperature and truncation, and whether a grammar applies."""
 
     steering: dict[str, Any] | None
     temperature: float
@@ -90,7 +90,7 @@ def prompt_of(llm: LLM) -> Any:
 
 
 def drawn(llm: LLM, case: Case, draws: int, first_seed: int = FIRST_SEED) -> NDArray[np.int64]:
-    """First tokens of `draws` requests seeded `first_seed` and up."""
+    """Return the first tokens of `draws` requests with seeds from `first_seed` up."""
     extra: dict[str, Any] = {} if case.steering is None else {"extra_args": {"steering": case.steering}}
     if case.choices:
         extra["structured_outputs"] = StructuredOutputsParams(choice=list(case.choices))
@@ -103,7 +103,7 @@ def drawn(llm: LLM, case: Case, draws: int, first_seed: int = FIRST_SEED) -> NDA
 
 
 def step_logits(llm: LLM) -> Tensor:
-    """[vocab] float64 logits of the drawn step, up to a constant, from vLLM's own log-probabilities."""
+    """Return [vocab] float64 logits of the drawn step, up to a constant, from vLLM's own log-probabilities."""
     asked = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
     step = llm.generate([prompt_of(llm)], asked, use_tqdm=False)[0].outputs[0].logprobs[0]
     logits = torch.full((llm.model_config.get_vocab_size(),), -torch.inf, dtype=torch.float64)
@@ -113,7 +113,7 @@ def step_logits(llm: LLM) -> Tensor:
 
 
 def allowed_tokens(tokenizer: Any, choices: tuple[str, ...]) -> list[int]:
-    """Tokens with which a text can begin that has to be one of `choices`."""
+    """Return the tokens with which one of `choices` can begin."""
     texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     return [token for token, text in texts.items() if text and any(choice.startswith(text) for choice in choices)]
 
@@ -125,7 +125,7 @@ def expected(
     top_p: float = 1.0,
     allowed: list[int] | None = None,
 ) -> NDArray[np.float64]:
-    """[vocab] probabilities that the reference gives: mask, steer, divide by T, truncate."""
+    """Return [vocab] probabilities by the reference: mask, steer, divide by T, truncate."""
     z = logits.clone()
     if allowed is not None:
         mask = torch.full_like(z, -torch.inf)
@@ -144,9 +144,9 @@ def expected(
 
 
 def chi_square(tokens: NDArray[np.int64], p: NDArray[np.float64]) -> tuple[float, int]:
-    """p value of the draws under `p`, and the number of bins; tokens expected fewer than 10 times share one.
+    """Return the p value of the draws under `p`, and the number of bins; tokens expected fewer than 10 times share one.
 
-    0 where a token was drawn that `p` says cannot be.
+    The p value is 0 if a token was drawn that has probability 0 under `p`.
     """
     if (p[tokens] == 0).any():
         return 0.0, 0
@@ -161,7 +161,7 @@ def chi_square(tokens: NDArray[np.int64], p: NDArray[np.float64]) -> tuple[float
 
 
 def p_values(llm: LLM, case: Case, tokens: NDArray[np.int64]) -> tuple[float, float, int]:
-    """p against what should have been drawn from, p against its neighbour, and the number of bins of the former."""
+    """Return p against the true distribution, p against its neighbor, and the number of bins of the former."""
     logits = step_logits(llm)
     allowed = allowed_tokens(llm.get_tokenizer(), case.choices) if case.choices else None
     p, bins = chi_square(tokens, expected(logits, case.steering, case.temperature, case.top_p, allowed))
@@ -206,7 +206,7 @@ def main() -> None:
         p, p_neighbour, bins = p_values(llm, case, tokens)
         results.append(Result(name, asked.draws, bins, p, p_neighbour, round(time.perf_counter() - begin, 1)))
     table = Table(box=None)
-    for heading in ("case", "draws", "bins", "p", "p of a neighbour", "s"):
+    for heading in ("case", "draws", "bins", "p", "p of a neighbor", "s"):
         table.add_column(heading, no_wrap=True)
     for r in results:
         table.add_row(r.case, f"{r.draws:,}", str(r.bins), f"{r.p:.4f}", f"{r.p_neighbour:.1e}", f"{r.elapsed_s:.0f}")

@@ -2,10 +2,10 @@
 
     python -m steerdec.benchmarks.engine.kernel --vocab 49152 --rows 64 --json kernel.json
 
-Every contender runs once a round, in a new order each round, so that whatever else the machine does
-falls on all alike; what is reported is the median over the rounds, and the median of the ratios
-within rounds with its 95% interval. A round in which a thread had to wait for a core is made again
-(Linux tells): on a shared machine every ratio drifts to 1 with the time that all of them wait. Each
+Every contender runs once per round, in a new order each round, so that other load on the machine
+affects all alike. The figures are the median over the rounds, and the median of the ratios
+within rounds with its 95% interval. A round in which a thread had to wait for a core (as Linux reports) is
+repeated: on a shared machine every ratio drifts to 1 with the time that all of them wait. Each
 run gets logits that no cache holds. One row in five is a fork, and is scaled.
 """
 
@@ -43,10 +43,10 @@ NO_FORK = {"threshold_nats": 100.0}
 ROTATED_BYTES = 256 * 2**20  # of logits, so that a run finds none of its own in a cache
 
 HEAD_START_CYCLES = 1_000_000  # of a GPU, some half a millisecond
-DISTURBED = 0.05  # share of a run's time that its threads waited for a core,
+DISTURBED = 0.05  # share of a run's time that its threads waited for a core
 WAKING_S = 30e-6  # beyond what it takes to wake them
 FEWEST_ROUNDS = 6  # of fewer, no order statistics hold 95%
-TRIES = 10  # at most so many times the rounds asked for
+TRIES = 10  # at most so many times the requested rounds
 
 Contender = Callable[[Tensor], object]
 
@@ -71,7 +71,7 @@ class Timing:
 
 
 def tables(steerings: list[dict[str, Any]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """One slot each."""
+    """Return tables with one slot for each steering."""
     made = [encoding.encode(registry.parse(s), 1.0, params.PAPER_THRESHOLD_NATS) for s in steerings]
     floats = torch.tensor([row.floats for row in made], device=device)
     return floats, torch.tensor([row.ints(None) for row in made], dtype=torch.int32, device=device)
@@ -103,7 +103,7 @@ def measuring(n: int, device: torch.device) -> Contender:
 
 
 def vllm_kernels(n: int, device: torch.device) -> dict[str, tuple[Contender, float]]:
-    """vLLM's own temperature and min_p over the same logits, with the passes they make; none without CUDA or vLLM."""
+    """Return vLLM's own temperature and min_p over the same logits, with their passes; none without CUDA or vLLM."""
     if device.type != "cuda":
         return {}
     try:
@@ -112,7 +112,7 @@ def vllm_kernels(n: int, device: torch.device) -> dict[str, tuple[Contender, flo
     except ImportError:
         return {}
     slots = torch.arange(n, dtype=torch.int32, device=device)
-    # Neither changes a logit by much, however often it comes by: what is timed must stay the same problem.
+    # Neither changes a logit by much, even when repeated: every round has to time the same problem.
     warm = torch.full((n,), 1.0 + 1e-6, device=device)
     min_p = torch.full((n,), 1e-30, device=device)
     return {
@@ -122,7 +122,7 @@ def vllm_kernels(n: int, device: torch.device) -> dict[str, tuple[Contender, flo
 
 
 def contenders(n: int, vocab: int, device: torch.device) -> dict[str, tuple[Contender, float]]:
-    """Name -> what runs, and how often it must at least touch every logit: reading is one, writing is one."""
+    """Return, by name, what runs and how often it must at least touch every logit: a read is one, a write is one."""
     out = torch.empty(n, vocab, device=device)
     return {
         "steer": (steering(n, device), 1.0 + math.ceil(FORK_SHARE * n) / n),  # a fork is scaled out of the cache
@@ -134,7 +134,7 @@ def contenders(n: int, vocab: int, device: torch.device) -> dict[str, tuple[Cont
 
 
 def stopwatch(device: torch.device) -> Callable[[Contender, Tensor], tuple[float, bool]]:
-    """Seconds that one run takes on `device`, and whether it was disturbed."""
+    """Return the seconds that one run takes on `device`, and whether it was disturbed."""
 
     def on_cuda(contender: Contender, logits: Tensor) -> tuple[float, bool]:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -156,7 +156,7 @@ def stopwatch(device: torch.device) -> Callable[[Contender, Tensor], tuple[float
 
 
 def waited_for_a_core_s() -> float:
-    """Seconds that this process's threads have stood ready to run but did not; 0 where the system does not say."""
+    """Return the seconds that this process's threads were ready but did not run; 0 if the system does not say."""
     waits = (path.read_text().split()[1] for path in Path("/proc/self/task").glob("*/schedstat"))
     return sum(map(int, waits)) / 1e9
 
@@ -195,13 +195,13 @@ def measure(n: int, vocab: int, rounds: int, device: torch.device) -> list[Timin
 
 
 def ratio(a: list[float], b: list[float]) -> tuple[float, tuple[float, float]]:
-    """Median over the rounds of a / b, and its 95% interval from the order statistics."""
+    """Return the median over the rounds of a / b, and its 95% interval from the order statistics."""
     ratios = np.sort(np.asarray(a) / np.asarray(b))
     outside = int(scipy.stats.binom.ppf(0.025, len(ratios), 0.5))
     return float(np.median(ratios)), (float(ratios[outside - 1]), float(ratios[-outside]))
 
 
-def check_no_synchronisation(vocab: int) -> None:
+def check_no_synchronization(vocab: int) -> None:
     """Raise RuntimeError if steering on CUDA makes the host wait for the GPU."""
     steer, logits = steering(8, torch.device("cuda")), torch.randn(8, vocab, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
@@ -212,7 +212,7 @@ def check_no_synchronisation(vocab: int) -> None:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -249,8 +249,8 @@ def show(timings: list[Timing], console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m steerdec.benchmarks.engine.kernel", description=__doc__)
-    parser.add_argument("--vocab", type=int, nargs="+", default=VOCABS, help="logits a row")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows a step, one a running request")
+    parser.add_argument("--vocab", type=int, nargs="+", default=VOCABS, help="logits per row")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows per step, one per running request")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
@@ -266,12 +266,12 @@ def main() -> None:
         dispatch.warm_up(vocab, device)
         console.print(f"warm-up for {vocab:,} logits: {time.perf_counter() - begin:.1f} s")
         if device.type == "cuda":
-            check_no_synchronisation(vocab)
+            check_no_synchronization(vocab)
         measured = [timing for n in asked.rows for timing in measure(n, vocab, asked.rounds, device)]
         show(measured, console)
         timings += measured
     if any(t.disturbed for t in timings):
-        console.print("* the machine was so busy that disturbed rounds are counted: believe the best, not the ratios")
+        console.print("* busy machine, disturbed rounds are included: trust the best times, not the ratios")
     if asked.json:
         asked.json.write_text(json.dumps({"machine": about, "timings": [asdict(t) for t in timings]}, indent=1) + "\n")
 

@@ -3,17 +3,17 @@
     python -m steerdec.benchmarks.engine.overhead --json overhead.json
 
 One engine decodes one batch, and the arms take turns at its steps: of every four steps in a row each arm
-has one, in an order drawn anew, so that whatever else the machine does, and what the growing context costs,
-falls on all alike. Without the plugin means that it is out of the engine's own list of processors for that
-step; idle, that it is there and knows of no steered request. A step is scheduling, forward pass, sampling
+has one, in a newly drawn order, so that other load on the machine and the cost of the growing context
+affect all alike. "Without the plugin" means that it is not in the engine's own list of processors for that
+step; "idle", that it is there and has no steered request. A step is scheduling, forward pass, sampling
 and output; the engine schedules synchronously, so that a step's time is its own and the plugin's cannot
 hide behind the next one's. All requests are in the batch from the first step to the last; the first, which
 reads the prompts, is not counted.
 
-Of a batch the median over its turns of log(time without the plugin / time of the arm) is taken, which a
-hiccup of the machine does not move; reported is the mean over the batches with its 95% t-interval, both
-back as ratios of tokens/s. Beside it stands the share of a step that passes inside the plugin's `apply`, and
-below the table what a steered request costs once: its validation, and its entry in the plugin's books.
+For each batch the median over its turns of log(time without the plugin / time of the arm) is taken, which a
+hiccup of the machine does not move. The report has the mean over the batches with its 95% t-interval, both
+converted back to ratios of tokens/s, the share of a step spent inside the plugin's `apply`, and,
+below the table, the one-time cost of a steered request: its validation, and its entry in the plugin's tables.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Cost:
 
 
 class TakingTurns(EntropySteering):
-    """The plugin, whose books of the batch are kept once for every arm; the arm of the step says which it reads."""
+    """The plugin, with its state of the batch kept once for every arm; the arm of the step says which is read."""
 
     arm = "steering and telemetry"  # of the class, as vLLM may hold more than one instance
     inside_s = 0.0
@@ -100,7 +100,7 @@ class TakingTurns(EntropySteering):
         TakingTurns.admission_s += time.perf_counter() - begin
 
     def _read(self, arm: str) -> None:
-        """Let `arm` be what the methods of the plugin see."""
+        """Make the methods of the plugin see `arm`."""
         self._v1 = {"idle": self._idle_v1, "steering": self._bare_v1}.get(arm, self._full_v1)
         self._v2 = {"idle": self._idle_v2, "steering": self._bare_v2}.get(arm, self._full_v2)
 
@@ -135,7 +135,7 @@ class TakingTurns(EntropySteering):
 
 
 class Engine:
-    """vLLM with the plugin in it, whose arm is chosen step by step."""
+    """vLLM with the plugin loaded, whose arm is chosen step by step."""
 
     def __init__(self, model: str, dtype: str, requests: int, tokens: int, lanes: telemetry.LaneFile) -> None:
         on_cpu = {"enforce_eager": True, "gpu_memory_utilization": 0.3} if not torch.cuda.is_available() else {}
@@ -164,7 +164,7 @@ class Engine:
             raise RuntimeError("the engine has not loaded steerdec's processor")
 
     def step(self, arm: str) -> tuple[float, float, int]:
-        """One step under an arm: its seconds, those inside the plugin, and the tokens of requests that ended."""
+        """Run one step under an arm: its seconds, those inside the plugin, and the tokens of finished requests."""
         TakingTurns.arm, TakingTurns.inside_s = arm, 0.0
         self._processors[:] = self._others if arm == "no plugin" else self._all
         if self._batch is not None:  # V1 hands the tokens so far to its sampler only for a custom processor
@@ -186,25 +186,28 @@ Turns = NDArray[np.float64]
 def batch_of_turns(
     engine: Engine, pool: telemetry.LanePool, name: str, n: int, tokens: int, generator: np.random.Generator
 ) -> Turns:
-    """One batch from its prompts to its last token."""
+    """Decode one batch from its prompts to its last token."""
     lanes = pool.lend(n)
     for i, lane in enumerate(lanes):
         extra = {"steering": STEERING, request.LANES_ARG: [lane.index, lane.generation], request.BASE_SEED_ARG: 0}
         asked = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
         engine.llm.llm_engine.add_request(f"{name}-{i}", PROMPT.format(i=i, j=1 + i % 9), asked)
     turns = np.empty(((tokens - 1) // len(ARMS), len(ARMS), 2))
-    rest = tokens - turns.shape[0] * len(ARMS)  # the step that reads the prompts, and what is too few for a turn
+    rest = tokens - turns.shape[0] * len(ARMS)  # the step that reads the prompts, and the steps too few for a turn
     for _ in range(rest):
         *_, made = engine.step(ARMS[-1])
     for turn in turns:
         for a in generator.permutation(len(ARMS)):
             *turn[a], made = engine.step(ARMS[a])
     if engine.llm.llm_engine.has_unfinished_requests() or made != n * tokens:
-        raise RuntimeError(f"{name}: {made} tokens came, not {n * tokens}: some were not in the batch throughout")
+        raise RuntimeError(
+            f"{name}: {made} tokens were generated instead of {n * tokens}: "
+            "some requests were not in the batch throughout"
+        )
     for lane in lanes:
         recorded = int(np.isfinite(lane.read(0, tokens).entropy_nats).sum())
         if recorded != rest + len(turns):
-            raise RuntimeError(f"{name}: {recorded} tokens are recorded, not {rest + len(turns)}")
+            raise RuntimeError(f"{name}: {recorded} tokens were recorded instead of {rest + len(turns)}")
     pool.take_back(lanes, aborted=False)
     return turns
 
@@ -212,7 +215,7 @@ def batch_of_turns(
 def measure(
     engine: Engine, pool: telemetry.LanePool, n: int, tokens: int, batches: int, console: Console
 ) -> tuple[list[Turns], float]:
-    """The turns of every batch, and the seconds a request's admission takes; the first batch warms up."""
+    """Return the turns of every batch, and the seconds of a request's admission; the first batch warms up."""
     generator = np.random.default_rng(0)
     done: list[Turns] = []
     for b in range(-1, batches):
@@ -228,7 +231,7 @@ def measure(
 
 
 def compared(batches: list[Turns], requests: int) -> list[Cost]:
-    """Every arm's ratio to the engine without the plugin, paired within turns."""
+    """Return every arm's ratio to the engine without the plugin, paired within turns."""
     results = []
     for a, arm in enumerate(ARMS):
         logs = np.array([np.median(np.log(turns[:, 0, 0] / turns[:, a, 0])) for turns in batches])
@@ -247,7 +250,7 @@ def compared(batches: list[Turns], requests: int) -> list[Cost]:
 
 
 def mean_ci95(values: NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """Mean of [n] values, with its 95% t-interval."""
+    """Return the mean of [n] values with its 95% t-interval."""
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     mean = float(values.mean())
     return mean, (mean - half, mean + half)
@@ -277,7 +280,7 @@ def main() -> None:
     about |= {"model": asked.model, "dtype": dtype, "requests": asked.requests, "tokens": asked.tokens}
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
     table = Table(box=None)
-    for heading in ("", "steps", "ms a step", "tokens/s", "tokens/s to no plugin, 95%", "inside, 95%"):
+    for heading in ("", "steps", "ms per step", "tokens/s", "tokens/s to no plugin, 95%", "inside, 95%"):
         table.add_column(heading, no_wrap=True)
     for t in results:
         table.add_row(

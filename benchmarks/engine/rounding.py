@@ -1,11 +1,11 @@
-"""How far bfloat16 moves entropies: the engine beside itself, and teacher forcing beside the engine.
+"""Measure how far bfloat16 moves entropies: the engine against itself, and teacher forcing against the engine.
 
     python -m steerdec.benchmarks.engine.rounding --dtype bfloat16
 
 The engine samples eight answers one at a time. The H of each of their tokens is then computed again: by the engine,
 with all eight in one batch (as far as the same seeds gave the same tokens) and in one pass over prompt and answer; by
-transformers, in one pass, in the engine's number format and in float32. How far the engine lies from itself is what
-nothing outside it can be asked to undercut.
+transformers, in one pass, in the engine's number format and in float32. The engine's distance from itself is a bound
+that no program outside it can be expected to beat.
 """
 
 from __future__ import annotations
@@ -71,19 +71,19 @@ class Engine:
         return ids
 
     def run(self, prompts: list[list[int]], sampling: list[SamplingParams]) -> tuple[list[list[int]], list[Tensor]]:
-        """The answers' tokens, and the H of what was computed in each step, [rows] each."""
+        """Return the answers' tokens, and the H of everything computed in each step, [rows] each."""
         self._entropies_nats.clear()
         done = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
         return [list(one.outputs[0].token_ids) for one in done], list(self._entropies_nats)
 
 
 def entropies_nats(logits: Tensor) -> Tensor:
-    """[rows] H of each row of logits [rows, vocab], in float64."""
+    """Return [rows] H of each row of logits [rows, vocab], in float64."""
     return torch.stack([entropy_nats(row.double()) for row in logits])
 
 
 def measure(dtype: str, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Differences of H from those of the engine's own sampling, by how it was computed again; and those H."""
+    """Return the differences of H from the engine's own sampling, by how H was computed again, and the sampled H."""
     folder = str(models.fetch())
     engine = Engine(folder, dtype)
     prompts = [engine.chat_ids(question) for question in QUESTIONS]

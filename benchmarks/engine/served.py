@@ -1,15 +1,14 @@
-"""What our server costs requests that do not steer: its answers and its tokens/s beside vLLM's own server.
+"""Measure what our server costs requests without steering: its answers and its tokens/s beside vLLM's own server.
 
     python -m steerdec.benchmarks.engine.served --json served.json
 
-Both servers run on this machine with the same engine flags, and take turns: each round sends the same
-requests, some streamed, to one and then the other, in a new order each round, while the other idles.
-vLLM's own server is started in an environment in which steerdec's entry points are not to be found.
-With the same seeds every answer must be equal, field by field, but for its id, its time, and the
-fingerprint of the configuration; a run in which one is not ends with status 1. Reported is the ratio of
-tokens/s, with its 95% t-interval.
+Both servers run on this machine with the same engine flags, and take turns: each round sends the same requests, some
+streamed, to one and then the other, in a new order each round, while the other is idle. vLLM's own server is started in
+an environment that hides steerdec's entry points. With the same seeds every answer must be equal, field by field,
+except for its id, its time, and the fingerprint of the configuration; if one is not, the program exits with status 1.
+The result is the ratio of tokens/s, with its 95% t-interval.
 
-Where the engine computes on the cores that serve, the two disturb each other and rounds scatter by a tenth. With
+If the engine computes on the cores that serve HTTP, the two disturb each other and rounds scatter by a tenth. With
 VLLM_CPU_OMP_THREADS_BIND=0 in the environment the engine has one core, and the rest is left to HTTP.
 """
 
@@ -55,7 +54,7 @@ HIDING: Final = """
 import importlib.metadata as metadata
 found = metadata.entry_points
 def entry_points(**wanted):
-    if "group" not in wanted:  # another form of answer, which nobody asks for vLLM's plugins
+    if "group" not in wanted:  # another return type, which vLLM does not use for plugins
         return found(**wanted)
     return metadata.EntryPoints(e for e in found(**wanted) if not e.value.startswith("steerdec."))
 metadata.entry_points = entry_points
@@ -64,7 +63,7 @@ metadata.entry_points = entry_points
 
 @contextmanager
 def both_servers(model: str, dtype: str, folder: Path) -> Iterator[dict[str, str]]:
-    """URLs of vLLM's own server and ours, of the same model with the same flags."""
+    """Yield the URLs of vLLM's own server and ours, with the same model and the same flags."""
     on_cpu = not torch.cuda.is_available()
     weights, flags = str(models.fetch(model)), ["--dtype", dtype, *(CPU_FLAGS if on_cpu else ())]
     environment = CPU_ENVIRONMENT if on_cpu else {}
@@ -83,7 +82,7 @@ def both_servers(model: str, dtype: str, folder: Path) -> Iterator[dict[str, str
 
 
 def bodies(model: str, n: int, tokens: int) -> list[tuple[str, dict[str, Any]]]:
-    """(path, body) of the requests of a round: chat and completions, a third streamed, some with log-probabilities."""
+    """Return (path, body) of a round's requests: chat and completions, a third streamed, some with logprobs."""
     made = []
     for i in range(n):
         body: dict[str, Any] = {"model": model, "seed": i, "temperature": 0.8, "max_tokens": tokens, "ignore_eos": True}
@@ -100,19 +99,19 @@ def bodies(model: str, n: int, tokens: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Field by field, but for what no two answers share."""
+    """Return whether two answers agree field by field, except where any two answers differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a.keys() - NEVER_EQUAL)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, float) and isinstance(b, float):
-        # A log-probability moves in its last digits with what the prefix cache holds, on one server as between two.
+        # The last digits of a log-probability depend on the content of the prefix cache, even on one server.
         return math.isclose(a, b, abs_tol=1e-4)
     return bool(a == b)
 
 
 async def one_round(url: str, requests: list[tuple[str, dict[str, Any]]], at_once: int) -> tuple[float, list[Any]]:
-    """(tokens per second, answers): a whole answer as its JSON, a streamed one as the list of its events."""
+    """Return (tokens per second, answers): a whole answer as its JSON, a streamed one as the list of its events."""
     limits, gate = httpx.Limits(max_connections=at_once), asyncio.Semaphore(at_once)
 
     async def one(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
@@ -137,13 +136,13 @@ def tokens_of(answer: Any) -> int:
 
 
 def text_of(answer: Any) -> str:
-    """What a streamed answer says in all: where its chunks are cut depends on the moment."""
+    """Return the whole text of a streamed answer: where its chunks are cut depends on timing."""
     choices = [choice for event in answer[:-1] for choice in event["choices"]]
     return "".join(c.get("text") or (c.get("delta") or {}).get("content") or "" for c in choices)
 
 
 def differences(ours: list[Any], vllms: list[Any]) -> list[str]:
-    """A line for each pair of answers that are not equal; streams are compared by their text, keys and usage."""
+    """Return one line for each pair of unequal answers; streams are compared by their text, keys and usage."""
     found = []
     for i, (a, b) in enumerate(zip(ours, vllms, strict=True)):
         if isinstance(a, list):
@@ -159,7 +158,7 @@ def differences(ours: list[Any], vllms: list[Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m steerdec.benchmarks.engine.served", description=__doc__)
     parser.add_argument("--model", default=models.SMOLLM2.name, help="name or folder, as of `steerdec model fetch`")
-    parser.add_argument("--dtype", default="float32", help="in bf16 answers may differ without anyone's fault")
+    parser.add_argument("--dtype", default="float32", help="in bf16, answers may differ for no fault of either server")
     parser.add_argument("--requests", type=int, default=64, help="a round")
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="generated by every request")

@@ -1,7 +1,7 @@
-"""A run in the schema of Every Eval Ever (0.3.0): one record with a result per arm and metric, and one row per sample.
+"""Export a run in the schema of Every Eval Ever (0.3.0): a record with a result per arm and metric, a row per sample.
 
-The schema asks for text in all `additional_details`, for a number as the score of every sample, and for `is_correct`.
-Samples that failed have no score, so they are counted in the record and left out of the rows.
+The schema requires text in all `additional_details`, a number as the score of every sample, and `is_correct`. Samples
+that failed have no score, so they are counted in the record and left out of the rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 def write(folder: Path, out: Path) -> list[Path]:
-    """Write the record and the rows where the collection's repository has them: `data/SET/DEVELOPER/MODEL/UUID.json`.
+    """Write the record and the rows to the path of the collection's repository: `data/SET/DEVELOPER/MODEL/UUID.json`.
 
     Raises:
         SettingsError, ProblemError, JournalError, SummaryError: the run or its problems cannot be read.
@@ -63,7 +63,7 @@ def write(folder: Path, out: Path) -> list[Path]:
 
 
 def _place(settings: Settings) -> str:
-    """Return the path of the record without its suffix; the same run has the same one."""
+    """Return the path of the record without its suffix; the same run always has the same one."""
     developer, _, model = settings.model.strip("/").rpartition("/")
     folders = (settings.problems.name, developer.rpartition("/")[2] or "unknown", model)
     digest = hashlib.sha256(settings.model_dump_json().encode()).digest()

@@ -1,6 +1,6 @@
-"""A run as logs of Inspect, one per arm, for `inspect view` and everything else that reads them.
+"""Export a run as logs of Inspect, one per arm, for `inspect view` and other tools that read them.
 
-Inspect's own package writes the files, so they are what its version reads. It is not among steerdec's dependencies.
+Inspect's own package writes the files, so that they match its version. It is not among steerdec's dependencies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class MissingPackageError(InvalidInputError):
 
 
 def write(folder: Path, out: Path) -> list[Path]:
-    """Write `NUMBER-ARM.eval` for every arm. A sample of a problem is an epoch of it; failed requests are errors.
+    """Write `NUMBER-ARM.eval` for every arm.
+
+    A sample of a problem becomes an epoch of it; failed requests become errors.
 
     Raises:
         MissingPackageError: inspect-ai is not installed.

@@ -1,4 +1,4 @@
-"""A run as every export needs it: its samples, scores, and the problems with what was sent to the model for them."""
+"""Read a run as every export needs it: its samples, scores, and problems with the prompts sent for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..verdicts.summary import summarise
 
 @dataclass(frozen=True)
 class Source:
-    """`summary` is computed from the samples, whatever `summary.json` holds."""
+    """A run to export. `summary` is computed from the samples, not read from `summary.json`."""
 
     run: Run
     summary: Summary
@@ -35,7 +35,7 @@ class Source:
         return (sample for sample in self.run.samples() if sample.arm == arm.name)
 
     def prompt(self, problem_id: str) -> str:
-        """Return what the model was asked: the user's message of a chat, or the text of a completion."""
+        """Return the prompt sent to the model: the user's message of a chat, or the text of a completion."""
         problem = self.problems[problem_id]
         _, body = request_body(self.settings.prompt, problem, thinking=self.settings.thinking)
         return str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
@@ -46,7 +46,7 @@ def read(folder: Path) -> Source:
 
     Raises:
         SettingsError: there is no run, or its problems have changed since.
-        ProblemError: the problems are not where they were.
+        ProblemError: the problems are no longer available.
         JournalError, SummaryError: the samples cannot be read.
     """
     run = load_run(folder)

@@ -1,11 +1,11 @@
-"""Is telemetry right when vLLM runs in several processes? Start a server with vLLM's own flags and soak it.
+"""Check telemetry when vLLM runs in several processes: start a server with vLLM's own flags and soak it.
 
     python -m steerdec.benchmarks.operations.parallel --data-parallel-size 2
     python -m steerdec.benchmarks.operations.parallel --tensor-parallel-size 2 --requests 100
 
-Flags that are not this program's go to `steerdec serve` as they are. The embedded model in float32, so that an answer
-asked for again, by whichever engine, must have the same entropies. Every answer is checked by its content
-(`steerdec.benchmarks.operations.soak`); every engine must have generated something, or nothing was shown about it.
+Flags that are not this program's go to `steerdec serve` unchanged. It serves the embedded model in float32, so that a
+repeated request must have the same entropies on any engine. Every answer is checked by its content
+(`steerdec.benchmarks.operations.soak`); every engine must have generated something, or it was not tested.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODEL = "SmolLM2-135M-Instruct"
 
 
 def tokens_by_engine(metrics: str) -> dict[str, int]:
-    """Generated tokens of each data-parallel engine, from vLLM's page of metrics."""
+    """Return the generated tokens of each data-parallel engine, from vLLM's metrics page."""
     found = re.findall(r'^vllm:generation_tokens_total\{[^}]*engine="(\d+)"[^}]*\} (\S+)$', metrics, re.MULTILINE)
     return {engine: int(float(count)) for engine, count in found}
 
@@ -51,7 +51,7 @@ def main() -> None:
             sys.exit(f"parallel: {e}")
     idle = [engine for engine, tokens in engines.items() if tokens == 0]
     if idle or not engines:
-        found.failures.append(f"tokens of each engine: {engines}; nothing was shown about those without")
+        found.failures.append(f"tokens of each engine: {engines}; engines with 0 tokens were not tested")
     soak.show(found, Console(width=110))
     print(f"tokens of each engine: {engines}; lanes of the front end that answered: {about['telemetry_lanes']}")
     sys.exit(1 if found.failures else 0)

@@ -3,7 +3,7 @@
     python -m steerdec.benchmarks.operations.sizing --gpus 1 8 64
 
 A model of decoding, not a measurement: a step reads the weights and the running requests' KV cache once, and memory
-bandwidth is what it waits for. Every assumption is a field with its default below. What a server really gives replaces
+bandwidth is its limit. Every assumption is a field with its default below. A measured throughput replaces
 the model: `steerdec bench plan --tokens-per-s`.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Model:
-    """What of a model counts here. Defaults: Qwen3-8B in bfloat16, by its config.json."""
+    """The size of a model. Defaults: Qwen3-8B in bfloat16, by its config.json."""
 
     parameters: float = 8.19e9
     layers: int = 36
@@ -30,13 +30,13 @@ class Model:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """A key and a value for each layer and KV head."""
+        """Return the bytes of a key and a value for each layer and KV head."""
         return 2 * self.layers * self.kv_heads * self.head_size * self.bytes_per_value
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Defaults: one H100 SXM, by its data sheet; the price is an assumption."""
+    """One GPU. Defaults: an H100 SXM, by its data sheet; the price is an assumption."""
 
     memory_bytes: float = 80e9
     bandwidth_bytes_per_s: float = 3.35e12
@@ -48,10 +48,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Study:
-    """Defaults: figure 3 of arXiv 2506.01939, AIME'24 and '25 under the arm set `figure3`.
+    """The study to estimate. Defaults: figure 3 of arXiv 2506.01939, AIME'24 and '25 under the arm set `figure3`.
 
-    The paper does not state its samples a problem. Answers of `runaway_arms` (the other tokens at temperature 2 and
-    more) turn into noise and run to the limit.
+    The paper does not state its samples per problem. Answers of `runaway_arms` (other tokens at temperature 2 or more)
+    degenerate into noise and run to the limit.
     """
 
     problems: int = 60
@@ -74,9 +74,10 @@ class Study:
 
     @property
     def context_tokens(self) -> float:
-        """What a request holds in the KV cache, averaged over time and over the requests that run.
+        """Return the tokens of a request in the KV cache, averaged over time and over the running requests.
 
-        A long answer is met more often and is met half-way: the prompt plus E[L^2] / (2 E[L]), L the length.
+        Long answers run longer, and on average a running answer is half done: the prompt plus E[L^2] / (2 E[L]), L the
+        length.
         """
         usual = self.arms - self.runaway_arms
         squares = usual * (self.mean_tokens**2 + self.sd_tokens**2) + self.runaway_arms * self.max_tokens**2
@@ -96,7 +97,7 @@ class Cost:
 
 
 def step_s(model: Model, gpu: Gpu, running: float, context_tokens: float) -> float:
-    """Seconds of one decoding step: what it reads over the bandwidth that is reached."""
+    """Return the seconds of one decoding step: the bytes it reads over the bandwidth reached."""
     read = model.weight_bytes + running * context_tokens * model.kv_bytes_per_token
     return read / (gpu.bandwidth_bytes_per_s * gpu.bandwidth_share)
 
@@ -104,10 +105,10 @@ def step_s(model: Model, gpu: Gpu, running: float, context_tokens: float) -> flo
 def cost(
     study: Study, gpus: int, *, model: Model | None = None, gpu: Gpu | None = None, start_s: float = 600.0
 ) -> Cost:
-    """What `study` takes.
+    """Return what `study` takes.
 
-    Requests at once: as many as the KV cache holds, or as there are. Hours: starting the servers (`start_s`: weights,
-    compilation), the tokens at full load, and a tail in which one longest answer is decoded alone.
+    Concurrent requests: as many as the KV cache holds, or as there are. Hours: starting the servers (`start_s`:
+    weights, compilation), the tokens at full load, and a tail in which one longest answer is decoded alone.
 
     Raises:
         ValueError: no GPU, nothing to do, or a GPU that does not hold the weights and one whole request.
@@ -118,7 +119,9 @@ def cost(
             raise ValueError(f"{name} is {count}; at least 1 is allowed")
     free = gpu.memory_bytes * gpu.memory_share - gpu.reserved_bytes - model.weight_bytes
     if free < (study.prompt_tokens + study.max_tokens) * model.kv_bytes_per_token:
-        raise ValueError(f"{gpu.memory_bytes / 1e9:g} GB hold the weights and no request of {study.max_tokens} tokens")
+        raise ValueError(
+            f"{gpu.memory_bytes / 1e9:g} GB cannot hold the weights and a request of {study.max_tokens} tokens"
+        )
     held = free // (study.context_tokens * model.kv_bytes_per_token)
     running = min(held, study.answers / gpus)
     tokens_per_s = gpus * running / step_s(model, gpu, running, study.context_tokens)
@@ -129,7 +132,7 @@ def cost(
 
 
 def rows(gpus: Sequence[int], samples: Sequence[int]) -> list[list[str]]:
-    """The table, cells as text: samples, answers, tokens, GPUs, tokens/s, hours, dollars."""
+    """Return the table, cells as text: samples, answers, tokens, GPUs, tokens/s, hours, dollars."""
     found = []
     for k in samples:
         study = Study(samples=k)
@@ -140,7 +143,7 @@ def rows(gpus: Sequence[int], samples: Sequence[int]) -> list[list[str]]:
     return found
 
 
-HEAD = ["samples a problem", "answers", "tokens", "GPUs", "tokens/s", "hours", "US dollars"]
+HEAD = ["samples per problem", "answers", "tokens", "GPUs", "tokens/s", "hours", "US dollars"]
 
 
 def main() -> None:

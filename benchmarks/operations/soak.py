@@ -2,9 +2,9 @@
 
     python -m steerdec.benchmarks.operations.soak --endpoint http://127.0.0.1:8000 --requests 2000 --at-once 64
 
-A third of the clients leave midway, some send what must be refused, some ask for no steering. Every steered request
-has a fork temperature and another temperature that no other request has, so a record of a stranger's is seen. A
-sample of the answers is asked for again, alone, at the end; at float32 on a CPU it must have the same entropies.
+A third of the clients disconnect midway, some send requests that must be refused, some send no steering. Every steered
+request has two temperatures that no other request has, so a record of another request is detected. Some of the
+requests are repeated alone at the end; in float32 on a CPU they must give the same entropies.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..run.endpoints import IDLE_CONNECTION_S
-from .soak_checks import Plan, asked_again, check_answer, gathered, plan
+from .soak_checks import Plan, check_answer, gathered, plan, repeat_problems
 
 PATIENCE_S = 300.0
-REPEATED = 24  # answers asked for again at the end
+REPEATED = 24  # requests repeated at the end
 SETTLE_S = 15.0  # in which the last lanes must be back
 WARM_SHARE = 0.2  # of the requests, before server memory is first read
 MAX_BUSY_TRIES = 200
@@ -39,7 +39,7 @@ SHOWN_FAILURES = 20
 
 @dataclass
 class Soak:
-    """One run's counts. `kinds` counts requests by what they were, `failures` says what went wrong, a line each."""
+    """The counts of one run. `kinds` counts requests by kind, `failures` has one line per failure."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Client:
 
     def __init__(self, endpoint: str, http: httpx.AsyncClient, soak: Soak) -> None:
         self._http, self._soak = http, soak
-        # Of clients that leave. The context is made once: it takes longer than a request.
+        # For clients that disconnect. The context is made once: it takes longer than a request.
         self._own: dict[str, Any] = {
             "base_url": endpoint,
             "timeout": PATIENCE_S,
@@ -98,7 +98,7 @@ class Client:
             self.repeatable.append((p, choices))
 
     async def answer(self, p: Plan) -> tuple[int, str]:
-        """Status and whole body; waits where the server has no lane free."""
+        """Return the status and the whole body; wait while the server has no free lane."""
         for _ in range(MAX_BUSY_TRIES):
             response = await self._http.post(p.path, json=p.body)
             self._soak.statuses[str(response.status_code)] += 1
@@ -108,9 +108,9 @@ class Client:
         return response.status_code, response.text
 
     async def _leave(self, p: Plan) -> None:
-        """Close the connection after a time, or a few chunks if those come first.
+        """Close the connection after some time, or after a few chunks if those come first.
 
-        With a client of its own: of a shared one's connections, a cancelled request now and then leaves one open.
+        It uses a client of its own: in a shared client, a cancelled request now and then leaves a connection open.
         """
         chunks = 0
         with contextlib.suppress(TimeoutError):
@@ -130,14 +130,18 @@ class Client:
         return int((await self._http.get("/v1/steering")).json().get("telemetry_lanes_lent", 0))
 
     async def server_mib(self) -> float | None:
-        """Resident memory of the server's front end, where it tells."""
+        """Return the resident memory of the server's front end, if reported."""
         text = (await self._http.get("/metrics")).text
         found = re.search(r"^process_resident_memory_bytes (\S+)", text, re.MULTILINE)
         return None if found is None else float(found[1]) / 2**20
 
 
 async def run(endpoint: str, requests: int, at_once: int, seed: int) -> Soak:
-    """Raises httpx.HTTPError where the server cannot be reached at the start."""
+    """Send all requests and return their counts.
+
+    Raises:
+        httpx.HTTPError: the server cannot be reached at the start.
+    """
     soak = Soak()
     limits = httpx.Limits(
         max_connections=at_once + 1, max_keepalive_connections=at_once + 1, keepalive_expiry=IDLE_CONNECTION_S
@@ -167,7 +171,7 @@ async def run(endpoint: str, requests: int, at_once: int, seed: int) -> Soak:
         for p, choices in (client.repeatable[i] for i in chosen):
             status, text = await client.answer(p)
             again = gathered(p, text) if status == 200 else []
-            soak.failures += [f"{p}, asked again alone: {problem}" for problem in asked_again(choices, again)]
+            soak.failures += [f"{p}, repeated alone: {problem}" for problem in repeat_problems(choices, again)]
             soak.repeated += 1
         end = time.monotonic() + SETTLE_S
         while (lent := await client.lanes_lent()) > lent_before and time.monotonic() < end:
@@ -178,7 +182,7 @@ async def run(endpoint: str, requests: int, at_once: int, seed: int) -> Soak:
     if broken := sum(count for status, count in soak.statuses.items() if status.startswith("5")):
         soak.failures.append(f"{broken} answers with a status of 500 or more")
     if not soak.repeated:
-        soak.failures.append("no answer could be asked for again: too few requests to mean anything")
+        soak.failures.append("no request could be repeated: too few requests for a meaningful result")
     return soak
 
 
@@ -195,7 +199,7 @@ def show(soak: Soak, console: Console) -> None:
         memory = f"{soak.server_mib_warm:.0f} -> {soak.server_mib_end:.0f} MiB"
     table.add_row("choices checked", str(soak.checked_choices))
     table.add_row("tokens in them", str(soak.tokens))
-    table.add_row("asked again alone", str(soak.repeated))
+    table.add_row("repeated alone", str(soak.repeated))
     table.add_row("lanes not given back", str(soak.lanes_lent))
     table.add_row("front end's memory, warm -> end", memory)
     table.add_row("seconds", f"{soak.seconds:.0f}")

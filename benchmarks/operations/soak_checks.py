@@ -1,4 +1,4 @@
-"""What a soak sends, and what must be true of each answer by itself."""
+"""What a soak sends, and the checks of a single answer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from steerdec.records.arms import applied
+from steerdec.steering.params import Applied
+
 LEAVING, REFUSED, PLAIN = 1 / 3, 0.07, 0.1  # shares of the requests
 T_LOW, T_HIGH = 0.3, 1.5  # of steered temperatures
 MAX_TOKENS = (4, 40)
-LEAVING_TOKENS = 1000  # asked for by clients that do not stay to see them
+LEAVING_TOKENS = 1000  # requested by clients that disconnect before they are generated
 ENTROPY_ERROR_NATS = 1e-3
 TEMPERATURE_ERROR = 1e-6  # relative; two requests' temperatures are further apart up to 10^5 requests
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-TOPICS = ("three animals", "a river", "the months", "two colours", "a fruit", "the planets", "a city", "some birds")
+TOPICS = ("three animals", "a river", "the months", "two colors", "a fruit", "the planets", "a city", "some birds")
 REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"fork_temperature": "hot"}, "steering.fork_temperature"),
     ({"forks": 1}, "steering.forks"),
@@ -28,13 +31,13 @@ REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """One request and what is to happen to it."""
+    """One request and its planned outcome."""
 
     index: int
     kind: str
     path: str
     body: dict[str, Any]
-    refused_field: str | None = None  # the `param` of the 400 it must get
+    refused_field: str | None = None  # the `param` of the expected 400
     leave_after_s: float | None = None
     leave_after_lines: int = 0
 
@@ -44,9 +47,9 @@ class Plan:
 
 
 def plan(requests: int, model: str, seed: int) -> list[Plan]:
-    """`requests` mixed requests; the same for the same seed."""
+    """Return `requests` mixed requests; equal seeds give equal requests."""
     rng = np.random.default_rng(seed)
-    # Two temperatures of its own for every request: a permutation of a grid, not draws that could fall together.
+    # Two unique temperatures for every request: a permutation of a grid, because draws could coincide.
     grid = np.linspace(T_LOW, T_HIGH, 2 * requests).round(6)
     pairs = rng.permutation(grid).reshape(requests, 2).tolist()
     return [_one(i, model, fork_t, other_t, rng) for i, (fork_t, other_t) in enumerate(pairs)]
@@ -74,7 +77,7 @@ def _one(i: int, model: str, fork_t: float, other_t: float, rng: np.random.Gener
         **({"stream_options": {"include_usage": True}} if stream else {}),
         "temperature": round(float(rng.uniform(0.5, 1.3)), 3),
         "max_tokens": int(rng.integers(*MAX_TOKENS)),
-        "return_token_ids": n > 1 or bool(rng.integers(2)),  # without them, only one choice's length is told
+        "return_token_ids": n > 1 or bool(rng.integers(2)),  # without them, only one choice's length is reported
         "steering": steering,
         **({"messages": [{"role": "user", "content": ask}]} if chat else {"prompt": ask}),
     }
@@ -94,8 +97,10 @@ def _one(i: int, model: str, fork_t: float, other_t: float, rng: np.random.Gener
 
 
 def gathered(p: Plan, text: str) -> list[dict[str, Any]]:
-    """The choices of an answer, whole or in chunks, in one form: `tokens` (how many), `steering`, `finished`,
-    and `problem` where the choice itself already has one."""
+    """Return the choices of an answer, whole or in chunks, in one form.
+
+    Each has `tokens` (their number), `steering`, `finished`, and `problem` if the choice itself is wrong.
+    """
     if not p.body["stream"]:
         chunks = [json.loads(text)]
     else:
@@ -105,7 +110,7 @@ def gathered(p: Plan, text: str) -> list[dict[str, Any]]:
     for piece in (piece for chunk in chunks for piece in chunk.get("choices", [])):
         choice = choices[piece["index"]]
         if piece.get("token_ids") is not None and not p.body["return_token_ids"]:
-            choice["problem"] = "has token ids that were not asked for"
+            choice["problem"] = "has token ids that were not requested"
         choice["tokens"] += len(piece.get("token_ids") or [])
         choice["finished"] = choice["finished"] or piece.get("finish_reason") is not None
         for name, value in (piece.get("steering") or {}).items():
@@ -117,55 +122,56 @@ def gathered(p: Plan, text: str) -> list[dict[str, Any]]:
 
 
 def check_answer(p: Plan, choices: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with the answer, a line each; [] where nothing is."""
-    asked = p.body.get("steering")
+    """Return one line for everything that is wrong with the answer; [] if nothing is."""
+    requested = p.body.get("steering")
     problems = []
     for i, choice in enumerate(choices):
         steering = choice["steering"]
         if "problem" in choice:
             problems.append(f"choice {i} {choice['problem']}")
         elif not choice["finished"] or not choice["tokens"]:
-            problems.append(f"choice {i} did not come to its end")
-        elif asked is None or asked["telemetry"] == "none":
+            problems.append(f"choice {i} did not finish")
+        elif requested is None or requested["telemetry"] == "none":
             if steering:
-                problems.append(f"choice {i} has telemetry that was not asked for: {sorted(steering)}")
+                problems.append(f"choice {i} has telemetry that was not requested: {sorted(steering)}")
         else:
-            found = _summary_problem(asked, choice)
-            if found is None and asked["telemetry"] == "tokens":
-                found = _token_problem(asked, choice)
-            problems += [f"choice {i}: {found}"] if found else []
+            problem = _summary_problem(requested, choice)
+            if problem is None and requested["telemetry"] == "tokens":
+                problem = _token_problem(requested, applied(p.body["temperature"], requested), choice)
+            problems += [f"choice {i}: {problem}"] if problem else []
     return problems
 
 
-def _summary_problem(asked: dict[str, Any], choice: dict[str, Any]) -> str | None:
+def _summary_problem(requested: dict[str, Any], choice: dict[str, Any]) -> str | None:
     steering, tokens = choice["steering"], choice["tokens"]
     if steering.get("tokens") != tokens:
-        return f"{tokens} tokens came, the summary says {steering.get('tokens')}"
-    if steering["threshold_nats"] != asked["threshold_nats"]:
-        return f"threshold {steering['threshold_nats']}, asked for {asked['threshold_nats']}"
+        return f"{tokens} tokens were received, the summary says {steering.get('tokens')}"
+    if steering["threshold_nats"] != requested["threshold_nats"]:
+        return f"threshold {steering['threshold_nats']}, requested {requested['threshold_nats']}"
     if abs(steering["fork_rate"] - steering["forks"] / tokens) > 1e-9:
         return f"fork rate {steering['fork_rate']} of {steering['forks']} forks in {tokens} tokens"
     return None
 
 
-def _token_problem(asked: dict[str, Any], choice: dict[str, Any]) -> str | None:
+def _token_problem(requested: dict[str, Any], temperatures: Applied, choice: dict[str, Any]) -> str | None:
     steering, tokens = choice["steering"], choice["tokens"]
     h, fork, t = steering["entropy_nats"], steering["fork"], steering["temperature"]
     if not len(h) == len(fork) == len(t) == tokens:
         return f"{tokens} tokens, {len(h)} entropies, {len(fork)} fork marks, {len(t)} temperatures"
     if None in h or None in t:
         return f"{h.count(None)} tokens have no record"
-    select = asked.get("select", "entropy")
-    threshold_nats = asked["threshold_nats"]
+    select = requested.get("select", "entropy")
+    threshold_nats = requested["threshold_nats"]
     for i in range(tokens):
-        # Entropies come in seven digits: one as near to the threshold as that may be on either side of it.
+        # Entropies have seven digits: one that close to the threshold may be on either side of it.
         if select == "entropy" and fork[i] != (h[i] > threshold_nats) and abs(h[i] - threshold_nats) > 1e-6:
             return f"token {i} with H = {h[i]} at threshold {threshold_nats} is marked {fork[i]}"
         if select == "all" and not fork[i]:
-            return f"token {i} is no fork though all are"
-        own_t = asked["fork_temperature" if fork[i] else "other_temperature"]
+            return f'token {i} is not marked as a fork, although select is "all"'
+        own_t = temperatures.fork if fork[i] else temperatures.other
+        assert own_t is not None, "policy split fixes its temperatures"
         if abs(t[i] - own_t) > TEMPERATURE_ERROR * own_t:
-            return f"token {i} was sampled at {t[i]}, asked for {own_t}: a stranger's record, or the wrong one"
+            return f"token {i} was sampled at {t[i]}, requested {own_t}: the record of another request or token"
     if steering["forks"] != sum(fork):
         return f"{sum(fork)} forks are marked, the summary says {steering['forks']}"
     if abs(steering["mean_entropy_nats"] - sum(h) / tokens) > 1e-5:
@@ -173,8 +179,8 @@ def _token_problem(asked: dict[str, Any], choice: dict[str, Any]) -> str | None:
     return None
 
 
-def asked_again(first: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[str]:
-    """How the same request's second answer differs from its first, a line each."""
+def repeat_problems(first: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[str]:
+    """Return one line for each difference between the first and the second answer to the same request."""
     if len(first) != len(again):
         return [f"{len(first)} choices, then {len(again)}"]
     problems = []

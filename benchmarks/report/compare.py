@@ -1,7 +1,7 @@
-"""Two runs of the same experiment, two models as a rule: what differs between the runs, and between their effects.
+"""Compare two runs of the same experiment, usually of two models: what differs between the runs and their effects.
 
-Everything is computed from the samples, never from an older summary. Problems are paired: the second run's effect less
-the first's is taken on each problem that both have, so that a problem's difficulty drops out.
+Everything is computed from the samples, never from an older summary. Problems are paired: the first run's effect is
+subtracted from the second's on each problem that both have, so that a problem's difficulty drops out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NotComparableError(InvalidInputError):
 
 @dataclass(frozen=True)
 class Response:
-    """How differently two runs respond to the same steering: (arm − baseline) in the second less that in the first."""
+    """How differently two runs respond to the same steering: (arm − baseline) in the second minus that in the first."""
 
     label: str
     first: Comparison
@@ -62,7 +62,7 @@ def write_comparison(dir_a: str | Path, dir_b: str | Path, out: str | Path) -> P
 
 
 def responses(a: RunFolder, b: RunFolder) -> list[Response]:
-    """Test each difference that both runs have for being another one in the second.
+    """Test each difference that both runs have for a change in the second.
 
     Raises:
         NotComparableError: the runs share no problem, or no difference.
@@ -81,19 +81,19 @@ def responses(a: RunFolder, b: RunFolder) -> list[Response]:
 
 
 def shared_problems(a: RunFolder, b: RunFolder) -> list[str]:
-    """Return the problems both runs have, in the order of the first. Raises NotComparableError where there is none."""
+    """Return the problems of both runs, in the order of the first. Raises NotComparableError if there are none."""
     there = set(b.settings.problems.ids)
     shared = [problem for problem in a.settings.problems.ids if problem in there]
     if not shared:
         raise NotComparableError(
-            f"{a.path} ({a.settings.problems.name}) and {b.path} ({b.settings.problems.name}) share no problem, so a "
-            "difference between the models cannot be told from one between the problems"
+            f"{a.path} ({a.settings.problems.name}) and {b.path} ({b.settings.problems.name}) share no problem, so "
+            "a difference between the models could be one between the problems"
         )
     return shared
 
 
 def _effects(folder: RunFolder, arm: str, baseline: str, problems: list[str]) -> np.ndarray[Any, Any]:
-    """[n_problems], NaN where an arm has nothing graded."""
+    """Return the effects by problem, [n_problems]; NaN where an arm has no graded sample."""
     one, other = (_counts(folder, name, problems) for name in (arm, baseline))
     return comparisons.problem_differences(one, other)
 
@@ -104,14 +104,14 @@ def _counts(folder: RunFolder, arm: str, problems: list[str]) -> Counts:
 
 
 def unlike(a: Settings, b: Settings) -> list[tuple[str, str, str]]:
-    """Return (what, in the first, in the second) for every setting, besides the model, that could make a difference."""
+    """Return (what, in the first, in the second) for every setting but the model that could make a difference."""
     first, second = _settings(a), _settings(b)
     shared = [what for what in first if what in second]
     return [(what, first[what], second[what]) for what in shared if first[what] != second[what]]
 
 
 def _settings(run: Settings) -> dict[str, str]:
-    """Return what samples depend on, by name; an arm that only one of two runs has differs in nothing."""
+    """Return what samples depend on, by name; an arm that only one of two runs has makes no difference."""
     problems = run.problems
     return {
         "dtype": str(run.server.get("dtype")),

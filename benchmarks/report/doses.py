@@ -1,7 +1,7 @@
-"""Which temperatures each arm set, and the dose curves they make.
+"""The temperatures that each arm set, and the dose curves they form.
 
-The form is figure 3 of arXiv 2506.01939: accuracy against the temperature of one group of tokens, the other group at
-the base.
+The form is figure 3 of arXiv 2506.01939: accuracy against the temperature of one group of tokens, with the other group
+at the base temperature.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AT_BASE = ("baseline", "identity", "replicate", "replica")  # roles that decode 
 
 @dataclass(frozen=True)
 class Dose:
-    """The two temperatures that one arm set. `select`: what makes a fork; "none" in a plain request."""
+    """The two temperatures that one arm set. `select`: which tokens are forks; "none" in a plain request."""
 
     arm: Arm
     fork_temperature: float
@@ -36,7 +36,7 @@ class Dose:
 
     @property
     def undisturbed(self) -> bool:
-        """Whether the arm writes whole responses at the base temperature."""
+        """Return whether the arm writes whole responses at the base temperature."""
         return self.arm.role in AT_BASE and self.arm.replay is None
 
 
@@ -83,7 +83,7 @@ def dose_curves(settings: Settings, summary: Summary) -> DoseCurves | None:
         arm = summary.arms.get(dose.arm.name)
         if arm is None or arm.avg_at_k is None or (dose.select != "entropy" and dose.arm.name != baseline):
             continue
-        if dose.arm.role == "matched" or dose.arm.replay:  # solved for another arm's dose; not of whole responses
+        if dose.arm.role == "matched" or dose.arm.replay:  # solved for another arm's dose; not whole responses
             continue
         if _same(dose.other_temperature, base):
             forks.setdefault(dose.fork_temperature, _point(dose.arm.name, dose.fork_temperature, arm))

@@ -27,7 +27,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "text.color": _INK,
     "text.parse_math": False,  # an arm may be called "$x$"
-    "svg.fonttype": "none",  # text stays text: small, searchable, and read aloud
+    "svg.fonttype": "none",  # text stays text: small, searchable, and readable by screen readers
     "svg.hashsalt": "steerdec",
     "pdf.fonttype": 42,
 }
@@ -36,8 +36,8 @@ _STYLE: dict[Any, Any] = {
 def write_figures(forest: Forest, *paths: Path) -> None:
     """Draw every difference with its 95% interval in each population, the zero line and the ±delta equivalence band.
 
-    The suffix of each path says the format, `.svg` or `.pdf`. The same forest gives the same bytes: no date and no
-    version is written into the files.
+    The suffix of each path sets the format, `.svg` or `.pdf`. Equal forests give equal bytes: no date and no version is
+    written into the files.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.0, 1.5 + 0.46 * max(1, len(forest.rows))), facecolor="white")

@@ -68,6 +68,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Write plain text so that LaTeX prints it as it stands; typographic quotes as LaTeX has them."""
+    """Return plain text escaped for LaTeX, with LaTeX's typographic quotes."""
     text = " ".join(text.split())
     return _ESCAPED.sub(lambda sign: _ESCAPES[sign[0]], text).replace("“", "``").replace("”", "''")

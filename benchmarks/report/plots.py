@@ -1,6 +1,6 @@
-"""Geometry of the report's own charts, the forest plot and the dose curves: from data to positions, no drawing.
+"""Geometry of the report's own charts, the forest plot and the dose curves: data to positions, without drawing.
 
-The same forest is drawn as SVG by the page templates, as a vector file by `figures`, and in LaTeX as a table.
+The same forest is drawn as SVG by the page templates, as a vector file by `figures`, and printed by `latex` as a table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One difference; a mark per series, None where a series does not have it."""
+    """One difference with a mark per series, None for a series without it."""
 
     label: str
     marks: tuple[Mark | None, ...]
@@ -38,7 +38,7 @@ class ForestRow:
 class Forest:
     """Differences with their intervals on one axis.
 
-    `series`: the names of what each row has one mark of, the populations of one run or the runs of a comparison.
+    `series`: the names of the marks in each row: the populations of one run, or the runs of a comparison.
     """
 
     axis: Axis

@@ -1,7 +1,7 @@
-"""A run folder as the report needs it, without holding the text of every sample.
+"""A run folder as the report needs it, without holding the text of every sample in memory.
 
-A run of 60 problems, 64 samples and 12 arms carries gigabytes of reasoning. The report needs the grades and the few
-samples that kept their per-token lists.
+A run of 60 problems, 64 samples and 12 arms has gigabytes of reasoning. The report needs the grades and the few samples
+that kept their per-token lists.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def last_part(name: str) -> str:
 
 
 def read_run(directory: str | Path, summary: Summary | None = None) -> RunFolder:
-    """Read a run folder; its `summary.json` only if no summary is given.
+    """Read a run folder; read its `summary.json` only if no summary is given.
 
     Raises:
         SettingsError, JournalError, SummaryFileError: a file is missing or cannot be read; one line.
@@ -70,7 +70,7 @@ def read_run(directory: str | Path, summary: Summary | None = None) -> RunFolder
                 dropped += 1
             else:
                 traces[sample.key] = trace
-    place = _order(run.settings)  # the order of the file is that of arrival, which is another one in a repeated run
+    place = _order(run.settings)  # the file is in order of arrival, which differs in a repeated run
     grades = dict(sorted(grades.items(), key=lambda item: place(*item[0])))
     return RunFolder(
         path=path,
@@ -83,7 +83,7 @@ def read_run(directory: str | Path, summary: Summary | None = None) -> RunFolder
 
 
 def _order(settings: Settings) -> Callable[[str, str, int], tuple[int, int, int]]:
-    """Return the sorting key of (problem_id, arm, sample); what the run does not name comes last."""
+    """Return the sorting key of (problem_id, arm, sample); names that the run does not have come last."""
     problems = {name: i for i, name in enumerate(settings.problems.ids)}
     arms = {arm.name: i for i, arm in enumerate(settings.arms.arms)}
     return lambda problem, arm, sample: (problems.get(problem, len(problems)), sample, arms.get(arm, len(arms)))
@@ -100,7 +100,7 @@ def _cells(grades: Mapping[tuple[str, str, int], str]) -> dict[tuple[str, str], 
 
 
 def token_trace(sample: Sample) -> TokenTrace | None:
-    """Return the per-token lists of a sample; None where it kept none, or where they disagree in length."""
+    """Return the per-token lists of a sample; None if it kept none, or if their lengths differ."""
     entropy, fork, token_text = sample.entropy_nats, sample.fork, sample.token_text
     if entropy is None or fork is None or len(fork) != len(entropy):
         return None

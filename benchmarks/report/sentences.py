@@ -1,4 +1,4 @@
-"""What a run says, in sentences: the instrument, the claims, and what has to be known before either is believed."""
+"""What a run says, in sentences: the instrument, the claims, and the cautions to read first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ _VERDICTS = {
     "no effect": "shows NO EFFECT",
     "undecided": "is UNDECIDED",
     "not applied": "was NOT APPLIED",
-    "fails": "FAILS",
 }
 
 _INSTRUMENT = {
@@ -29,15 +28,15 @@ _INSTRUMENT = {
     ),
     "unchecked": (
         "The instrument was NOT CHECKED: the run has no pair of arms that should agree, "
-        "so an error of the steering itself cannot be told from an effect."
+        "so an error in the steering itself would look like an effect."
     ),
 }
 
 
 def instrument_sentence(summary: Summary) -> str:
     """Say what the A/A arm means for every other number of the run."""
-    found = _INSTRUMENT[summary.instrument]
-    return f"{found} {sentence(summary.instrument_reason)}" if summary.instrument_reason.strip() else found
+    verdict = _INSTRUMENT[summary.instrument]
+    return f"{verdict} {sentence(summary.instrument_reason)}" if summary.instrument_reason.strip() else verdict
 
 
 def claim_parts(claim: ClaimSummary, subject: str = "this model and set") -> tuple[str, str]:
@@ -50,7 +49,7 @@ def claim_parts(claim: ClaimSummary, subject: str = "this model and set") -> tup
 
 
 def claim_sentence(claim: ClaimSummary, subject: str = "this model and set") -> str:
-    """`“Lowering the forks lowers the score.” On this model and set this claim is REVERSED: <reason>.`"""
+    """Return `“Lowering the forks lowers the score.” On this model and set this claim is REVERSED: <reason>.`"""
     return " ".join(claim_parts(claim, subject))
 
 
@@ -60,29 +59,29 @@ def missing_samples(summary: Summary) -> int:
 
 
 def interim_sentence(summary: Summary) -> str | None:
-    """Say that the figures are not final, and why; None where they are."""
+    """Return a sentence that the figures are not final, and why; None if they are."""
     missing = missing_samples(summary)
     if not (summary.interim or missing):
         return None
-    counted = f"{missing:,} samples are still to be made" if missing else "the verdicts are not final"
+    counted = f"{missing:,} samples are missing" if missing else "the verdicts are not final"
     reason = summary.interim_reason.strip() or f"this run is not finished; {counted}"
     return sentence(f"Interim: {reason[0].lower()}{reason[1:]}")
 
 
 def truncation_sentence(summary: Summary) -> str | None:
-    """Say what to do where the token limit decides many of the scores; None where it does not."""
+    """Return what to do if the token limit decides many of the scores; None if it does not."""
     rates = {name: arm.truncation_rate or 0.0 for name, arm in summary.arms.items()}
     worst = max(rates, key=lambda name: rates[name], default=None)
     if worst is None or rates[worst] <= MUCH_TRUNCATED:
         return None
     return (
         f"The token limit cut off {percent(rates[worst])} of the answers of {worst}, which count as wrong; with a "
-        "larger --max-tokens more of them would end."
+        "larger --max-tokens more of them would finish."
     )
 
 
 def box_sentence(summary: Summary) -> str | None:
-    """Say where arms differ in how often they box their answers; None where they do not, or nobody boxes."""
+    """Return how often arms box their answers if that differs between arms; None otherwise."""
     rates = {name: arm.unboxed_rate for name, arm in summary.arms.items() if arm.unboxed_rate is not None}
     if not rates or min(rates.values()) == 1.0:
         return None
@@ -97,10 +96,10 @@ def box_sentence(summary: Summary) -> str | None:
 
 def cautions(summary: Summary) -> list[str]:
     """Return the sentences to read before the verdicts."""
-    found = [
+    candidates = [
         interim_sentence(summary),
         *map(sentence, summary.warnings),
         truncation_sentence(summary),
         box_sentence(summary),
     ]
-    return [one for one in found if one]
+    return [one for one in candidates if one]

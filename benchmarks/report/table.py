@@ -19,13 +19,12 @@ _STYLE = {
     "holds": "green",
     "reversed": "red",
     "no effect": "red",
-    "fails": "red",
     "not applied": "bold red",
     "valid": "green",
     "invalid": "bold red",
 }
-_SHOUTED = r"\b(NOT CHECKED|NOT SHOWN|NOT APPLIED|NO EFFECT|INVALID|VALID|HOLDS|REVERSED|FAILS|UNDECIDED)\b"
-# What a console that cannot write UTF-8 gets in place of the signs `wording` uses.
+_SHOUTED = r"\b(NOT CHECKED|NOT SHOWN|NOT APPLIED|NO EFFECT|INVALID|VALID|HOLDS|REVERSED|UNDECIDED)\b"
+# Replacements for the signs that `wording` uses, on a console that cannot write UTF-8.
 _ASCII = str.maketrans({wording.MINUS: "-", wording.MISSING: "-", "“": '"', "”": '"', "±": "+-"})
 
 
@@ -105,7 +104,7 @@ def _print_sentence(sentence: str, console: Console, style: str) -> None:
 
 
 def _text(content: str, console: Console, style: str = "") -> Text:
-    """As `Text`, so that an arm called `[red]` is printed and not obeyed."""
+    """Return `Text`, so that an arm called `[red]` is printed, not taken as markup."""
     if not console.encoding.lower().startswith("utf"):
         content = content.translate(_ASCII).encode(console.encoding, "replace").decode(console.encoding)
     return Text(content, style)

@@ -1,6 +1,6 @@
 """What the report shows, section by section, as objects for the templates.
 
-A section that cannot be shown is a reason in words: the templates print it where the section would be.
+A section that cannot be shown is a `Missing` with a reason, which the templates print in its place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from steerdec.records.summary import ArmSummary, ClaimSummary, Comparison, Contr
 from . import doses, plots, sentences
 from .run_folder import Cell, RunFolder
 
-# Simulated for paired designs of this kind; printed in every report, because a reader of "undecided" has to know.
+# Simulated for paired designs of this kind; printed in every report to put "undecided" into proportion.
 _SIMULATED_POWER = (
     "In simulation, 60 problems with 16, 32 and 64 samples show a difference of 4.5, 3.2 and 2.2 points with 80% power "
     "if it is the same on every problem, and of 5.8, 4.9 and 4.3 points if it varies. One or two points on 60 problems "
@@ -36,7 +36,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One row of the first table: what is claimed, what was found, and of what."""
+    """One row of the first table: the claim, the verdict, and their population."""
 
     claim: ClaimSummary
     label: str  # the difference, such as "F-down − B"; "" for a claim that combines two others
@@ -49,7 +49,7 @@ class ClaimRow:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What an arm set and what its tokens were drawn from."""
+    """The temperatures that an arm set, and the entropy of the distributions its tokens were drawn from."""
 
     arm: Arm
     dose: doses.Dose | None
@@ -64,18 +64,18 @@ class Replayed:
     control: str
     lens: str
     mask: str
-    positions: str  # which of the mask's: "fork", "other", "any"
-    difference: Comparison  # to the control, over problems like these
-    contrasts: Sequence[Contrast]  # less what the same steering does after the prefixes of a placebo
+    positions: str  # which tokens of the mask: "fork", "other", "any"
+    difference: Comparison  # from the control, over problems like these
+    contrasts: Sequence[Contrast]  # minus the effect of the same steering after the prefixes of a placebo
 
 
 def amount(value: float | None, metric: str) -> str:
-    """Write a difference in the unit of its metric: points for scores, tokens for lengths."""
+    """Return a difference in the unit of its metric: points for scores, tokens for lengths."""
     return wording.points(value) if metric in _POINTS else wording.signed(value, 0)
 
 
 def amount_interval(ci95: tuple[float, float] | None, metric: str) -> str:
-    """Write the interval of a difference in the unit of its metric."""
+    """Return the interval of a difference in the unit of its metric."""
     return wording.points_interval(ci95) if metric in _POINTS else wording.interval(ci95, 1, 0, signs=True)
 
 
@@ -151,7 +151,7 @@ def _no_doses() -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A difference in another outcome than avg@k, in the unit of its metric."""
+    """A difference in a metric other than avg@k, in the unit of that metric."""
 
     comparison: Comparison
     difference: str
@@ -182,7 +182,7 @@ def _delivered(settings: Settings, summary: Summary) -> list[Delivered]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Which of the optional columns have a number in any row."""
+    """Which of the optional columns have a number in at least one row."""
 
     shift: bool
     kl: bool
@@ -227,7 +227,7 @@ def _replayed(settings: Settings, summary: Summary) -> list[Replayed]:
 
 
 def _token_sections(folder: RunFolder) -> dict[str, Any]:
-    """Return histogram, fork tokens and the pair of traces, or why each is missing."""
+    """Return the histogram, the fork tokens and the pair of traces, or why each is missing."""
     threshold = folder.settings.threshold_nats
     with_data = list(dict.fromkeys(trace.arm for trace in folder.traces))
     reference = doses.reference_arm(folder.settings, with_data)

@@ -23,7 +23,7 @@ def write_report(run_dir: str | Path, summary: Summary | None = None) -> Path:
     """Write the report beside the run's files: `report.html`, `report.md`, the figure as SVG and PDF, `tables.tex`.
 
     Args:
-        summary: of the run; that in `summary.json` by default.
+        summary: of the run; by default the one in `summary.json`.
 
     Returns:
         The path of the HTML file.
@@ -44,7 +44,7 @@ def write_report(run_dir: str | Path, summary: Summary | None = None) -> Path:
 
 
 def report_page(folder: RunFolder) -> str:
-    """Return `report.html` of a run."""
+    """Return the HTML of `report.html`."""
     return _page(view.page(folder))
 
 

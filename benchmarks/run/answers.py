@@ -1,4 +1,4 @@
-"""Parse and check what an endpoint answers, field by field: nothing from the network is trusted."""
+"""Parse and check the answers of an endpoint, field by field: nothing from the network is trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Nats = Annotated[FiniteFloat, Field(ge=0.0)]
 
 
 class MalformedAnswerError(SteerdecError, ValueError):
-    """The answer is not what was requested."""
+    """The answer does not match the request."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One generated text. `forks` and `mean_entropy_nats` are None where nothing was steered.
+    """One generated text. `forks` and `mean_entropy_nats` are None if nothing was steered.
 
     The lists have one entry per generated token and are None unless they were requested.
     """
@@ -41,15 +41,15 @@ class Answer:
     fork: list[bool] | None = None
     temperature: list[float | None] | None = None
     token_text: list[str] | None = None
-    mean_probe_entropy_nats: float | None = None  # at the probe temperature, where one was requested
+    mean_probe_entropy_nats: float | None = None  # at the probe temperature, if one was requested
     probe_entropy_nats: list[float | None] | None = None
-    token_ids: list[int] | None = None  # without the token that ended the text, where `return_token_ids` was requested
+    token_ids: list[int] | None = None  # without the token that ended the text, if `return_token_ids` was requested
 
 
 class _Telemetry(BaseModel):
     tokens: Count
     forks: Count
-    mean_entropy_nats: Nats | None = None  # None where no token was generated
+    mean_entropy_nats: Nats | None = None  # None if no token was generated
     threshold_nats: Nats | None = None
     entropy_nats: list[float | None] | None = None
     fork: list[bool] | None = None
@@ -68,7 +68,7 @@ class _Choice(BaseModel):
     text: str | None = None
     message: _Message | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None = None  # the stop text or token that was met; None: the model's own end
+    stop_reason: int | str | None = None  # the stop text or token that ended the text; None: the model's own end
     token_ids: list[Count] | None = None
     logprobs: dict[str, Any] | None = None
     steering: _Telemetry | None = None
@@ -87,7 +87,7 @@ def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | Non
     """Return the answer in `body` to a request with this `steering`.
 
     Raises:
-        MalformedAnswerError: it is not a completion of at most `max_tokens`, was not finished, or its telemetry
+        MalformedAnswerError: it is not a completion of at most `max_tokens` tokens, did not finish, or its telemetry
             does not show the requested steering.
     """
     try:
@@ -117,7 +117,7 @@ def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | Non
 
 
 def _text(choice: _Choice) -> str:
-    """Return the whole text, with the reasoning put back in front where a parser on the server split it off."""
+    """Return the whole text, with the reasoning back in front if a parser on the server split it off."""
     if choice.message is None:
         if choice.text is None:
             raise MalformedAnswerError("choices.0 has neither text nor message")
@@ -163,7 +163,7 @@ def _ids_of_text(choice: _Choice) -> list[int] | None:
 
 
 def _token_text(logprobs: dict[str, Any] | None, tokens: int) -> list[str] | None:
-    """Return the tokens' texts from the log-probabilities of either API, None where their number is wrong."""
+    """Return the tokens' texts from the log-probabilities of either API, None if their number is wrong."""
     if logprobs is None:
         return None
     texts = logprobs.get("tokens")

@@ -1,4 +1,4 @@
-"""Spread requests over endpoints, each with its own limit; survive failures that pass."""
+"""Distribute requests over endpoints, each with its own limit, and survive temporary failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NoEndpointLeftError(SteerdecError):
 
 
 class NoGoodAnswerError(SteerdecError):
-    """Request after request was refused or answered with nonsense; the message is the last one's."""
+    """Many requests in a row were refused or answered with nonsense; the message is that of the last one."""
 
     resumable = True
 
@@ -42,10 +42,10 @@ Done = Callable[[T, Endpoint, Outcome], Awaitable[None]]
 async def dispatch(
     work: Iterator[T], endpoints: Sequence[Endpoint], send: Send[T], done: Done[T], retry: Retry
 ) -> None:
-    """Send all work, as many requests at once as the endpoints have connections.
+    """Send all work, with as many concurrent requests as the endpoints have connections.
 
-    `done` is awaited once for each piece of work, with its answer or the reason why it has none (a refusal, a
-    malformed answer, or `retry.attempts` failures). An exception in it stops everything.
+    `done` is awaited once for each piece of work, with its answer or the reason why it has none (a refusal, a malformed
+    answer, or `retry.attempts` failures). An exception in it stops everything.
 
     Raises:
         NoEndpointLeftError: all endpoints failed too often; `done` has not been called for the rest.
@@ -69,7 +69,7 @@ async def dispatch(
 
 @dataclass(eq=False)
 class Job(Generic[T]):
-    """A piece of work on its way, with the endpoints at which it failed.
+    """A piece of work that was started, with the endpoints at which it failed.
 
     A straggler is sent twice: then `sends` has two requests, and the first answer counts.
     """
@@ -84,7 +84,7 @@ class Job(Generic[T]):
 
 
 class WorkQueue(Generic[T]):
-    """Work not yet started, from an iterator, work to be tried again, and work in flight."""
+    """Work that is not yet started, from an iterator, work to be retried, and work in flight."""
 
     def __init__(self, work: Iterator[T]) -> None:
         self._fresh = work
@@ -95,9 +95,9 @@ class WorkQueue(Generic[T]):
     async def take(
         self, suits: Callable[[Job[T]], bool], *, fresh_first: bool, straggles: Callable[[Job[T]], bool]
     ) -> Job[T] | None:
-        """Return the next job that suits, None when all are finished.
+        """Return the next suitable job, None when all are finished.
 
-        Waits while jobs in flight may still come back, and while others have to take what does not suit here. Where
+        Waits while jobs in flight may still come back, and while others have to take what is unsuitable here. If
         nothing else is left, a job in flight that straggles is returned, to be sent a second time.
         """
         async with self._changed:
@@ -129,7 +129,7 @@ class WorkQueue(Generic[T]):
         return None
 
     async def give_back(self, job: Job[T]) -> None:
-        """Put a job that was taken back, to be tried again, unless somebody else has it too."""
+        """Return a job that was taken, to be retried unless it is also in flight elsewhere."""
         async with self._changed:
             self._release(job)
             if job.takers == 0 and not job.finished:
@@ -142,26 +142,26 @@ class WorkQueue(Generic[T]):
             self._in_flight.discard(job)
 
     async def look_again(self) -> None:
-        """Wake everyone who waits: which job suits whom may have changed."""
+        """Wake everyone who waits, because the suitable jobs may have changed."""
         async with self._changed:
             self._changed.notify_all()
 
     async def finish(self, job: Job[T]) -> None:
-        """Count a job that was taken as finished."""
+        """Mark a job as finished."""
         async with self._changed:
             self._release(job)
             if not self._in_flight:
                 self._changed.notify_all()
 
     def unfinished(self) -> bool:
-        """Whether there is work that nobody finished."""
+        """Return whether there is unfinished work."""
         if not self._again and (job := self._next()) is not None:
             self._again.append(job)
         return bool(self._again or self._in_flight)
 
 
 class Dispatcher(Generic[T]):
-    """What the connections of all endpoints share."""
+    """The state shared by the connections of all endpoints."""
 
     def __init__(
         self, queue: WorkQueue[T], health: list[EndpointHealth], send: Send[T], done: Done[T], retry: Retry
@@ -179,14 +179,17 @@ class Dispatcher(Generic[T]):
         """Send one request after another, as one connection does."""
 
         def suits(job: Job[T]) -> bool:
-            """A job is not retried where it failed while some endpoint has not tried it: one that hangs would
-            otherwise use up its attempts."""
+            """Return whether this endpoint may take the job.
+
+            A job that failed here is left to an endpoint that has not tried it: one that hangs would otherwise use up
+            its attempts.
+            """
             return endpoint not in job.failed_at or all(
                 other.retired or other in job.failed_at for other in self._health
             )
 
         def straggles(job: Job[T]) -> bool:
-            """Whether a job takes far longer than any answer so far did, which only this many can say."""
+            """Return whether a job takes far longer than any answer so far; False if there are too few answers yet."""
             waited_s = asyncio.get_running_loop().time() - job.started_at
             return (
                 job.takers == 1
@@ -218,7 +221,7 @@ class Dispatcher(Generic[T]):
         await self.queue.look_again()  # this endpoint may be retired
 
     async def _outcome(self, endpoint: EndpointHealth, job: Job[T]) -> Outcome | None:
-        """Return the answer or the reason why there is none; None where the job should be tried again."""
+        """Return the answer or the reason why there is none; None if the job should be retried."""
         started_at = asyncio.get_running_loop().time()
         send = asyncio.ensure_future(self._send(endpoint.endpoint, job.work))
         job.sends.append((endpoint, send))

@@ -1,4 +1,4 @@
-"""When an endpoint that fails is paused, tried again, and retired."""
+"""Decide when a failing endpoint is paused, tried again, and retired."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .endpoints import BrokenError, BusyError, Endpoint, EndpointError
 class Retry:
     """How much failure a run tolerates. A pause doubles from the first to the longest, times a jitter in [0.5, 1).
 
-    `attempts` bounds one request's failures that may be its own (5xx, cut off, timed out);
-    `endpoint_failures` bounds an endpoint's failures in a row, a burst of simultaneous ones
-    counting as one; `bad_answers` bounds refusals (4xx) and malformed answers in a row over the whole run.
+    `attempts` limits the failures of one request that it may cause itself (5xx, cut off, timed out);
+    `endpoint_failures` limits an endpoint's failures in a row, a burst of simultaneous ones counting as one;
+    `bad_answers` limits refusals (4xx) and malformed answers in a row over the whole run.
     """
 
     attempts: int = 4
@@ -24,7 +24,7 @@ class Retry:
     first_pause_s: float = 0.5
     longest_pause_s: float = 30.0
     seed: int = 0
-    straggler_s: float = 30.0  # no request is a straggler sooner
+    straggler_s: float = 30.0  # no request is a straggler before this
 
     def pause_s(self, failures: int, jitter: random.Random) -> float:
         """Return how long to wait after so many failures in a row."""
@@ -58,10 +58,10 @@ class EndpointHealth:
 
     @property
     def suspect(self) -> bool:
-        """Whether it failed and has not answered since.
+        """Return whether it failed and has not answered since.
 
-        It should get fresh work then: jobs that failed before say less about the endpoint, and a few requests that
-        fail everywhere would have it retired.
+        It should get fresh work then: jobs that failed before say less about the endpoint, and a few requests that fail
+        everywhere would have it retired.
         """
         return self._failures > 0
 
@@ -72,9 +72,9 @@ class EndpointHealth:
     def failed(self, started_at: float, error: EndpointError, *, again: bool) -> None:
         """Pause after a failure of a request sent at `started_at`.
 
-        Not where the request was sent before a failure that counts already (the same burst), nor where the request
-        is the likely cause: others got answers in the meantime, or it has failed before (otherwise the last few of
-        a run, with nothing left to succeed beside them, would have their endpoint retired).
+        There is no pause if the request was sent before a failure that counts already (the same burst), or if it is the
+        likely cause: others got answers in the meantime, or it has failed before (otherwise the last few of a run, with
+        nothing left to succeed beside them, would have their endpoint retired).
         """
         self.last_error = str(error)
         request_is_the_cause = isinstance(error, BrokenError) and (again or self._succeeded_at >= started_at)

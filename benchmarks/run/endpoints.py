@@ -1,4 +1,4 @@
-"""One endpoint over HTTP: requests in, answers of bounded size out, and what it reports about itself.
+"""One endpoint over HTTP: it takes requests, returns answers of bounded size, and reports about itself.
 
 EndpointError
 ├── BusyError          429 or 503: come back later
@@ -28,9 +28,9 @@ LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 10.0
 CLIENT_CONNECTIONS = 16  # httpx looks at all connections of a client for every request: many small ones are faster
-IDLE_CONNECTION_S = 2.0  # uvicorn closes idle connections after 5; a request on one just closed would fail
+IDLE_CONNECTION_S = 2.0  # uvicorn closes idle connections after 5 s; a request on a closed one would fail
 
-# A machine that vanished sends no reset: without these a request to it waits until its time-out.
+# A machine that vanished sends no reset: without these, a request to it waits until it times out.
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -46,7 +46,7 @@ class EndpointError(SteerdecError):
 
 
 class BusyError(EndpointError):
-    """It has too much to do; `retry_after_s` is when it wants to be asked again, 0 if it does not say."""
+    """It is overloaded; `retry_after_s` is when to retry, 0 if it does not say."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class UnreachableError(EndpointError):
 
 
 class BrokenError(EndpointError):
-    """It failed, broke off or timed out; the request itself may be the cause."""
+    """It failed, closed the connection or timed out; the request itself may be the cause."""
 
 
 class RefusedError(EndpointError):
@@ -87,7 +87,7 @@ def endpoint_url(text: str) -> str:
 
 
 def same_server(one: str, two: str) -> bool:
-    """Return whether two endpoint URLs are two spellings of one: this machine by any name, a default port left out."""
+    """Return whether two endpoint URLs are two spellings of one: any name of this machine, a default port left out."""
     return _address(one) == _address(two)
 
 
@@ -101,7 +101,7 @@ def _address(url: str) -> tuple[str, str, int, str]:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """`request_s` runs from sending a request to the last byte of its answer."""
+    """Limits in seconds. `request_s` runs from sending a request to the last byte of its answer."""
 
     request_s: float = 3600.0
     connect_s: float = CONNECT_TIMEOUT_S
@@ -114,7 +114,9 @@ class Endpoint:
         self.url = url
         self.connections = connections
         self._request_s = timeouts.request_s
-        headers = {"accept-encoding": "identity"}  # what arrives is what is counted
+        headers = {
+            "accept-encoding": "identity"
+        }  # no compression, so that the bytes counted are the bytes of the answer
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
         local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
@@ -135,14 +137,14 @@ class Endpoint:
 
         self._control = client(2)
         self._clients = [client(CLIENT_CONNECTIONS) for _ in range(0, connections, CLIENT_CONNECTIONS)]
-        self._free = self._clients * CLIENT_CONNECTIONS  # a client stands here once for each unused connection
+        self._free = self._clients * CLIENT_CONNECTIONS  # a client is in here once for each unused connection
 
     async def close(self) -> None:
         for client in (self._control, *self._clients):
             await client.aclose()
 
     async def post(self, path: str, body: dict[str, Any], *, max_bytes: int) -> bytes:
-        """The body of a 200 answer; for at most `connections` callers at once. Raises EndpointError."""
+        """Return the body of a 200 answer; for at most `connections` callers at once. Raises EndpointError."""
         client = self._free.pop()
         try:
             return await self._request(client, "POST", path, body, max_bytes, self._request_s)
@@ -150,7 +152,7 @@ class Endpoint:
             self._free.append(client)
 
     async def get_json(self, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
-        """The JSON object at `path`. Raises EndpointError."""
+        """Return the JSON object at `path`. Raises EndpointError."""
         answer = await self._request(self._control, "GET", path, None, CONTROL_BYTES, timeout_s)
         try:
             value = json.loads(answer)
@@ -210,7 +212,7 @@ def _line(error: BaseException) -> str:
 
 
 def _server_message(content: bytes) -> str:
-    """The message of an OpenAI error body, else the beginning of whatever it was; one line."""
+    """Return the message of an OpenAI error body, else the beginning of the body; one line."""
     text = content[:2000].decode("utf-8", "replace")
     try:
         value = json.loads(content)
@@ -223,7 +225,7 @@ def _server_message(content: bytes) -> str:
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Seconds from a Retry-After header: a number or a date; 0 where there is none."""
+    """Return the seconds of a Retry-After header, a number or a date; 0 without one."""
     if value is None:
         return 0.0
     try:

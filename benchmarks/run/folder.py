@@ -1,4 +1,4 @@
-"""The folder of a run: started, resumed or extended, and which samples it has."""
+"""The folder of a run: how it is started, resumed or extended, and which samples it has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..design.plan import SamplingPlan
 def open_folder(folder: Path, settings: Settings, *, extend: bool = False) -> Settings:
     """Write `run.json`, or check that the run in the folder may be resumed, or extended, under `settings`.
 
-    Call it with the folder locked. Returns the settings in force.
+    The caller has to lock the folder. Returns the settings in force.
 
     Raises:
         SettingsError: the folder holds something else, or a run under other settings.
@@ -70,7 +70,7 @@ def done_samples(folder: Path, plan: SamplingPlan) -> bytearray:
 
 
 def _extended(folder: Path, old: Settings, new: Settings) -> Settings:
-    """Write and return the settings of an extended run: looks that were made stay, those to come are planned anew."""
+    """Write and return the settings of an extended run: past looks stay, the coming ones are planned anew."""
     if old.samples == new.samples and old.arms == new.arms:
         return old
     made = [look for look in old.planned_looks if _made(folder, old, look)]
@@ -92,7 +92,7 @@ def _numbers(looks: Iterable[Look]) -> str:
 
 
 def _made(folder: Path, settings: Settings, look: Look) -> bool:
-    """Return whether samples beyond a look are there, or all of it: then its decisions may have been seen."""
+    """Return whether samples beyond a look exist, or all of its own: then its decisions may have been seen."""
     have: Counter[str] = Counter()
     for sample in read_samples(folder / SAMPLES):
         have[sample.arm] += sample.sample < look.samples

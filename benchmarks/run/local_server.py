@@ -32,7 +32,10 @@ class ServerError(SteerdecError):
 
 
 def serve_command(model: str, port: int, dtype: str | None) -> list[str]:
-    """`dtype` None: float32 where no GPU is seen, so that the engine is batch-invariant; else the model's own."""
+    """Return the command of a server that steers.
+
+    With `dtype` None it is float32 if no GPU is found, so that the engine is batch-invariant, else the model's own.
+    """
     if dtype is None and not _has_gpu():
         dtype = "float32"
     command = [sys.executable, "-m", "steerdec", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
@@ -55,11 +58,11 @@ def local_server(
     start_timeout_s: float = START_TIMEOUT_S,
     remind_every_s: float = REMIND_EVERY_S,
 ) -> Iterator[str]:
-    """Start a server that steers and yield its URL; it is stopped when the block is left, however that happens.
+    """Start a server that steers and yield its URL; it is stopped when the block ends, for any reason.
 
     Args:
         command: replaces `steerdec serve`; "{port}" in it becomes the port.
-        environment: is added to this process's.
+        environment: added to this process's.
         ready: the paths that answer 200 once the server is ready.
         remind_every_s: how often to say on stderr that it is still starting.
 
@@ -122,7 +125,7 @@ def _wait_until_ready(
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of the log, which says what the server is doing."""
+    """Return the last line of the log, which shows what the server is doing."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
         lines = file.read().decode("utf-8", "replace").split("\n")
@@ -131,7 +134,7 @@ def _last_line(log: Path) -> str:
 
 
 def _tail(log: Path) -> str:
-    """Return the last lines of the log without the frames of tracebacks: what was raised says more than where."""
+    """Return the last lines of the log without the frames of tracebacks, because the exception says more."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
         text = file.read().decode("utf-8", "replace")
@@ -140,7 +143,7 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the server, then SIGKILL to its whole group, which also takes what it left behind."""
+    """Send SIGTERM to the server, then SIGKILL to its whole group, including processes that it left behind."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
 """Planned looks: when a run stops to see which arms it still needs.
 
-Whoever watches a run and stops when they please raises false alarms. Here the looks are planned beforehand and
-recorded in `run.json`, and the statistics spend their error over them (`benchmarks.stats.looks`). An arm is dropped
-at a look once every claim that needs it is decided, or has no prospect of being decided.
+Watching a run and stopping at will raises false alarms. Here the looks are planned beforehand and recorded in
+`run.json`, and the statistics spend their error over them (`benchmarks.stats.looks`). An arm is dropped at a look once
+every claim that needs it is decided, or has no prospect of being decided.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def parse_fractions(text: str) -> tuple[float, ...]:
 def plan_run_looks(samples: int, fractions: tuple[float, ...], problems: Sequence[Problem]) -> tuple[Look, ...]:
     """Return the looks at these fractions of `samples` samples per problem and arm, the last at all of them.
 
-    Too few problems for any verdict are looked at once, at the end: every arm would be given up at the first look.
+    With too few problems for any verdict there is one look, at the end: otherwise the first look would give up every
+    arm.
     """
     from ..stats.comparisons import FEW
     from ..stats.looks import plan_looks  # scipy, which takes a second to import
@@ -49,7 +50,7 @@ def plan_run_looks(samples: int, fractions: tuple[float, ...], problems: Sequenc
 
 @dataclass(frozen=True)
 class Stage:
-    """What to sample until a look: the samples not in `skip`. `total`: of the run, as planned now."""
+    """What to sample until a look: the samples not in `skip`. `total`: samples of the run, as planned now."""
 
     look: Look
     skip: bytearray
@@ -57,7 +58,7 @@ class Stage:
 
 
 class Progress:
-    """Which samples of a plan are there, and which are needed next."""
+    """Which samples of a plan exist, and which are needed next."""
 
     def __init__(self, folder: Path, settings: Settings, plan: SamplingPlan, done: bytearray) -> None:
         self._folder = folder
@@ -68,7 +69,7 @@ class Progress:
         self.done = done
 
     def finish(self, stage: Stage) -> None:
-        """Count everything of a stage as done, what failed too."""
+        """Mark everything of a stage as done, including failures."""
         for number, skipped in enumerate(stage.skip):
             self.done[number] |= not skipped
 
@@ -95,9 +96,9 @@ class Progress:
         return None
 
     def _at_an_earlier_end(self) -> set[str]:
-        """Return the arms that were not dropped before the run, which was extended later, came to its end.
+        """Return the arms that were still sampled at the end of the run before it was extended.
 
-        The user asked for more of them, although nothing is left to decide.
+        The user wants more of them, although nothing is left to decide.
         """
         ends = [look.samples for look in self._looks[:-1] if look.at_the_end]
         if not ends:
@@ -106,7 +107,7 @@ class Progress:
         return names - {item.arm.name for item in self._plan.items(self.done) if item.sample < ends[-1]}
 
     def _skip(self, samples: int, arms: set[str]) -> bytearray:
-        """Return one byte per sample of the plan, 0 where it is one of the first `samples` in `arms` and not done."""
+        """Return one byte per sample of the plan: 0 if it is missing and among the first `samples` of `arms`."""
         skip = bytearray(self.done)
         for planned in self._plan.items(self.done):
             if planned.sample >= samples or planned.arm.name not in arms:

@@ -1,4 +1,4 @@
-"""Check before the first sample that every endpoint is what it should be and does what the arms request."""
+"""Check before the first sample that every endpoint is what it should be and steers as the arms request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Server:
 
 
 async def survey(endpoints: Sequence[Endpoint]) -> tuple[Server, list[Endpoint]]:
-    """Return what the endpoints report about themselves, and those that answer; the others are announced.
+    """Return the reports of the endpoints and those that answer; print the ones that do not.
 
     Raises:
         PreflightError: none answers, or one does not steer, or they do not serve one model on one engine.
@@ -71,8 +71,8 @@ async def survey(endpoints: Sequence[Endpoint]) -> tuple[Server, list[Endpoint]]
 
 
 async def _report(endpoint: Endpoint) -> Server:
-    """Ask one endpoint. Raises EndpointError where it does not answer, PreflightError where it cannot serve a run."""
-    models = (await _get(endpoint, "/v1/models", "is not an OpenAI API; expected is http://HOST:PORT")).get("data")
+    """Query one endpoint. Raises EndpointError if it does not answer, PreflightError if it cannot serve a run."""
+    models = (await _get(endpoint, "/v1/models", "is not an OpenAI API; expected http://HOST:PORT")).get("data")
     steering = await _get(endpoint, "/v1/steering", "does not steer; start it with `steerdec serve MODEL`")
     entry = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
     model, longest = entry.get("id"), entry.get("max_model_len")
@@ -89,7 +89,7 @@ async def _report(endpoint: Endpoint) -> Server:
     if type(lanes) is int and lanes > 0:  # more steered requests at once would be turned away
         endpoint.connections = min(endpoint.connections, lanes)
     info = {key: entry[key] for key in ("id", "root", "parent", "max_model_len") if key in entry}
-    if str(info.get("root", "")).startswith("/"):  # a run is shared, the server's folders are nobody's business
+    if str(info.get("root", "")).startswith("/"):  # a run may be shared, and the server's folders are private
         info["root"] = Path(info["root"]).name
     return Server(model, longest if type(longest) is int else None, info, steering)
 
@@ -111,7 +111,7 @@ async def check_prompt_lengths(
     context_tokens: int | None,
     max_tokens: int,
 ) -> None:
-    """Check that every prompt and an answer of `max_tokens` fit the context; nothing is checked without /tokenize.
+    """Check that every prompt and an answer of `max_tokens` fit the context; without /tokenize nothing is checked.
 
     Raises:
         SettingsError: one does not fit; the longest is named.
@@ -184,7 +184,7 @@ async def _probe(endpoint: Endpoint, planned: PlannedSample, prompting: Promptin
 
 
 def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
-    """Return what is wrong with the temperatures applied, as far as the policy fixes them in advance."""
+    """Return what is wrong with the applied temperatures, if the policy fixes them in advance."""
     steering: dict[str, Any] = arm.steering or {}
     if steering.get("scope", "all") != "all":
         return None
@@ -194,9 +194,9 @@ def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
         if temperature is None:
             return f"no temperature was reported for a {'fork' if fork else 'non-fork'}"
         if expected is not None and not math.isclose(temperature, expected, rel_tol=1e-4, abs_tol=1e-6):
-            return f"a {'fork' if fork else 'non-fork'} was sampled at {temperature}, asked was {expected:g}"
+            return f"a {'fork' if fork else 'non-fork'} was sampled at {temperature}, requested was {expected:g}"
     if steering.get("select") == "first":
         first = [i < steering["first_tokens"] for i in range(len(answer.fork or []))]
         if answer.fork != first:
-            return f"not the first {steering['first_tokens']} tokens were steered as forks"
+            return f"the tokens steered as forks were not the first {steering['first_tokens']}"
     return None

@@ -18,7 +18,7 @@ from steerdec.records.samples import Sample, read_samples, rewrite_samples
 
 from .session import repeated_request
 
-BATCH = 256  # samples graded at once; no more texts than these are in memory
+BATCH = 256  # samples graded at once, and so the number of texts in memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Regraded:
 
 
 def grade_again(folder: Path) -> Regraded:
-    """Replace `samples.jsonl` by one with today's grades; failed samples stay as they are.
+    """Replace `samples.jsonl` by one with current grades; failed samples stay unchanged.
 
     Raises:
         SettingsError, ProblemError: the run or its problems cannot be loaded, or the problems changed.

@@ -1,7 +1,7 @@
-"""Replays: responses that continue a recorded prefix. What they need is checked before any work.
+"""Replays: responses that continue a recorded prefix. Their requirements are checked before any work.
 
-Once a response diverges, a position of the recorded one means nothing in it. So each sample intervenes at one position:
-the tokens before it are part of the prompt, the token at it is sampled anew, and everything after it.
+Once a response diverges, positions of the recorded one mean nothing in it. So each sample intervenes at one position:
+the tokens before it are part of the prompt; the token at it and everything after it are sampled anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BYTES_A_TOKEN = 2048  # more than a token's text, or its number, takes
 
 
 class ReplayError(InvalidInputError):
-    """A mask does not fit what is to be run."""
+    """A mask does not fit the planned run."""
 
 
 def read_replays(
@@ -83,10 +83,13 @@ def _check(places: Places, problem_set: ProblemSet, prompt: str, max_tokens: int
 def check_server(
     replays: Mapping[str, Places], models: Sequence[str], max_model_len: int | None, max_tokens: int
 ) -> None:
-    """Raises ReplayError where the masks are of another model, or a prefix and what follows exceed the context.
+    """Check that the server has the masks' model and enough context.
 
     Args:
-        models: names of the served one.
+        models: names of the served model.
+
+    Raises:
+        ReplayError: the masks are of another model, or a prefix and an answer exceed the context.
     """
     served = {Path(name).name for name in models}
     for mask in _masks(replays):
@@ -108,7 +111,7 @@ def _masks(replays: Mapping[str, Places]) -> list[ReplayMask]:
 async def check_prompts(
     endpoint: Endpoint, replays: Mapping[str, Places], problems: Sequence[Problem], prompting: Prompting
 ) -> None:
-    """Check that the masks' prompts are those that the server makes of the problems, template and tokenizer.
+    """Check that the masks' prompts equal the server's prompts of the problems (template and tokenizer).
 
     Raises:
         ReplayError: one differs, or the server has no /tokenize.
@@ -128,8 +131,8 @@ async def check_prompts(
         for mask in masks:
             if any(list(trace.prompt_ids) != ids for trace in mask.traces[problem.id]):
                 return (
-                    f"mask {mask.name}: the prompt of problem {problem.id} is not the one that the server makes; the "
-                    "mask is of other problems, another prompt or another tokenizer"
+                    f"mask {mask.name}: the prompt of problem {problem.id} differs from the server's; the mask "
+                    "is of other problems, another prompt or another tokenizer"
                 )
         return None
 
@@ -141,9 +144,9 @@ async def check_prompts(
 async def whole_text(
     endpoint: Endpoint, prefix: Prefix, new_ids: Sequence[int], *, model: str, stops: list[str]
 ) -> str:
-    """Return the response from its beginning, of which the `new_ids` were generated; it ends before a stop text.
+    """Return the whole response, whose last tokens `new_ids` were generated; it ends before a stop text.
 
-    It is decoded from token ids: a prefix may end in the middle of a character.
+    It is decoded from token ids, because a prefix may end in the middle of a character.
 
     Raises:
         EndpointError, MalformedAnswerError: the server does not answer with a text.

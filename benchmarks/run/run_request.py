@@ -1,4 +1,4 @@
-"""What a user wants to run: read, and checked as far as possible without a server."""
+"""Read what a user wants to run, and check it as far as possible without a server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_TEMPERATURE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What to run, checked as far as possible without a server."""
+    """A run to make, checked as far as possible without a server."""
 
     problem_set: ProblemSet
     source: str
@@ -39,7 +39,7 @@ class RunRequest:
     force: bool = False
     replays: Mapping[str, Places] = field(default_factory=dict)
     look_fractions: tuple[float, ...] = (1.0,)  # of the samples; see `looks`
-    extend: bool = False  # a run with fewer samples or arms may be continued
+    extend: bool = False  # a run with fewer samples or arms may be extended
     show_scores: bool = False
 
 
@@ -59,7 +59,7 @@ def read_request(
     look_fractions: tuple[float, ...] = (1.0,),
     extend: bool = False,
 ) -> RunRequest:
-    """Load and check everything that was named.
+    """Load and check everything that the request names.
 
     Raises:
         ProblemError, ArmError, CalibrationError, PromptError, MaskError, ReplayError: something cannot be used.
@@ -87,7 +87,7 @@ def read_request(
     _check_prompt(request)
     if request.threshold is not None:
         resolved(request, request.threshold)
-    else:  # a server's calibration may still bring what is missing here; all else is checked now
+    else:  # a server's calibration may still provide what is missing here; everything else is checked now
         solved = {arm.name: request.temperature for arm in arm_set.arms}
         resolved(request, Threshold(0.0, "", fork_rate=0.5, solved=solved))
     return request
@@ -100,7 +100,7 @@ def _source(name: str) -> str:
 
 
 def repeated_request(run_json: Path) -> tuple[RunRequest, Settings]:
-    """Return the request that repeats the run in `run_json`, whose masks have to be beside it.
+    """Return the request that repeats the run in `run_json`, whose masks must be beside it.
 
     Raises:
         SettingsError, ProblemError, MaskError, ReplayError: something cannot be used.
@@ -149,7 +149,7 @@ def resolved(request: RunRequest, threshold: Threshold) -> ArmSet:
     for arm in request.arms.arms:
         if (reason := threshold.unmatched.get(arm.name)) and arm.matched is not None:
             raise CalibrationError(
-                f"the calibration has no temperature for an arm of this set, and another one will have none either: "
+                f"the calibration has no temperature for an arm of this set, and repeating it will not help: "
                 f'{reason} ({threshold.origin}); remove arm "{arm.name}" with its comparisons and claims from the set, '
                 f'or give "{arm.matched}" a smaller dose; `steerdec arms show NAME` prints a built-in set to edit'
             )
@@ -167,12 +167,12 @@ def resolved(request: RunRequest, threshold: Threshold) -> ArmSet:
 
 def _check_solved(arms: ArmSet, resolved: ArmSet, threshold: Threshold) -> None:
     """Refuse temperatures that were solved for other arms: of another set, or of this one before it changed."""
-    from ..calibration import matching  # scipy: not for runs that never need it
+    from ..calibration import matching  # loads scipy, which most runs do not need
 
     again = f"({threshold.origin}); calibrate again, with --arms as here"
     for arm, other in matching.to_solve(arms):
         solved = threshold.matched.get(arm.name)
-        if solved is None:  # whose calibration is not known yet
+        if solved is None:  # its calibration is not known yet
             continue
         if solved.matched != other.name:
             raise CalibrationError(
@@ -182,8 +182,8 @@ def _check_solved(arms: ArmSet, resolved: ArmSet, threshold: Threshold) -> None:
         for name, then in ((arm.name, solved.arm_at), (other.name, solved.matched_at)):
             if then is None:
                 raise CalibrationError(
-                    f'arm "{arm.name}": the calibration is an older one, which does not say what its temperature was '
-                    f"solved for {again}"
+                    f'arm "{arm.name}": the calibration is from an older version and does not say what its temperature '
+                    f"was solved for {again}"
                 )
             if then != (now := matching.temperatures(resolved.arm(name))):
                 raise CalibrationError(
@@ -197,6 +197,6 @@ def _listed(at: Mapping[str, float]) -> str:
 
 
 def _check_prompt(request: RunRequest) -> None:
-    """Raise PromptError where the template does not exist or does not take these problems."""
+    """Raise PromptError if the template does not exist or does not fit these problems."""
     for problem in request.problem_set.problems:
         request_body(request.prompt, problem, thinking=request.thinking)

@@ -31,7 +31,7 @@ class Prompting:
 def is_traced(arms: ArmSet, planned: PlannedSample) -> bool:
     """Return whether the sample keeps its per-token lists.
 
-    Those that do are the first of each problem in the identity arm, which shows the undisturbed entropies, and the
+    These samples do: the first of each problem in the identity arm, which shows the undisturbed entropies, and the
     first of the first problems in every steered arm. A set without an identity arm keeps those of all steered arms.
     """
     if planned.sample > 0 or planned.arm.steering is None or planned.prefix is not None:
@@ -47,8 +47,8 @@ def sample_request(
     """Return the path and the body of a request.
 
     Args:
-        per_token: ask for entropy, fork and temperature of every token.
-        token_text: ask for the text of every token.
+        per_token: request entropy, fork and temperature of every token.
+        token_text: request the text of every token.
     """
     path, body = request_body(prompting.template, planned.problem, thinking=prompting.thinking)
     if planned.prefix is not None:
@@ -63,25 +63,25 @@ def sample_request(
     steering = requested_steering(planned.arm, per_token=per_token)
     if steering is not None:
         body["steering"] = steering
-    if token_text:  # by way of the sampled token's log-probability, with 0 further candidates
+    if token_text:  # comes with the sampled token's log-probability; 0 further candidates
         body |= {"logprobs": True, "top_logprobs": 0} if "messages" in body else {"logprobs": 0}
     return path, body
 
 
 def tokens_left(planned: PlannedSample, max_tokens: int) -> int:
-    """Return how many tokens a response of at most `max_tokens` may still have; those of a prefix are spent."""
+    """Return how many tokens a response of at most `max_tokens` may still have after a prefix."""
     return max_tokens - (0 if planned.prefix is None else planned.prefix.position)
 
 
 def requested_steering(arm: Arm, *, per_token: bool) -> dict[str, Any] | None:
-    """Return the `steering` object of a request; None for a plain one."""
+    """Return the `steering` object of a request; None for a plain request."""
     if arm.steering is None:
         return None
-    # The entropy of what was sampled from, so that the delivered dose can be reported beside the requested one.
+    # The entropy of the distribution sampled from, to report the delivered dose beside the requested one.
     steering = {"probe_temperature": "applied"} | arm.steering
     return steering | {"telemetry": "tokens"} if per_token else steering
 
 
 def max_answer_bytes(max_tokens: int, *, per_token: bool) -> int:
-    """Return more bytes than an honest answer has: a token's text is short, and with it come a dozen numbers."""
+    """Return an upper bound for the bytes of an answer: a token's text is short, and has about a dozen numbers."""
     return (1 << 20) + max_tokens * (2048 if per_token else 256)

@@ -1,4 +1,4 @@
-"""Sample what a plan still lacks over HTTP, grade it, and keep it."""
+"""Sample what is missing of a plan over HTTP, grade it, and store it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def make_samples(
     retry: Retry,
     progress: RunProgress,
 ) -> None:
-    """Make every sample of the plan that is not in `skip`; those that failed are in the journal with their `error`.
+    """Make every sample of the plan that is not in `skip`; failed samples go into the journal with their `error`.
 
     Raises:
         NoEndpointLeftError, NoGoodAnswerError: see `dispatch`.

@@ -47,7 +47,7 @@ def run(request: RunRequest, target: Target, folder: Path, retry: Retry) -> Fini
         PreflightError, ServerError, FileError, NoEndpointLeftError, NoGoodAnswerError: it cannot continue.
         SettingsError, ArmError, CalibrationError: the request is wrong.
     """
-    if target.model is not None and request.threshold is None:  # that server will bring no calibration
+    if target.model is not None and request.threshold is None:  # that server will have no calibration
         resolved(request, default_threshold({}, request.arms))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ async def _run(
 
 
 def _announce(request: RunRequest, settings: Settings) -> None:
-    """Say what the user may not expect of this run."""
+    """Print what the user may not expect of this run."""
     per_arm = settings.samples * settings.problems.n
     for arm in settings.arms.arms[len(request.arms.arms) :]:
         announce(
@@ -108,7 +108,7 @@ def _announce(request: RunRequest, settings: Settings) -> None:
 
 
 def check_length(server: Server, max_tokens: int) -> None:
-    """Raise SettingsError where the model's context cannot hold that many tokens."""
+    """Raise SettingsError if the model's context cannot hold that many tokens."""
     if server.max_model_len is not None and max_tokens >= server.max_model_len:
         raise SettingsError(
             f"--max-tokens: {max_tokens} does not fit the server's context of {server.max_model_len} tokens, "

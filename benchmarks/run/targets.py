@@ -24,7 +24,7 @@ class Target:
 
     @contextmanager
     def urls(self, log: Path) -> Iterator[tuple[str, ...]]:
-        """Yield the endpoints' URLs; a server of our own runs while the block lasts. Raises ServerError."""
+        """Yield the endpoints' URLs; a server started here runs until the block ends. Raises ServerError."""
         if self.model is None:
             yield self.endpoints
         else:

@@ -1,4 +1,4 @@
-"""Two arms compared problem by problem: the difference in two populations, and what its p-values need. Pure.
+"""Compare two arms problem by problem: the difference in two populations, and what its p-values need. Pure.
 
 A difference is the mean over problems of (arm - against), each problem weighing the same.
 """
@@ -84,7 +84,7 @@ def spread_of_samples(
 
 
 def _centered(values: Floats, kept: np.ndarray, k: Floats) -> Floats:
-    """Sum of squares around the mean of each row."""
+    """Return the sum of squares around the mean of each row."""
     mean = values.sum(axis=1) / k
     squares: Floats = (np.where(kept, values - mean[:, None], 0.0) ** 2).sum(axis=1)
     return squares
@@ -202,5 +202,5 @@ def minimum_detectable_effect(se: float, df: float) -> float:
 
 
 def problem_differences(arm: Counts, against: Counts) -> Floats:
-    """Return p_arm - p_against, shape [n_problems], NaN where an arm has nothing graded; the arms' k may differ."""
+    """Return p_arm - p_against, shape [n_problems], NaN where an arm has no graded sample; the arms' k may differ."""
     return arm.accuracy - against.accuracy

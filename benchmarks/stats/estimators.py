@@ -25,7 +25,7 @@ ROUNDING = 1e-12  # 3/10 - 2/10 and 2/10 - 1/10 are equal differences
 
 @dataclass(frozen=True)
 class Counts:
-    """What one arm got right, the problems in the same order in every arm."""
+    """The correct and graded samples of one arm, with the problems in the same order in every arm."""
 
     correct: Ints  # [n_problems]
     graded: Ints  # [n_problems], 0 where nothing was graded
@@ -43,7 +43,7 @@ class Counts:
 
     @property
     def accuracy(self) -> Floats:
-        """Shape [n_problems], NaN where nothing was graded."""
+        """Return the accuracy by problem, [n_problems]; NaN where nothing was graded."""
         accuracy: Floats = np.full(len(self.graded), np.nan)
         return np.divide(self.correct, self.graded, out=accuracy, where=self.graded > 0)
 
@@ -61,7 +61,7 @@ class Estimate:
     ci95: tuple[float, float]
     p: float  # two-sided, against 0
     n_problems: int
-    dropped: int = 0  # problems with nothing graded in an arm
+    dropped: int = 0  # problems without a graded sample in an arm
     note: str = ""
 
 
@@ -104,10 +104,11 @@ def _pass(n: int, c: int, k: int) -> float:
 
 
 def majority_is_correct(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> bool:
-    """Whether the answer most samples gave is right; samples in the order of their index, ungraded ones left out.
+    """Return whether the most frequent answer is correct.
 
-    None (no answer found) does not vote. Of equally frequent answers the one given first wins. Nobody voting is
-    wrong. Answers are compared as they stand: two spellings of one number are two answers.
+    Samples are in the order of their index, without the ungraded ones. None (no answer) does not vote. Ties go to the
+    answer given first. If nobody votes, the result is False. Answers are compared as text: two spellings of one number
+    are two answers.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
@@ -116,10 +117,10 @@ def majority_is_correct(answers: Sequence[Hashable | None], correct: Sequence[bo
 
 
 def mean_over_problems(values: ArrayLike) -> Estimate:
-    """Student's interval and t-test for the mean of one value a problem; NaN values drop out.
+    """Return Student's interval and t-test for the mean of one value per problem; NaN values drop out.
 
-    All values equal leaves nothing to estimate a spread from: there is then no interval, p = 1 if the value is 0, else
-    the exact sign-flip p = 2^(1-n), and `note` says so.
+    If all values are equal, there is nothing to estimate a spread from: then there is no interval, p = 1 if the value
+    is 0, else the exact sign-flip p = 2^(1-n), and `note` says so.
     """
     everything = np.asarray(values, dtype=np.float64)
     kept = everything[~np.isnan(everything)]
@@ -137,7 +138,7 @@ def mean_over_problems(values: ArrayLike) -> Estimate:
 
 
 def student(value: float, se: float, df: float, n_problems: int, dropped: int) -> Estimate:
-    """`value` with the interval and the two-sided p of Student's t at `df` degrees of freedom (inf: normal)."""
+    """Return `value` with the interval and the two-sided p of Student's t at `df` degrees of freedom (inf: normal)."""
     half = float(scipy.stats.t.ppf(1 - ALPHA / 2, df)) * se
     p = float(2 * scipy.stats.t.sf(abs(value) / se, df))
     return Estimate(value, float(se), df, (value - half, value + half), p, n_problems, dropped)
@@ -150,5 +151,5 @@ def student_interval(value: float, se: float, df: float, tail: float) -> tuple[f
 
 
 def unknown(n_problems: int, dropped: int, value: float, note: str) -> Estimate:
-    """`value` without an interval, and why."""
+    """Return `value` without an interval, and the reason."""
     return Estimate(value, np.nan, np.nan, (np.nan, np.nan), np.nan, n_problems, dropped, note)

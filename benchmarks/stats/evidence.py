@@ -34,7 +34,7 @@ class Evidence:
     ungraded: int
     bounds: tuple[float, float]
     bounds_ci95: tuple[float, float]
-    obstacle: str = ""  # why no verdict can be made whatever the numbers
+    obstacle: str = ""  # why no verdict can be reached, whatever the numbers
 
 
 def evidence(pair: Pair, metric: Metric, population: Population, delta: float) -> Evidence:
@@ -73,5 +73,5 @@ def evidence(pair: Pair, metric: Metric, population: Population, delta: float) -
 
 
 def _largest(values: list[float]) -> float:
-    """The largest; one that is not known counts as 1."""
+    """Return the largest; an unknown value counts as 1."""
     return float(max(1.0 if np.isnan(value) else value for value in values))

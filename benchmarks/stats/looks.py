@@ -1,8 +1,8 @@
 """Planned looks at a run: how small a p-value has to be at each, and which arms are still needed. Pure.
 
-Looking at a run while it goes raises false alarms (16 looks at a null: 22-24%). Here the error of 5% is spent over
-looks planned beforehand, by the function of Lan and DeMets (1983) that resembles O'Brien and Fleming's bounds: almost
-nothing early, nearly all at the end. Whoever stops at any of the looks errs in 5% of runs at most.
+Repeated looks at a run that is under way raise false alarms (16 looks at a null: 22-24%). Here the error of 5% is spent
+over looks planned beforehand, by the function of Lan and DeMets (1983) that resembles O'Brien and Fleming's bounds:
+almost nothing early, nearly all at the end. Stopping at any of the looks errs in 5% of runs at most.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LIMIT = 8.0
 
 @dataclass(frozen=True)
 class PlannedLook:
-    """A look when every problem has `samples` samples per arm, of the `planned` ones at the time it was planned."""
+    """A look when every problem has `samples` samples per arm, out of `planned` (the plan at the time)."""
 
     samples: int
     planned: int
@@ -61,16 +61,16 @@ def spent(alpha: float | Floats, fraction: float) -> Floats:
 
 
 def boundaries(looks: Sequence[PlannedLook], alpha: float = 0.025) -> tuple[float, ...]:
-    """Return the one-sided p-value to stay under at each look so that all looks together err with chance `alpha`.
+    """Return the one-sided p-value to stay below at each look so that all looks together err with chance `alpha`.
 
-    0 at a look where nothing is left to spend: one after a final look, or one that an extended run moved back.
+    0 at a look where no error is left to spend: after a final look, or at one that an extended run moved back.
     """
     return tuple(float(np.exp(bound)) for bound in _log_boundaries(tuple(looks), alpha))
 
 
 @lru_cache(maxsize=4096)
 def _log_boundaries(looks: tuple[PlannedLook, ...], alpha: float) -> tuple[float, ...]:
-    """Logarithms of the bounds, by numerical integration as Armitage, McPherson and Rowe (1969) do.
+    """Return the logarithms of the bounds, by the numerical integration of Armitage, McPherson and Rowe (1969).
 
     The information is taken to grow with the samples. Where the effect varies between problems it grows more slowly
     after the first look, the looks depend on each other more, and the bounds are a little too strict.
@@ -102,7 +102,7 @@ def _log_boundaries(looks: tuple[PlannedLook, ...], alpha: float) -> tuple[float
 
 
 def _bound(density: Floats, grid: Floats, scale: float, step: float) -> float:
-    """The z that is crossed with chance `step` from the states `grid` that have not crossed before."""
+    """Return the z that is crossed with chance `step` from the states `grid` that have not crossed before."""
 
     def excess(z: float) -> float:
         return float(density @ scipy.special.ndtr(grid - z * scale)) - step
@@ -114,7 +114,7 @@ def _bound(density: Floats, grid: Floats, scale: float, step: float) -> float:
 
 @lru_cache(maxsize=256)
 def _table(looks: tuple[PlannedLook, ...]) -> Floats:
-    """[levels, looks]: logarithms of the bounds at each of `_LEVELS`."""
+    """Return [levels, looks]: the logarithms of the bounds at each of `_LEVELS`."""
     return np.array([_log_boundaries(looks, float(alpha)) for alpha in _LEVELS])
 
 

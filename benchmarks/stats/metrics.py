@@ -1,4 +1,4 @@
-"""What arms are compared by: avg@k, pass@k, maj@k, answer length, truncation, tokens per correct answer. Pure."""
+"""What arms are compared by: avg@k, pass@k, maj@k, answer length, truncation, and tokens per correct answer. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOOTSTRAP_DRAWS: Final = 200
 
 
 def pass_size(samples: int) -> int:
-    """The k of pass@k out of `samples`: the largest power of two up to half, so that its noise can be estimated."""
+    """Return the k of pass@k for `samples`: the largest power of two up to half, so that its noise can be estimated."""
     return int(2 ** max(0, int(np.log2(max(samples, 2))) - 1))
 
 
@@ -75,7 +75,7 @@ def _mean(table: Floats, kept: Bools) -> float:
 
 
 def _passes(correct: Floats, kept: Bools, k: int) -> Floats:
-    """Pseudo-values n T - (n - 1) T_without_it of pass@k; NaN for problems with k or fewer samples."""
+    """Return the pseudo-values n T - (n - 1) T_without_it of pass@k; NaN for problems with k or fewer samples."""
     n = kept.sum(axis=1).astype(np.int64)
     c = np.where(kept, correct, 0.0).sum(axis=1).astype(np.int64)
     whole = pass_at_k(Counts(c, n), k)
@@ -88,7 +88,7 @@ def _passes(correct: Floats, kept: Bools, k: int) -> Floats:
 
 
 def _per_correct(arm: ArmTable, kept: Bools) -> Floats:
-    """Values whose mean is R, tokens over correct answers, and whose spread is that of R to first order."""
+    """Return values whose mean is R, tokens over correct answers, and whose spread is that of R to first order."""
     tokens, correct = _mean(arm.tokens, kept), _mean(arm.correct, kept)
     if not correct > 0:
         return np.full(kept.shape, np.nan)
@@ -98,7 +98,10 @@ def _per_correct(arm: ArmTable, kept: Bools) -> Floats:
 
 
 def _majorities(pair: Pair) -> Spread:
-    """maj@k is no mean: its noise is that of samples drawn again within each problem, the same ones in both arms."""
+    """Return the spread of maj@k.
+
+    maj@k is not a mean, so its noise comes from samples drawn again within each problem, the same ones in both arms.
+    """
     both = ~(np.isnan(pair.arm.correct) | np.isnan(pair.against.correct))
     n, k = both.shape
     if not k:
@@ -116,7 +119,10 @@ def _majorities(pair: Pair) -> Spread:
 
 
 def _draws(rng: np.random.Generator, kept: Bools) -> Floats:
-    """[n_problems, draws, samples]: how often each kept sample is drawn; a problem's own number of samples in all."""
+    """Return how often each kept sample is drawn, [n_problems, draws, samples].
+
+    Each problem draws as many samples as it has.
+    """
     n, k = kept.shape
     weights = np.zeros((n, BOOTSTRAP_DRAWS, k))
     for i in range(n):
@@ -127,7 +133,7 @@ def _draws(rng: np.random.Generator, kept: Bools) -> Floats:
 
 
 def _majority(table: ArmTable, kept: Bools, weights: Floats) -> Floats:
-    """[n_problems, draws]: 1 where the answer with most votes is correct; ties go to the one given first."""
+    """Return [n_problems, draws]: 1 where the answer with the most votes is correct; ties go to the one given first."""
     votes = kept & (table.answer != MISSING)
     # A sample stands for its answer if it is the first to give it; [n_problems, samples, samples].
     same = (table.answer[:, :, None] == table.answer[:, None, :]) & votes[:, :, None] & votes[:, None, :]

@@ -1,6 +1,6 @@
-"""The samples of two arms side by side: (problem, sample) that both have, and what the ungraded ones could have been.
+"""The samples of two arms side by side: the (problem, sample) pairs that both have, with bounds for the ungraded ones.
 
-Everything is a table of shape [n_problems, samples]; NaN stands where there is no value.
+Everything is a table of shape [n_problems, samples]; NaN means no value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ArmTable:
     seed: Ints
 
     def first(self, samples: int) -> ArmTable:
-        """The samples with an index below `samples`."""
+        """Return the samples with an index below `samples`."""
         return ArmTable(**{name: table[:, :samples] for name, table in vars(self).items()})
 
 
@@ -64,10 +64,10 @@ def arm_table(tally: Tally, arm: str) -> ArmTable:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms over the (problem, sample) that both have a line for; all else is NaN in both.
+    """Two arms over the (problem, sample) pairs that both have a line for; everything else is NaN in both.
 
-    `by_seed`: the arms drew every common sample with the same seed, so their difference is one of pairs. Arms with
-    seeds of their own (a replica, arms after a prefix) are independent.
+    `by_seed`: the arms drew every common sample with the same seed, so their difference is paired. Arms with seeds of
+    their own (a replica, arms after a prefix) are independent.
     """
 
     arm: ArmTable
@@ -81,16 +81,16 @@ class Pair:
 
     @property
     def ungraded(self) -> Bools:
-        """Common samples that at least one arm has no grade for."""
+        """Count the common samples without a grade in at least one arm."""
         doubtful: Bools = self.common & (np.isnan(self.arm.correct) | np.isnan(self.against.correct))
         return doubtful
 
     def graded_only(self) -> Pair:
-        """Without the samples that an arm has no grade for."""
+        """Return the pair without the samples that have no grade in an arm."""
         return self._masked(self.common & ~self.ungraded)
 
     def at_worst(self) -> Iterator[Pair]:
-        """The ungraded samples taken as wrong in the arm and right in the other, then the other way (Manski 1989)."""
+        """Return the pair with ungraded samples wrong in the arm, right in the other, then reversed (Manski 1989)."""
         for mine, theirs in ((0.0, 1.0), (1.0, 0.0)):
             yield replace(
                 self, arm=_filled(self.arm, self.common, mine), against=_filled(self.against, self.common, theirs)
@@ -101,7 +101,7 @@ class Pair:
 
 
 def pair_up(arm: ArmTable, against: ArmTable, samples: int | None = None, groups: Ints | None = None) -> Pair:
-    """Put two arms side by side, with the samples below `samples` only if given."""
+    """Put two arms side by side; with `samples`, only the samples with a lower index."""
     if samples is not None:
         arm, against = arm.first(samples), against.first(samples)
     common = arm.present & against.present

@@ -1,10 +1,10 @@
-"""Limits for a mean difference of which few parts are not zero, where Student's t is blind. Pure.
+"""Limits for a mean difference with few nonzero parts, where Student's t is blind. Pure.
 
-If no problem differs, t sees no spread and is sure of 0; if one in fifty problems flips from right to wrong, it is
-unsure by far too little (equivalence within 2 points is declared in 8-20% of runs where it is false). Here the gains
+If no problem differs, t sees no spread and is certain of 0; if one in fifty problems flips from right to wrong, its
+interval is far too narrow (equivalence within 2 points is declared in 8-20% of runs where it is false). Here the gains
 and the losses are sums of rare events. Each has the gamma limits of Fay and Feuer (1997, Statistics in Medicine 16),
-which hold one further event of the largest weight that was not seen; equal weights give the exact Poisson limits.
-The limits of gains minus losses follow by squares (Zou and Donner 2008, Statistics in Medicine 27).
+which allow for one more unseen event of the largest weight; equal weights give the exact Poisson limits. The limits of
+gains minus losses follow by squares (Zou and Donner 2008, Statistics in Medicine 27).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _gamma_limits(total: float, square: float, largest: float, tail: float) -> t
 
 
 def _solve(excess: Callable[[float], float]) -> float:
-    """The tail at which the limit reaches the null; `excess(tail)` is how far the limit reaches over it."""
+    """Return the tail at which the limit reaches the null; `excess(tail)` is how far the limit reaches over it."""
     if excess(0.5) >= 0:
         return 1.0
     if excess(_SMALLEST) <= 0:

@@ -20,10 +20,10 @@ STRATA = (("hard", 0.0, 0.25), ("medium", 0.25, 0.75), ("easy", 0.75, 1.0))
 
 
 def dose_trend(doses: Sequence[float], arms: Sequence[Counts]) -> Estimate:
-    """Least-squares slope of a problem's accuracy on the dose, averaged over problems; accuracy per unit of dose.
+    """Return the least-squares slope of a problem's accuracy on the dose, averaged over problems (accuracy per unit).
 
-    Every problem has its own slope (a linear contrast of its arms), so the problem stays the cluster and its
-    difficulty drops out. A problem with nothing graded in one of the arms drops out.
+    Every problem has its own slope (a linear contrast of its arms), so the problem stays the cluster and its difficulty
+    drops out. A problem without a graded sample in one of the arms drops out.
     """
     accuracy = np.stack([arm.accuracy for arm in arms], axis=1)  # [n_problems, n_doses]
     centred = np.asarray(doses, dtype=np.float64) - np.mean(doses)
@@ -33,7 +33,7 @@ def dose_trend(doses: Sequence[float], arms: Sequence[Counts]) -> Estimate:
 
 
 def difficulty_strata(sorting: Counts, arm: Counts, against: Counts) -> list[tuple[str, Estimate]]:
-    """The difference in each stratum of `sorting` accuracy, "problems like these".
+    """Return the difference in each stratum of `sorting` accuracy, for "problems like these".
 
     `sorting` must be other samples of the baseline than `against`. Sorted by the very samples it is compared with, a
     problem counts as easy where the baseline was lucky, and the arm then seems to lose there and to win where it is
@@ -56,10 +56,10 @@ class Truncation:
 
 
 def truncation_parts(arm: Counts, arm_finished: ArrayLike, against: Counts, against_finished: ArrayLike) -> Truncation:
-    """Split per problem acc = f q, f the share that finished and q the accuracy of the finished, after Kitagawa (1955).
+    """Split acc = f q per problem (f the finished share, q the accuracy of the finished), after Kitagawa (1955).
 
     acc_a - acc_b = (f_a - f_b) (q_a + q_b) / 2 + (q_a - q_b) (f_a + f_b) / 2. A truncated sample counts as wrong, so
-    acc = f q holds. Where no sample of an arm finished its q is unknown and taken from the other arm: the whole
+    acc = f q holds. Where no sample of an arm finished, its q is unknown and taken from the other arm: the whole
     difference is then one of finishing.
 
     Args:
@@ -83,9 +83,10 @@ def _finished(arm: Counts, finished: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def difference_at_equal_length(differences: ArrayLike, log_length_ratio: ArrayLike) -> Estimate:
-    """Intercept of the per-problem difference on log(mean tokens of arm / of against): the difference at no change.
+    """Return the difference at equal answer length.
 
-    Descriptive: length is an outcome of the arm too, so this is no causal effect "not through length".
+    It is the intercept of the per-problem difference on log(mean tokens of arm / of against). Descriptive: length is an
+    outcome of the arm too, so this is not the causal effect "not through length".
     """
     y, x = np.asarray(differences, dtype=np.float64), np.asarray(log_length_ratio, dtype=np.float64)
     keep = np.isfinite(y) & np.isfinite(x)
@@ -104,7 +105,7 @@ class Variation:
 
     sd: float
     ci95: tuple[float, float]
-    p: float  # of no variation at all
+    p: float  # of no variation
     effects: Floats  # [n_problems], each shrunken towards the mean by the share of the spread that is noise
 
 

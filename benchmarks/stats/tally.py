@@ -33,15 +33,15 @@ _INTEGERS = (
 
 
 class SampleError(InvalidInputError):
-    """A line of samples.jsonl that is no sample of this run; one line that names it."""
+    """A line of samples.jsonl that is not a sample of this run; one line that names it."""
 
 
 @dataclass(frozen=True)
 class Tally:
     """The samples of a run, columns of shape [n_samples], sorted by arm, problem and sample.
 
-    `problem`, `arm`: index into `problems`, `arms`. `answer`: equal numbers are equal answers, -1 none was found.
-    `text`: equal numbers are equal completions (chance of error 1e-19 a pair). `tokens`, `forks`: -1 not told.
+    `problem`, `arm`: index into `problems`, `arms`. `answer`: equal numbers are equal answers, -1 for no answer.
+    `text`: equal numbers are equal completions (chance of error 1e-19 per pair). `tokens`, `forks`: -1 if not reported.
     """
 
     problems: tuple[str, ...]
@@ -58,9 +58,9 @@ class Tally:
     box: Ints  # of BOX_INDEX
     tokens: Ints
     forks: Ints
-    entropy_nats: Floats  # mean over the tokens of the sample, NaN not told
+    entropy_nats: Floats  # mean over the tokens of the sample, NaN if not reported
     sampled_entropy_nats: Floats  # the same of the distributions drawn from
-    kl_nats: Floats  # mean over the tokens of KL(steered || plain), NaN not known
+    kl_nats: Floats  # mean over the tokens of KL(steered || plain), NaN if not known
     repeated: int  # lines replaced by a later one of the same sample
 
     @property
@@ -74,21 +74,21 @@ class Tally:
         return correct
 
     def of(self, arm: str) -> Bools:
-        """Rows of one arm; [n_samples]."""
+        """Return the rows of one arm, [n_samples]."""
         rows: Bools = self.arm == self.arms.index(arm)
         return rows
 
     def by_problem(self, rows: Bools) -> Ints:
-        """How many of `rows` each problem has; [n_problems]."""
+        """Return how many of `rows` each problem has, [n_problems]."""
         return np.bincount(self.problem[rows], minlength=len(self.problems)).astype(np.int64)
 
     def counts(self, arm: str, rows: Bools | None = None) -> Counts:
-        """Correct and graded samples of an arm by problem, of `rows` only if given."""
+        """Return the correct and graded samples of an arm by problem; with `rows`, only of these."""
         own = self.of(arm) & self.graded if rows is None else self.of(arm) & self.graded & rows
         return Counts(self.by_problem(own & self.correct), self.by_problem(own))
 
     def differing(self, arm: str, against: str) -> Counts:
-        """Of the samples both arms drew with one seed, by problem, how many have another text (as `correct`)."""
+        """Count, by problem, the samples that both arms drew with one seed and whose texts differ (as `correct`)."""
         mine, theirs = (np.flatnonzero(self.of(name) & ~self.failed) for name in (arm, against))
         width = int(self.sample.max(initial=0)) + 1
         key = self.problem * width + self.sample
@@ -105,7 +105,7 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
     """Read the samples of a run. Of several lines for one sample the last counts: a second request replaced the first.
 
     Raises:
-        SampleError: a line is of an arm or problem the run does not have.
+        SampleError: a line has an arm or problem that the run does not have.
         JournalError: the file cannot be read, or a line is not a sample.
     """
     columns = {name: array("q") for name in _INTEGERS}
@@ -167,7 +167,10 @@ def _box(grade_path: str | None) -> str:
 
 
 def _fingerprint(sample: Sample) -> int:
-    """Of what was generated. Two token sequences can spell one text; the number of tokens catches most of those."""
+    """Return a number for what was generated.
+
+    Two token sequences can spell one text; the number of tokens tells most of those apart.
+    """
     text = f"{sample.completion_tokens} {sample.finish_reason} {sample.text}"
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -182,7 +185,7 @@ def _count(value: int | None) -> int:
 
 
 def _last_of_each(arm: Ints, problem: Ints, sample: Ints) -> Ints:
-    """Rows of the last line of each (arm, problem, sample), sorted by these."""
+    """Return the rows of the last line of each (arm, problem, sample), sorted by these."""
     order = np.lexsort((np.arange(len(arm)), sample, problem, arm))
     keys = np.stack([arm, problem, sample])[:, order]
     ends = np.append(np.any(keys[:, 1:] != keys[:, :-1], axis=0), True)[: len(order)]

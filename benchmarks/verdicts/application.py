@@ -27,7 +27,7 @@ def applications(design: Design, tally: Tally) -> dict[str, Applied]:
 
     Two conditions: it steered at least one token, and the entropy of the distributions drawn from moved to the side
     that the temperatures ask for (one-sided t-test over problems, 5%), against the arm that steers at the base
-    temperatures, or, at base temperature 1, against the arm's own distributions. What no telemetry tells is "not
+    temperatures, or, at base temperature 1, against the arm's own distributions. Without telemetry it is "not
     measured".
     """
     return {name: _applied(design, tally, name) for name in design.asks if name in design.arms}
@@ -73,7 +73,7 @@ def _shift(design: Design, tally: Tally, name: str) -> Estimate | None:
 
 
 def _by_problem(tally: Tally, arm: str, nats: Floats) -> Floats:
-    """[n_problems]: mean over an arm's samples, weighted by their tokens."""
+    """Return the mean over an arm's samples, weighted by their tokens, [n_problems]."""
     rows = tally.of(arm) & ~np.isnan(nats) & (tally.tokens > 0)
     n = len(tally.problems)
     total = np.bincount(tally.problem[rows], weights=nats[rows] * tally.tokens[rows], minlength=n)

@@ -24,7 +24,10 @@ from .wording import plural
 
 @dataclass(frozen=True)
 class Judged:
-    """The claims as they go into the summary. `claimed`: corrected p-values of what claims compare, by population."""
+    """The claims as they go into the summary.
+
+    `claimed`: corrected p-values of the comparisons of claims, by population.
+    """
 
     rows: tuple[ClaimSummary, ...]
     claimed: dict[tuple[Compared, Population], verdicts.Corrected]
@@ -146,7 +149,7 @@ def _looks(data: RunData, judged: dict[str, Judgement], settled: set[str]) -> tu
 
 
 def _warnings(data: RunData, instrument: Instrument) -> tuple[str, ...]:
-    """Sentences to be read before the verdicts."""
+    """Return the sentences to read before the verdicts."""
     found = []
     for name, table in data.tables.items():
         ungraded = int(np.sum(table.present & np.isnan(table.correct)))
@@ -164,18 +167,18 @@ def _warnings(data: RunData, instrument: Instrument) -> tuple[str, ...]:
 
 
 def interim_sentence(data: RunData, missing: int) -> str:
-    """What to say of an unfinished run; empty where it is finished."""
+    """Return the sentence about an unfinished run; empty if it is finished."""
     if not missing:
         return ""
     at = ", ".join(str(look.samples) for look in data.looks)
     return (
-        f"The run is not finished: {plural(missing, 'sample')} still to be made. All figures are interim; verdicts are "
+        f"The run is not finished: {plural(missing, 'sample')} missing. All figures are interim; verdicts are "
         f"made only at the planned looks ({at} samples of every problem)."
     )
 
 
 def judge_instruments(data: RunData) -> Instrument:
-    """Judge every A/A arm; the most doubtful verdict is the instrument's, and one that nothing moved is unchecked."""
+    """Judge every A/A arm. The most doubtful verdict is the instrument's; if nothing moved, it is unchecked."""
     design = data.design
     if not design.identities:
         return Instrument("unchecked", "the arm set has no A/A arm (role identity)")
@@ -194,7 +197,7 @@ def judge_instruments(data: RunData) -> Instrument:
 
 
 def _something_moved(data: RunData) -> bool:
-    """Whether any arm that steers wrote another text than its control at the same seed, or none can be compared."""
+    """Return whether a steered arm wrote a text that its control did not at the same seed, or none can be compared."""
     pairs = [data.tally.differing(name, data.design.controls[name]) for name in data.design.asks]
     compared = sum(int(pair.graded.sum()) for pair in pairs)
     return compared == 0 or any(int(pair.correct.sum()) for pair in pairs)

@@ -43,7 +43,7 @@ class Contrast(NamedTuple):
 
 @dataclass(frozen=True)
 class Asks:
-    """Which tokens an arm steers, and whether it raises (1) or lowers (-1) their entropy; 0 where it does both."""
+    """Which tokens an arm steers, and whether it raises (1) or lowers (-1) their entropy; 0 if it does both."""
 
     forks: bool
     others: bool
@@ -69,7 +69,11 @@ class Design:
 
 
 def read_design(arm_set: Mapping[str, Any]) -> Design:
-    """Raises DesignError if a comparison names no arm or a claim has no known direction."""
+    """Read the pairs, claims and dose families of an arm set.
+
+    Raises:
+        DesignError: a comparison names an arm that the run does not have, or a claim's direction is unknown.
+    """
     arms: dict[str, Mapping[str, Any]] = {arm["name"]: arm for arm in arm_set["arms"]}
     baseline = str(arm_set["baseline"])
     claims = tuple(_claim(claim) for claim in arm_set.get("claims") or ())
@@ -100,7 +104,7 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
 
 
 def _asks(arm: Mapping[str, Any]) -> Asks | None:
-    """What a split policy asks for; None for an arm that steers nothing, or whose policy has no two temperatures."""
+    """Return what a split policy does; None for an arm that does not steer, or whose policy has no two temperatures."""
     own, steering = arm.get("temperature"), arm.get("steering") or {}
     if steering.get("policy", "split") != "split" or not isinstance(own, int | float):
         return None
@@ -136,7 +140,7 @@ def _identities(arm_set: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]
 
 
 def _contrasts(arms: Mapping[str, Mapping[str, Any]], controls: Mapping[str, str]) -> list[Contrast]:
-    """Every treatment after a prefix beside the placebos after other prefixes that steer as it does."""
+    """Return every treatment after a prefix beside the placebos after other prefixes with the same steering."""
     replayed = {name: arm for name, arm in arms.items() if arm.get("replay")}
     return [
         Contrast(name, controls[name], placebo, controls[placebo])
@@ -166,7 +170,7 @@ def _claim(claim: Mapping[str, Any]) -> Claim:
 def _combined(
     claims: tuple[Claim, ...], arms: Mapping[str, Mapping[str, Any]], baseline: str
 ) -> list[tuple[Claim, Claim]]:
-    """Every claim on a dose-matched pair, beside the claim that there is an effect: same direction, same tokens."""
+    """Return every claim on a dose-matched pair beside the claim of an effect with the same direction and tokens."""
     found = []
     for place in claims:
         dose_matched = any(arms[name]["role"] in DOSE_MATCHED for name in (place.arm, place.against))
@@ -191,9 +195,9 @@ def _same_tokens(a: tuple[str, float] | None, b: tuple[str, float] | None) -> bo
 
 
 def _steered(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(which tokens, temperature there minus the base); None if nothing, or more than one group, is changed.
+    """Return (which tokens, temperature there minus the base); None if no group, or more than one, is changed.
 
-    None too after a prefix: what is changed there is no dose of the baseline's.
+    Also None after a prefix: a change there is not a dose of the baseline.
     """
     base, steering = baseline["temperature"], arm.get("steering") or {}
     try:

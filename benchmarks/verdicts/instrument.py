@@ -1,4 +1,4 @@
-"""Is the instrument valid? Steering at the base temperatures (A/A) has to leave the baseline as it is. Pure."""
+"""Judge whether the instrument is valid: steering at the base temperatures (A/A) must not change the baseline. Pure."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def judge_instrument(identity: Counts, floor: Counts, accuracy: DifferenceEstima
     """Return whether A/A is shown equal to the baseline, shown different, or neither.
 
     valid: all texts are equal; or some differ, no more often than plain requests repeated with the same seeds, and the
-        scores, paired by seed, are equal within delta (p < .05).
-    invalid: texts differ where the engine alone changes none, or more often than it does (one-sided, 2.5%); or the
-        score differs (p < .025). The two alarms together are false in 5% of sound instruments.
-    not shown: anything else. The bias that the run could not have missed is in the reason.
+    scores, paired by seed, are equal within delta (p < .05).
+
+    invalid: texts differ although the engine is deterministic, or more often than the engine alone makes them differ
+    (one-sided, 2.5%); or the score differs (p < .025). Together the two alarms are false in 5% of sound instruments.
+
+    not shown: anything else. The reason has the smallest bias that the run would have seen.
 
     Args:
         identity: by problem, the A/A samples that differ from the baseline's of the same seed (`correct` holds the
             number that differ) out of those compared (`graded`).
-        floor: the same for the repeated baseline; nothing compared where a run has none.
+        floor: the same for the repeated baseline; no comparisons if a run has none.
         accuracy: A/A minus baseline on these problems, paired by seed.
     """
     pairs, differing = int(identity.graded.sum()), int(identity.correct.sum())

@@ -1,4 +1,4 @@
-"""Every claim of a run judged together, look by look, in one population. Pure.
+"""Judge every claim of a run together, look by look, in one population. Pure.
 
 The error is controlled over all claims, both directions, equivalence, and all planned looks: each one-sided p is first
 adjusted for the looks, then corrected over the claims by Holm. A claim enters with the smaller of its two p-values,
@@ -31,7 +31,7 @@ Compared = tuple[str, str, Metric]
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim judged: at which look (-1: none yet), from what, and whether a verdict is still to be expected."""
+    """A judged claim: at which look (-1: none yet), from what evidence, and whether a verdict is still possible."""
 
     ruling: Ruling
     look: int
@@ -91,7 +91,7 @@ def judge_all(
 
 
 def _delta(tables: Mapping[str, ArmTable], compared: Compared, delta: float) -> float:
-    """Scores: as declared. Lengths: 5% of what the arm is compared with."""
+    """Return the equivalence margin: for scores as declared, for lengths 5% of the reference arm's."""
     if compared[2] in metrics.SCORES:
         return delta
     value = metrics.arm_value(tables[compared[1]], compared[2])
@@ -127,7 +127,10 @@ def _obstacle(found: Evidence, population: Population) -> str:
 
 
 def _chance(found: Evidence, look: PlannedLook, last: PlannedLook, delta: float) -> float:
-    """Of a verdict at the last look: noise of sampling falls with the samples, the spread of the effect does not."""
+    """Return the chance of a verdict at the last look.
+
+    The sampling noise falls with the number of samples; the spread of the effect between problems does not.
+    """
     kept = ~np.isnan(found.spread.differences)
     n = int(kept.sum())
     if look == last or n < 2:
@@ -140,7 +143,7 @@ def _chance(found: Evidence, look: PlannedLook, last: PlannedLook, delta: float)
 
 
 def _corrected(states: Mapping[Compared, _State], compared: Compared) -> Corrected:
-    """Holm over all comparisons, each with its smaller p, but this one with the p in question."""
+    """Return the Holm-corrected p over all comparisons: this one with its own p, the others with their smaller one."""
     best = {key: min(state.difference, state.equal) for key, state in states.items()}
 
     def corrected(p: float) -> float:
@@ -189,7 +192,7 @@ def _judgement(
 
 
 def _interval(estimate: DifferenceEstimate, looks: Sequence[PlannedLook], number: int) -> tuple[float, float]:
-    """A 95% interval that covers at whichever look it is read (Jennison and Turnbull 1989); with one look the usual."""
+    """Return a 95% interval that is valid at every look (Jennison and Turnbull 1989); with one look the usual one."""
     if len(looks) == 1 or np.isnan(estimate.ci95[0]):
         return estimate.ci95
     tail = boundaries(looks, ALPHA / 2)[number]

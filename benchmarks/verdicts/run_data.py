@@ -1,4 +1,4 @@
-"""What a run was to show, and what it has so far."""
+"""What a run was planned to show, and the samples it has so far."""
 
 from __future__ import annotations
 

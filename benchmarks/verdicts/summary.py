@@ -1,7 +1,7 @@
-"""A run folder -> `summary.json`: every arm, every difference in two populations, a verdict on every claim.
+"""Turn a run folder into `summary.json`: every arm, every difference in two populations, a verdict on every claim.
 
-The names of the contract are `arms`, `comparisons`, `claims` and `instrument`; beside them stand intervals, looks,
-strata, trends, mediators and, under `methods`, how each number was made. A number that cannot be had is null.
+The names of the contract are `arms`, `comparisons`, `claims` and `instrument`; beside them are intervals, looks,
+strata, trends, mediators and, under `methods`, how each number was computed. A number that cannot be computed is null.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .summary_rows import (
 
 
 class SummaryError(InvalidInputError):
-    """A run folder that cannot be summarised; one plain line."""
+    """A run folder that cannot be summarized; one plain line."""
 
 
 def write_summary(directory: str | Path) -> Path:
@@ -54,10 +54,10 @@ def summarise(directory: str | Path) -> Summary:
 
 
 def read_run_data(directory: str | Path) -> RunData:
-    """Return what a run was to show, and what it has so far.
+    """Return what a run was planned to show, and the samples it has so far.
 
     Raises:
-        SummaryError: run.json or samples.jsonl is missing or not what it should be; one line that says where.
+        SummaryError: run.json or samples.jsonl is missing or malformed; one line that says where.
     """
     path = Path(directory)
     try:
@@ -80,16 +80,16 @@ def _data(run: Mapping[str, Any], path: Path) -> RunData:
     problems, k = [str(name) for name in run["problems"]["ids"]], int(run["samples"])
     planned = read_looks(run.get("looks"), k)
     groups = run["problems"].get("groups")
-    (path / "samples.jsonl").stat()  # to the journal, no file is a run without samples
+    (path / "samples.jsonl").stat()  # for the journal, a missing file is a run without samples
     tally = read_samples(path / "samples.jsonl", problems, design.arms)
     return RunData.of(design, tally, planned, _group_numbers(groups, problems))
 
 
 def read_looks(value: Any, samples: int) -> tuple[PlannedLook, ...]:
-    """Return the planned looks of a `run.json`; one at the end where it has none.
+    """Return the planned looks of a `run.json`; without any, one at the end.
 
-    A look is the number of samples per problem, or {"samples", "planned"} where the run was extended since: `planned`
-    is then the size of the run when the look was planned.
+    A look is the number of samples per problem, or {"samples", "planned"} if the run was extended since: `planned` is
+    then the size of the run when the look was planned.
 
     Raises:
         ValueError: a look is not possible.
@@ -107,7 +107,7 @@ def read_looks(value: Any, samples: int) -> tuple[PlannedLook, ...]:
 
 
 def _group_numbers(groups: Any, problems: list[str]) -> np.ndarray | None:
-    """[n_problems]; a problem without a group is one of its own."""
+    """Return the group of each problem, [n_problems]; a problem without a group is one of its own."""
     if not groups:
         return None
     names = [f"group {groups[name]}" if groups.get(name) is not None else f"problem {name}" for name in problems]

@@ -1,4 +1,4 @@
-"""The rows of a summary that need no decision: one arm, and the descriptive analyses of a pair or a dose family."""
+"""The rows of a summary without a decision: single arms, and the descriptive analyses of a pair or a dose family."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _unboxed(tally: Tally, own: Bools) -> float:
 
 
 def _mean_over_tokens(tally: Tally, own: Bools, nats: Floats) -> float:
-    """Of the samples' means `nats` [n_samples], weighted by their tokens; those not told are left out."""
+    """Return the mean of `nats` [n_samples] weighted by tokens, without the samples that report none."""
     heard = own & ~np.isnan(nats) & (tally.tokens > 0)
     return _ratio(nats[heard] @ tally.tokens[heard], tally.tokens[heard].sum())
 
@@ -110,7 +110,7 @@ def _powers_of_two_and(k: int) -> list[int]:
 
 
 def _majorities(tally: Tally, rows: Bools) -> Floats:
-    """1 or 0 for every problem with graded samples. The rows of a tally are sorted by problem, then by sample."""
+    """Return 1 or 0 for every problem with graded samples; the rows of a tally are sorted by problem, then sample."""
     at = np.flatnonzero(rows)
     groups = np.split(at, np.flatnonzero(np.diff(tally.problem[at])) + 1) if len(at) else []
     found = []
@@ -121,7 +121,7 @@ def _majorities(tally: Tally, rows: Bools) -> Floats:
 
 
 def comparison_rows(data: RunData, claimed: Mapping[tuple[Compared, Population], Corrected]) -> tuple[Comparison, ...]:
-    """Every pair of the design in both populations, by avg@k, on all samples there are."""
+    """Return every pair of the design in both populations, by avg@k, on all available samples."""
     return tuple(
         _comparison(data, (*pair, "avg@k"), population, claimed) for pair in data.design.pairs for population in SCOPES
     )
@@ -130,7 +130,7 @@ def comparison_rows(data: RunData, claimed: Mapping[tuple[Compared, Population],
 def other_metric_rows(
     data: RunData, claimed: Mapping[tuple[Compared, Population], Corrected]
 ) -> tuple[Comparison, ...]:
-    """The same by every other metric."""
+    """Return the same pairs by every other metric."""
     return tuple(
         _comparison(data, (*pair, metric), population, claimed)
         for metric in metrics.METRICS[1:]
@@ -187,7 +187,7 @@ def trend_row(design: Design, family: Family, counts: Mapping[str, Counts]) -> T
 
 
 def contrast_row(contrast: Contrast, counts: Mapping[str, Counts]) -> ContrastSummary:
-    """(arm - its control) - (placebo - its control): what the positions of one replay are worth over the other's."""
+    """Return (arm - its control) - (placebo - its control): what one replay's positions are worth over the other's."""
     own = comparisons.problem_differences(counts[contrast.arm], counts[contrast.control])
     elsewhere = comparisons.problem_differences(counts[contrast.placebo], counts[contrast.placebo_control])
     estimate = stats.mean_over_problems(own - elsewhere)
@@ -221,7 +221,7 @@ def _finished(tally: Tally, arm: str) -> stats.Ints:
 
 
 def _mean_tokens(tally: Tally, arm: str) -> Floats:
-    """By problem, NaN where no length is known; [n_problems]."""
+    """Return the mean tokens by problem, [n_problems]; NaN if no length is known."""
     rows = tally.of(arm) & ~tally.failed & (tally.tokens > 0)
     total = np.bincount(tally.problem[rows], weights=tally.tokens[rows], minlength=len(tally.problems))
     lengths: Floats = np.full(len(total), np.nan)
@@ -241,7 +241,7 @@ def difference_of(estimate: Estimate) -> Difference:
 
 
 def _mean(values: Floats) -> float:
-    """NaN values left out; NaN of none."""
+    """Return the mean without NaN values; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else np.nan
 

@@ -1,4 +1,4 @@
-"""Plain verdicts on claims, and on place against dose. Pure."""
+"""Decide claims, and place against dose, from corrected p-values. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Direction = Literal["greater", "less"]
 
 @dataclass(frozen=True)
 class Claim:
-    """Fixed before the run: `arm` is greater (or less) than `against` in `metric`."""
+    """A statement fixed before the run: `arm` is greater (or less) than `against` in `metric`."""
 
     id: str
     statement: str
@@ -115,15 +115,15 @@ def explain(claim: Claim, verdict: Verdict, estimate: DifferenceEstimate, correc
 def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str, borrowed_from: str = "") -> tuple[Ruling, Ruling]:
     """Return two claims that combine two: "place, not dose" and its opposite, "dose, not place".
 
-    `effect` says that an arm differs from the baseline, `place` that one does from `elsewhere`, an arm that
-    changes the mean entropy as much at other tokens. Each combined claim is an intersection-union test (Berger 1982)
-    and errs no more often than the weaker of its two, and both are corrected. Neither is decided before the effect is.
+    `effect` says that an arm differs from the baseline, `place` that it differs from `elsewhere`, an arm that changes
+    the mean entropy as much at other tokens. Each combined claim is an intersection-union test (Berger 1982) and errs
+    no more often than the weaker of its two, and both are corrected. Neither is decided before the effect is.
 
     Args:
-        borrowed_from: the arm of `effect` where it is not the one that `elsewhere` is compared with. Its dose is
-            another, as a rule a larger one. Two small doses are alike whatever the large one does, so `place` without
-            effect, or reversed, then decides nothing. One that holds still counts: dose alone gives equal scores at
-            any equal dose.
+        borrowed_from: the arm of `effect` if it is not the one that `elsewhere` is compared with. Its dose is
+            different, as a rule larger. Two small doses are alike whatever the large one does, so `place` with verdict
+            no effect or reversed then decides nothing. A `place` that holds still counts: dose alone gives equal scores
+            at any equal dose.
     """
     by_place, by_dose, words = _combine(effect.verdict, place.verdict, elsewhere, borrowed_from)
     reason = f"{words}: {effect.id} {effect.verdict}, {place.id} {place.verdict}"
@@ -145,7 +145,7 @@ def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str, borrowed_from: 
 
 
 def _combine(effect: Verdict, place: Verdict, elsewhere: str, borrowed_from: str) -> tuple[Verdict, Verdict, str]:
-    """The verdicts on "place, not dose" and "dose, not place", and why."""
+    """Return the verdicts on "place, not dose" and "dose, not place", with their reasons."""
     if "not applied" in (effect, place):
         return "not applied", "not applied", "an arm was not steered as asked, so place and dose were not compared"
     if effect == "reversed":
@@ -173,5 +173,5 @@ def _combine(effect: Verdict, place: Verdict, elsewhere: str, borrowed_from: str
 
 
 def replaced(ruling: Ruling, verdict: Verdict, why: str) -> Ruling:
-    """Return the ruling with another verdict, and the reason for that in front."""
+    """Return the ruling with another verdict, and that verdict's reason in front."""
     return replace(ruling, verdict=verdict, reason=f"{why}; {ruling.reason}")

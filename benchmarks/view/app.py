@@ -1,7 +1,7 @@
-"""`steerdec bench view`: a run folder in the browser, live while the run is being made.
+"""`steerdec bench view`: a run folder in the browser, live while the run is under way.
 
-The first page shows no scores, nor does the report of an unfinished run unless it is asked for them: looking at scores,
-and stopping when they please, raises the share of false alarms from 5% to more than 20%.
+The first page shows no scores, and neither does the report of an unfinished run unless scores are requested: looking at
+scores and stopping at will raises the share of false alarms from 5% to more than 20%.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..verdicts.summary import SummaryError, summarise
 from .progress import read_progress
 
 REFRESH_S = 5.0
-READING_SHARE = 0.1  # of the time, at most, is spent reading a run that is being made
+READING_SHARE = 0.1  # of the time, at most, is spent reading a run that is under way
 MOST_SHOWN_TOKENS = 4000
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -39,7 +39,7 @@ Page = Callable[[Request], Response]
 def app(folder: Path, hosts: list[str]) -> Starlette:
     """Return the application that shows the run in `folder`, to requests for one of `hosts` only.
 
-    Everything is read from the files anew for every page.
+    Everything is read from the files for every page.
     """
 
     def overview(_: Request) -> Response:
@@ -63,7 +63,7 @@ def app(folder: Path, hosts: list[str]) -> Starlette:
 
 
 def _guarded(page: Page) -> Page:
-    """Answer with one plain line where a file of the run cannot be read."""
+    """Answer with one plain line if a file of the run cannot be read."""
 
     def guarded(request: Request) -> Response:
         try:
@@ -82,7 +82,7 @@ def _trace(folder: Path, problem: str, sample: str, left: str | None, right: str
         if one.token_text and one.problem_id == problem and str(one.sample) == sample:
             kept = token_trace(one)
             if kept is not None:
-                found[one.arm] = kept if finished else replace(kept, grade="not shown while the run is being made")
+                found[one.arm] = kept if finished else replace(kept, grade="not shown while the run is under way")
     if not found:
         return PlainTextResponse("no such sample kept its tokens\n", status_code=404)
     first = left if left is not None and left in found else next(iter(found))

@@ -1,4 +1,4 @@
-"""How far a run is, without a single score: what may be looked at while it is being made."""
+"""The progress of a run, without any score: this may be looked at while the run is under way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steerdec.records.samples import Sample
 
 @dataclass
 class ArmProgress:
-    """Counts over the samples of one arm that the run has."""
+    """Counts over the existing samples of one arm."""
 
     name: str
     planned: int

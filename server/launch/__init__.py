@@ -1,6 +1,6 @@
-"""Start vLLM's own server with steering in it, and stay beside it until it ends.
+"""Start vLLM's own server with steering, and stay beside it until it ends.
 
 The server is vLLM's own command with its public flags and plugin groups, so that its parallelism and everything else
 keep working. `start.serve` does it: `flags` reads what the user wrote, `command` decides what vLLM gets, `port` makes
-sure that nobody else is about to listen there, `supervisor` runs it.
+sure that no other launcher is about to listen there, `supervisor` runs it.
 """

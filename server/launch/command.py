@@ -1,4 +1,4 @@
-"""What `steerdec serve` was called with -> the command and the environment of vLLM's own server."""
+"""Turn the arguments of `steerdec serve` into the command and the environment of vLLM's own server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLUGIN: Final = "steerdec"
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 
-# Without a GPU: what a small model on a laptop needs. Each gives way to the user's own.
+# Without a GPU: what a small model on a laptop needs. The user's own flags take precedence.
 CPU_CONTEXT_TOKENS: Final = 4096
 CPU_FLAGS: Final = {
     "--max-model-len": str(CPU_CONTEXT_TOKENS),
@@ -34,13 +34,13 @@ CPU_FLAGS: Final = {
 }
 CPU_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
 
-# A model on the hub, whose limits are not known before it is fetched; longer answers lose the telemetry of their tail.
+# For a model on the hub, whose limits are unknown until it is fetched; longer answers lose the telemetry of their tail.
 _UNKNOWN_CONTEXT_TOKENS: Final = 40_960
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What `steerdec serve` was called with; None where it was left out."""
+    """The arguments of `steerdec serve`; None for those left out."""
 
     model: str | None = None
     host: str | None = None
@@ -70,7 +70,7 @@ class Plan:
 
 
 def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
-    """Decide everything about a start that needs nothing to be started.
+    """Decide everything about a start that can be decided before starting anything.
 
     Raises:
         LaunchUsageError: the flags cannot be combined.
@@ -104,9 +104,9 @@ def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
         config = flags.additional_config | {CONFIG_KEY: _settings(launch, lanes, flags.front_ends())}
         return [
             *flags.passed_on,
-            # Ours come last and win; where the user gave the same flag, ours hold what it said.
+            # Ours come last and win; if the user gave the same flag, ours include its value.
             *added,
-            # Named as well as found by its entry point: only then does vLLM refuse speculative decoding on the
+            # Named in addition to its entry point: only then does vLLM refuse speculative decoding on the
             # V1 runner instead of dropping the processor, and keep output tokens for it under async scheduling.
             *("--logits-processors", *processors),
             *("--additional-config", json.dumps(config)),
@@ -116,7 +116,7 @@ def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
 
 
 def _address(launch: Launch, flags: VllmFlags) -> tuple[str, int]:
-    """Host and port: the command line before a --config file before the defaults."""
+    """Return host and port: the command line before a --config file before the defaults."""
     host = flags.values.host if launch.host is None else launch.host
     if host is not None and not host.strip():
         raise LaunchUsageError("--host: must not be empty; 0.0.0.0 listens on every network")
@@ -129,7 +129,7 @@ def _address(launch: Launch, flags: VllmFlags) -> tuple[str, int]:
 
 
 def _model(model: str | None) -> tuple[str, str]:
-    """(name to serve under, folder or hub id for vLLM)."""
+    """Return (name to serve under, folder or hub id for vLLM)."""
     if model == "":
         raise LaunchUsageError("MODEL: must not be empty")
     if model is None or model == models.SMOLLM2.name:
@@ -140,8 +140,11 @@ def _model(model: str | None) -> tuple[str, str]:
 
 
 def _cpu_flags(flags: VllmFlags, limit_tokens: int | None) -> list[str]:
-    """Defaults for CPUs, and the two flags without which one seeded request with a long prompt would kill the
-    engine: vLLM's CPU runner cannot rewind a seeded generator after a prefill in parts."""
+    """Return defaults for CPUs, and two flags that keep seeded requests from killing the engine.
+
+    vLLM's CPU runner cannot rewind a seeded generator after a prefill in parts, so one seeded request with a long
+    prompt would be enough.
+    """
     values = vars(flags.values)
     if flags.values.enable_chunked_prefill:
         raise LaunchUsageError(
@@ -152,7 +155,7 @@ def _cpu_flags(flags: VllmFlags, limit_tokens: int | None) -> list[str]:
         if values[name[2:].replace("-", "_")] is not None:
             continue
         if name == "--max-model-len" and limit_tokens is not None and limit_tokens <= CPU_CONTEXT_TOKENS:
-            continue  # vLLM refuses more than the model has, and takes that much by itself
+            continue  # vLLM refuses more than the model has, and uses that much by default
         added += [name] if value is None else [name, value]
     if flags.values.enable_chunked_prefill is None:
         added.append("--no-enable-chunked-prefill")
@@ -163,7 +166,7 @@ def _cpu_flags(flags: VllmFlags, limit_tokens: int | None) -> list[str]:
 
 
 def _context_tokens(folder: str) -> int | None:
-    """The model's context in tokens, None where its folder is not here or does not say.
+    """Return the model's context in tokens, None if its folder is not here or does not say.
 
     Raises:
         LaunchError: config.json cannot be read.
@@ -203,8 +206,8 @@ def _environment(on_cpu: bool) -> dict[str, str]:
         for name, value in CPU_ENVIRONMENT.items():
             environment.setdefault(name, value)
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # vLLM loads endpoint plugins only if they are named, and naming one switches off all that are not
-    # named, in every group: so name what would have been loaded anyway.
+    # vLLM loads endpoint plugins only if they are named, and naming one disables all that are not
+    # named, in every group: so name everything that would have been loaded anyway.
     named = environment.get("VLLM_PLUGINS")
     if named is None:
         groups = ("general", "io_processor", "platform", "stat_logger")

@@ -1,4 +1,4 @@
-"""What a start of the server can fail with."""
+"""The errors of a start of the server."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 vLLM's own parser takes seconds to import, so a small one reads the same spellings: underscores for dashes,
 `--flag=value`, short names, `--additional-config.key value`, repetition (the last one counts), and a `--config` file.
-What the user wrote is passed on as it is; what the launcher adds comes after it and therefore wins.
+The user's flags are passed on unchanged; the launcher's come after them and therefore win.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ADDITIONAL_CONFIG: Final = "--additional-config"
 SPECULATIVE_CONFIG: Final = "--speculative-config"
 _SPECULATIVE_NAMES: Final = (SPECULATIVE_CONFIG, "-sc")
 
-# Read or added by the launcher, by how many values each takes.
+# Flags that the launcher reads or adds, by the number of their values.
 _ONE_VALUE: Final = (
     *(("--host",), ("--port",), ("--model",), ("--config",), (ADDITIONAL_CONFIG,)),
     *(("--max-model-len",), ("--max-num-batched-tokens",), ("--gpu-memory-utilization",), ("--block-size",)),
@@ -36,7 +36,7 @@ _ON_OR_OFF: Final = (
     *(("--data-parallel-hybrid-lb", "-dph"), ("--data-parallel-external-lb", "-dpe")),
 )
 _ON: Final = (("--data-parallel-multi-port-external-lb", "-dpm"), ("--grpc",))
-# Options of `steerdec serve` itself, which typer has taken out wherever they are spelled in full.
+# Options of `steerdec serve` itself, which typer has removed if they were spelled in full.
 _OWN: Final = ("--steering", "--threshold", "--host", "--port")
 
 # What vLLM multiplies by in "8k" and "8K"; a fraction, as in "25.6k", goes with the lowercase letters only.
@@ -47,19 +47,19 @@ _UNITS: Final = {"": 1} | {u: 1000**i for i, u in enumerate("kmgt", 1)} | {u: 10
 class VllmFlags:
     """The flags of one start."""
 
-    values: argparse.Namespace  # by vLLM's own names, from the command line and the --config file; None where absent
+    values: argparse.Namespace  # by vLLM's own names, from the command line and the --config file; None if absent
     model: str | None  # of --model on the command line
-    passed_on: list[str]  # what the user wrote, without what the launcher writes itself
+    passed_on: list[str]  # the user's flags, without those that the launcher writes itself
     additional_config: dict[str, Any]
     rejection_method: str | None  # of speculative decoding; None where it is left to vLLM
 
     def number(self, name: str) -> int | None:
-        """The value of a whole-number flag, None where it is absent or no number (like "auto")."""
+        """Return the value of a whole-number flag, None if it is absent or not a number (like "auto")."""
         text = getattr(self.values, name)
         return None if text is None else whole_number(text)
 
     def front_ends(self) -> int:
-        """How many server processes on this machine will answer requests."""
+        """Return how many server processes on this machine will answer requests."""
         v = self.values
         if (given := self.number("api_server_count")) is not None:
             return max(given, 1)
@@ -80,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> tuple[_Parser, frozenset[str], frozenset[str]]:
-    """The parser, every name it knows, and those of flags that can be switched off with `--no-`."""
+    """Return the parser, every name it knows, and those of flags that have a `--no-` form."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     actions = [parser.add_argument(*names) for names in _ONE_VALUE]
     actions += [parser.add_argument(name, nargs="+") for name in _SOME_VALUES]
@@ -94,7 +94,7 @@ _PARSER, NAMES, _SWITCHES = _parser()
 
 
 def parse(flags: list[str]) -> VllmFlags:
-    """Read vLLM's flags as they stand on the command line.
+    """Read vLLM's flags from the command line.
 
     Raises:
         LaunchUsageError: a flag is spelled in a way that only vLLM's own parser can resolve, or given so that vLLM
@@ -120,7 +120,7 @@ def parse(flags: list[str]) -> VllmFlags:
 
 
 def whole_number(text: str) -> int | None:
-    """`text` as vLLM's `human_readable_int` reads it, None where that refuses it."""
+    """Return `text` as vLLM's `human_readable_int` reads it, None if that refuses it."""
     found = re.fullmatch(r"(\d+|\d+\.\d+(?=[kmgt]))([kmgtKMGT]?)", text.strip())
     if found is None:
         return None
@@ -129,7 +129,7 @@ def whole_number(text: str) -> int | None:
 
 
 def _spelled_out(flags: list[str]) -> list[str]:
-    """Flag names with dashes; refuses those that are shortened or that belong to `steerdec serve` itself."""
+    """Return the flags with dashes in their names; refuse shortened ones and options of `steerdec serve` itself."""
     spelled = []
     for flag in flags:
         if not flag.startswith("-") or re.match(r"-\d", flag) or " " in flag.partition("=")[0]:
@@ -157,7 +157,7 @@ def _refuse_shortened(head: str, written: str) -> None:
 
 
 def _without_dotted(tokens: list[str], found: dict[str, Any], speculative: dict[str, Any]) -> list[str]:
-    """`tokens` without `--additional-config.key value`, which goes into `found` as vLLM would read it.
+    """Return `tokens` without `--additional-config.key value`, which goes into `found` as vLLM would read it.
 
     `--speculative-config.key value` goes into `speculative`, and stays for vLLM.
 
@@ -182,14 +182,14 @@ def _without_dotted(tokens: list[str], found: dict[str, Any], speculative: dict[
             _merge(speculative, keys, value)
             left += pair
         elif head in NAMES:
-            raise LaunchUsageError(f"{name}: {head} has no parts to be set")
+            raise LaunchUsageError(f"{name}: {head} does not take a dotted name")
         else:
             left += pair
     return left
 
 
 def _merge(config: dict[str, Any], keys: str, text: str) -> None:
-    """Set `a.b` (or with `a.b+` extend the list there) to what vLLM makes of `text`."""
+    """Set `a.b` (or, with `a.b+`, extend the list there) to what vLLM makes of `text`."""
     value: Any = text
     if keys.endswith("+"):
         keys, value = keys[:-1], text.split(",")
@@ -213,7 +213,7 @@ def _merge(config: dict[str, Any], keys: str, text: str) -> None:
 
 
 def _without_config(tokens: list[str]) -> tuple[list[str], str | None]:
-    """The tokens without `--config FILE`, and FILE. vLLM reads the file only where the two are separate arguments."""
+    """Return the tokens without `--config FILE`, and FILE; vLLM reads it only if the two are separate arguments."""
     left: list[str] = []
     files: list[str] = []
     rest = iter(tokens)
@@ -232,7 +232,7 @@ def _without_config(tokens: list[str]) -> tuple[list[str], str | None]:
 
 
 def _of_config_file(path: str) -> list[str]:
-    """The file's content as flags, in vLLM's way."""
+    """Return the file's content as flags, as vLLM reads it."""
     if not path.endswith((".yaml", ".yml")):
         raise LaunchUsageError(f"--config {path!r}: vLLM takes files whose names end in .yaml or .yml")
     try:
@@ -257,7 +257,7 @@ def _of_config_file(path: str) -> list[str]:
 
 
 def _without_model(tokens: list[str]) -> tuple[list[str], str | None]:
-    """The tokens without `--model NAME`, whose place is the command's first argument, and NAME."""
+    """Return the tokens without `--model NAME`, and NAME, which goes first in the command."""
     at = [i for i, token in enumerate(tokens) if token.partition("=")[0] == "--model"]
     if not at:
         return tokens, None

@@ -1,4 +1,4 @@
-"""One `steerdec serve` per port, also while the first is still loading its model.
+"""Allow one `steerdec serve` per port, even while the first is still loading its model.
 
 vLLM binds its socket early but listens only when the model is loaded. Until then a second vLLM binds the same port
 without an error, loads its model too, and then neither listens nor ends.
@@ -16,14 +16,14 @@ from .errors import LaunchError
 
 @contextlib.contextmanager
 def reserved(host: str, port: int) -> Iterator[None]:
-    """Hold the port against other launchers of this machine while in the block.
+    """Hold the port against other launchers of this machine inside the block.
 
     Raises:
         LaunchError: another program listens there, another `steerdec serve` holds the port, or the host cannot be
             bound.
     """
     where = f"--host {host} --port {port}"
-    # A name in Linux's abstract namespace: taken at once, by one process of any user, gone with it, and no file.
+    # A name in Linux's abstract namespace is atomic, held by one process of any user, gone with it, and not a file.
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
         try:
             claim.bind(f"\0steerdec-serve-{port}")
@@ -39,9 +39,11 @@ def _check_free(host: str, port: int, where: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM: leftovers of closed connections
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # like vLLM: ignore leftovers of closed connections
             probe.bind((host, port))
-    except (OSError, OverflowError, ValueError, TypeError) as e:  # the last two: no host name at all
+    except (OSError, OverflowError, ValueError, TypeError) as e:  # the last two: not a host name
         taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-        reason = "another program uses this port" if taken else f"cannot be listened on ({e})"
+        reason = "another program uses this port" if taken else f"cannot listen there ({e})"
         raise LaunchError(f"{where}: {reason}; choose another") from None

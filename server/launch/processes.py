@@ -11,13 +11,13 @@ from typing import Final
 
 import psutil
 
-PATIENCE_S: Final = "STEERDEC_PATIENCE_S"  # in the environment, from the launcher: how long a stop may take
+PATIENCE_S: Final = "STEERDEC_PATIENCE_S"  # environment variable set by the launcher: how long a stop may take
 
 _CLEANUP_S: Final = 5.0
 
 
 def end_group(group: int, *, spare: int | None = None) -> None:
-    """Kill the processes of a group, except `spare`, and let Python remove the shared memory they made.
+    """Kill the processes of a group, except `spare`, and let Python remove their shared memory.
 
     vLLM's processes share memory through files and semaphores in /dev/shm. Python starts a "resource tracker" beside
     them that removes those once every other process is gone, so the trackers are killed last, and only if they hang.
@@ -36,10 +36,10 @@ def end_group(group: int, *, spare: int | None = None) -> None:
 
 
 def end_with_launcher() -> None:
-    """In the server: end its group some time after a launcher that was killed and cannot do it.
+    """End the server's group, in the server, some time after a launcher that was killed.
 
-    Linux has told this process to end by then (PR_SET_PDEATHSIG), but vLLM may wait for clients without end. Does
-    nothing where no launcher has set `PATIENCE_S`.
+    Linux has signaled this process to end by then (PR_SET_PDEATHSIG), but vLLM may wait for clients forever. Does
+    nothing if no launcher has set `PATIENCE_S`.
     """
     if patience_s := os.environ.get(PATIENCE_S):
         threading.Thread(target=_end_after, args=(os.getppid(), float(patience_s)), daemon=True).start()
@@ -54,7 +54,7 @@ def _end_after(launcher: int, patience_s: float) -> None:
 
 
 def _members(group: int) -> list[psutil.Process]:
-    """The living processes of a group; those that are only waiting to be reaped do not count."""
+    """Return the running processes of a group, without those that are only waiting to be reaped."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.Error):

@@ -1,4 +1,4 @@
-"""Why vLLM's server ended, found in what it printed."""
+"""Find out why vLLM's server ended, from its output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEVEL: Final = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+
 _EXCEPTION: Final = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception))(?:: (.*))?$")
 _USAGE: Final = re.compile(r"^[\w./ -]*: error: (.+)$")
 _VALIDATION: Final = re.compile(r"^\d+ validation errors? for \w+$")
-# These report that something else has failed before.
+# These report that something else failed before.
 _ECHO: Final = re.compile(
     r"[Ss]ee (the )?(root cause|stack trace)|Failed core proc|CancelledError|EngineDeadError|BrokenPipe|ConnectionReset"
 )
@@ -31,14 +31,14 @@ class LastError:
         self._lock = threading.Lock()
 
     def feed(self, stream: int, data: bytes) -> None:
-        """Take what came on one of the streams, cut anywhere."""
+        """Add output of one of the streams, cut anywhere."""
         with self._lock:
             *lines, rest = (self._rest.get(stream, b"") + data).split(b"\n")
             self._rest[stream] = rest[-_LONGEST * 10 :]
             self._lines.extend((stream, line.decode("utf-8", "replace")) for line in lines)
 
     def reason(self) -> str | None:
-        """The last error that is not merely the consequence of another, in one line; None if there is none."""
+        """Return the last error that is not merely the consequence of another, in one line; None if there is none."""
         with self._lock:
             lines = [*self._lines, *((stream, rest.decode("utf-8", "replace")) for stream, rest in self._rest.items())]
         errors: list[str] = []
@@ -60,7 +60,7 @@ class LastError:
 
 
 def _clean(line: str) -> tuple[str | None, str]:
-    """(log level if there is one, the message)."""
+    """Return (log level if there is one, the message)."""
     text = _PROCESS.sub("", _COLOR.sub("", line).rstrip())
     level = _LEVEL.match(text)
     return (level[1], text[level.end() :]) if level else (None, text)

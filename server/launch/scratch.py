@@ -1,4 +1,4 @@
-"""A folder for what the server's processes put into the system's temporary folder, and leave there: vLLM's sockets."""
+"""Give the server's processes a temporary folder of their own, because vLLM leaves its sockets behind."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BEING_MADE_S: Final = 60.0
 
 @contextlib.contextmanager
 def scratch() -> Iterator[dict[str, str]]:
-    """Make the folder, yield the environment that makes processes use it, and remove it.
+    """Make the folder, yield the environment that makes processes use it, and remove it at the end.
 
-    PyTorch's cache of compiled kernels stays where it would be without: the next start needs it.
+    PyTorch's cache of compiled kernels stays at its usual place, because the next start needs it.
 
     Raises:
         LaunchError: the folder cannot be made.
@@ -45,7 +45,7 @@ def scratch() -> Iterator[dict[str, str]]:
 
 
 def remove_stale() -> None:
-    """Remove the folders of launchers that were killed and could not."""
+    """Remove the folders of launchers that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, Timeout):
             if not (folder / _LOCK).exists() and time.time() - folder.stat().st_mtime < _BEING_MADE_S:

@@ -1,4 +1,4 @@
-"""`steerdec serve`: from what was called to the exit status."""
+"""`steerdec serve`: from its arguments to the exit status."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .processes import PATIENCE_S
 from .scratch import scratch
 from .supervisor import StoppedError, StopSignals, supervise
 
-# How long a stop may take beyond vLLM's own --shutdown-timeout. vLLM ends its engine, then waits without end for
-# requests that nobody answers any more; Docker waits 10 s in all.
+# How long a stop may take beyond vLLM's own --shutdown-timeout. vLLM ends its engine, then waits forever for
+# requests that will not be answered; Docker waits 10 s in all.
 STOP_S: Final = 5
 
 
 def serve(launch: Launch) -> int:
     """Run the server until it ends or a signal stops it; return the exit status.
 
-    0 after SIGTERM, SIGINT or SIGHUP, else non-zero: a server that ends on its own (a dead engine) has failed,
-    and a supervisor should start it again.
+    0 after SIGTERM, SIGINT or SIGHUP, else nonzero: a server that ends on its own (a dead engine) has failed, and a
+    supervisor should start it again.
 
     Raises:
         LaunchError: before anything is started.

@@ -23,11 +23,11 @@ _LAST_OUTPUT_S: Final = 2.0
 
 
 class StoppedError(BaseException):
-    """A signal came before the server was started."""
+    """A signal arrived before the server was started."""
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGHUP while the launcher lives: they end what is under way, and nothing is left behind."""
+    """SIGTERM, SIGINT and SIGHUP during a launch: they end what is running, and nothing is left behind."""
 
     def __init__(self) -> None:
         self._group: int | None = None
@@ -51,7 +51,7 @@ class StopSignals:
             self._out_of_patience.cancel()
 
     def hold(self) -> None:
-        """Only note signals from now on, until there is a server to pass them to."""
+        """From now on only record signals, until there is a server to pass them to."""
         self._interrupts = False
 
     def pass_to(self, group: int, patience_s: float) -> None:
@@ -82,11 +82,11 @@ class StopSignals:
 def supervise(command: list[str], environment: dict[str, str], patience_s: float, signals: StopSignals) -> int:
     """Run the command until it ends; return the exit status for the launcher.
 
-    0 after a signal, else non-zero, also where the command says 0: a server that ends on its own has failed, and a
+    0 after a signal, else nonzero, even if the command returns 0: a server that ends on its own has failed, and a
     supervisor should start it again. Its reason is then printed as the last line.
 
     Raises:
-        LaunchError: it cannot be started at all.
+        LaunchError: it cannot be started.
     """
     signals.hold()
     process = _started(command, environment)
@@ -122,7 +122,7 @@ def _started(command: list[str], environment: dict[str, str]) -> subprocess.Pope
         )
     except OSError as e:
         reason = e.strerror
-        if e.errno == errno.E2BIG:  # a calibration has a hash for each of its problems
+        if e.errno == errno.E2BIG:  # a calibration holds a hash of each of its problems
             reason = (
                 f"{reason}, the longest has {max(map(len, command)):,} characters and Linux takes 131,071; "
                 "if --threshold is a calibration of more than 6,000 problems, give its number of nats instead"
@@ -133,12 +133,12 @@ def _started(command: list[str], environment: dict[str, str]) -> subprocess.Pope
 
 
 def _die_with_parent() -> None:
-    """In the child: end when the launcher is killed."""
+    """Make the child end when the launcher is killed; runs in the child."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _pump(stream: IO[bytes] | None, fd: int, last_error: LastError) -> threading.Thread:
-    """Copy what the server prints to our own output, and keep its end."""
+    """Copy the server's output to our own, and keep its end."""
     assert stream is not None
     source = stream
 
@@ -149,7 +149,7 @@ def _pump(stream: IO[bytes] | None, fd: int, last_error: LastError) -> threading
             while data and writes:
                 try:
                     data = data[os.write(fd, data) :]
-                except OSError:  # nobody reads it any more; the server must not wait for them
+                except OSError:  # nobody reads our output anymore; the server must not wait for that
                     writes = False
 
     thread = threading.Thread(target=copy, daemon=True)

@@ -1,7 +1,7 @@
-"""Between the client and vLLM's own handlers, plain ASGI, from the outside in: `keys`, `body_limit`, `steering`.
+"""The layers between the client and vLLM's own handlers, plain ASGI, outermost first: `keys`, `body_limit`, `steering`.
 
-All of it sits inside vLLM's API-key check, which covers some paths only; `keys` covers every path, so that nothing is
-spent on a caller without a key. A request without steering passes through untouched, byte for byte, both ways.
+All of it is inside vLLM's API-key check, which covers some paths only; `keys` covers every path, so that nothing is
+spent on a caller without a key. A request without steering passes through unchanged, byte for byte, both ways.
 """
 
 from __future__ import annotations

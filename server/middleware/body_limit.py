@@ -1,4 +1,4 @@
-"""An end to request bodies, on every path: in bytes, and in what parsing them would cost.
+"""Limit request bodies on every path: in bytes, and in the cost of parsing them.
 
 JSON is parsed on the event loop, by us and by vLLM again. A list costs more time than a number, and both far more than
 text: 60 MiB of `[],[],` would keep every client waiting for 20 s.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..body import Host
 
 MAX_BODY_BYTES: Final = 64 * 2**20
-MAX_BRACKETS: Final = 2**20  # "[" and "{", wherever they are; a request for a long context has some thousand
+MAX_BRACKETS: Final = 2**20  # "[" and "{", anywhere; a request for a long context has a few thousand
 MAX_COMMAS: Final = 2**23  # a prompt of token ids has one per token
 _SMALL_BYTES: Final = MAX_BRACKETS
 
@@ -50,7 +50,7 @@ def _costly(raw: bytes) -> str | None:
 
 
 async def read_body(receive: Receive, limit_bytes: int | None = None) -> bytes | None:
-    """Return the whole request body, None where it is larger than the limit; empty where the client has left."""
+    """Return the whole request body, None if it is larger than the limit; empty if the client has disconnected."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -65,7 +65,7 @@ async def read_body(receive: Receive, limit_bytes: int | None = None) -> bytes |
 
 
 def replayed(raw: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives `raw` once, then what really comes: vLLM waits there for a disconnect."""
+    """Return a `receive` that gives `raw` once, then the real messages: vLLM waits there for a disconnect."""
     given = False
 
     async def replay() -> Message:

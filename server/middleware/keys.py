@@ -1,4 +1,4 @@
-"""The API key, checked on every path that does work.
+"""Check the API key on every path that does work.
 
 vLLM checks its `--api-key` below /v1 and a few more prefixes only, though /invocations generates as they do, and
 /tokenize works on texts of any length.
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class Keys:
-    """The server's keys; without any, everybody is admitted."""
+    """The server's keys; without any, everyone is admitted."""
 
     def __init__(self, keys: list[str]) -> None:
         self._hashes = [_hash(key) for key in keys]
 
     @classmethod
     def of(cls, args: Namespace) -> Keys:
-        """Read them as vLLM does: the command line before the environment."""
+        """Read the keys as vLLM does: the command line before the environment."""
         return cls([key for key in (args.api_key or [envs.VLLM_API_KEY]) if key])
 
     def admit(self, headers: Headers) -> bool:
-        """Return whether a request's headers bring one of them, `Authorization: Bearer KEY`."""
+        """Return whether a request's headers have one of the keys, as `Authorization: Bearer KEY`."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         matches = [secrets.compare_digest(_hash(given), key) for key in self._hashes]
         return not matches or (scheme.lower() == "bearer" and any(matches))
@@ -55,5 +55,5 @@ class KeyCheck:
 
 
 def _hash(key: str) -> bytes:
-    """Of equal length for all, so that comparing tells nothing of a key."""
+    """Return a hash of equal length for all, so that the time of a comparison reveals nothing about a key."""
     return hashlib.sha256(key.encode()).digest()

@@ -1,4 +1,4 @@
-"""Takes `steering` out of a request and puts telemetry into its answer; refuses it where it would be ignored."""
+"""Take `steering` out of a request and put telemetry into its answer; refuse it where it would be ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .sse import EventStream
 
 
 class SteeringMiddleware:
-    """See the module."""
+    """ASGI middleware that steers; see the module."""
 
     def __init__(self, app: ASGIApp, host: Callable[[], Host]) -> None:
         self._app, self._host = app, host
@@ -51,7 +51,7 @@ class SteeringMiddleware:
         await self._answer(scope, receive, send, *ready)
 
     def _prepare(self, path: str, raw: bytes) -> tuple[Prepared, bytes] | None:
-        """Return what to do, and the body to pass on; None where it passes as it is."""
+        """Return how to answer, and the body to pass on; None if it passes unchanged."""
         host = self._host()
         if not (may_be_steered(raw, host) if path in PATHS else names_steering(raw)):
             return None
@@ -59,7 +59,7 @@ class SteeringMiddleware:
             with _without_collection():
                 body = json.loads(raw)
         except (ValueError, RecursionError):
-            return None  # vLLM says what is wrong with it
+            return None  # vLLM reports what is wrong with it
         if not isinstance(body, dict):
             return None
         if path not in PATHS:
@@ -71,10 +71,10 @@ class SteeringMiddleware:
             return None
         try:
             return ready, json.dumps(ready.body).encode()
-        except RecursionError:  # a few levels before reading it fails
+        except RecursionError:  # a few levels below the depth at which parsing fails
             if ready.pool is not None:
                 ready.pool.take_back(ready.lanes, aborted=False)
-            raise SteeringError("", "does not go with a body that is nested as deeply as this") from None
+            raise SteeringError("", "cannot be combined with a body nested this deeply") from None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes) -> None:
         headers = MutableHeaders(raw=list(scope["headers"]))
@@ -143,7 +143,7 @@ class _Sender:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Parse without garbage collection, which would walk all lists of a large body again and again."""
+    """Parse without garbage collection, which would visit all lists of a large body again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:

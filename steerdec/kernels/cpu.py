@@ -1,12 +1,12 @@
 """Steering on a CPU: each row is read once from memory, by one of torch's own threads.
 
-Compiled by numba, so that no C compiler is needed where it runs. Only a row that is steered is
-touched again, while it is still in the second-level cache. One thread does the whole of a row, so
+Compiled by numba, so that running it needs no C compiler. Only a row that is steered is
+touched again, while it is still in the second-level cache. One thread does a whole row, so
 that its outcome depends neither on its neighbors nor on the number of threads.
 
-The threads are torch's: those of a second pool, such as numba's own, would compete with OpenMP
-threads still spinning after the model's last layer, and know neither the cores nor the number of
-threads that torch was given.
+The threads are torch's. Those of a second pool, such as numba's own, would compete with OpenMP
+threads still spinning after the model's last layer, and would ignore the cores and the number of
+threads that torch is configured with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from steerdec.policies import registry
 from steerdec.softmax.cpu import jit, largest, measure, measure_at, wide_vectors
 from steerdec.steering import encoding
 
-# What a call works on, all int64. Addresses are of contiguous arrays, except `logits`, whose rows lie `row_stride`
+# The task of a call, all int64. Addresses are of contiguous arrays, except `logits`, whose rows lie `row_stride`
 # apart. `taken` counts the rows that threads have taken; `bad_slot`, where it is not -1, is why nothing was done.
 FIELDS: Final = (
     *("logits", "row_stride", "rows", "vocab", "floats", "ints", "table_slots", "slots", "positions", "in_scope"),
@@ -36,7 +36,7 @@ FIELDS: Final = (
 )
 TASK: Final = np.dtype([(name, np.int64) for name in FIELDS])
 TAKEN, BAD_SLOT = FIELDS.index("taken"), FIELDS.index("bad_slot")
-# Filled by ctypes: after a forward pass none of numpy is in the processor's caches, and filling it there took 0.15 ms.
+# Filled by ctypes: after a forward pass nothing of numpy is in the processor's caches, and numpy took 0.15 ms.
 _Task = ctypes.c_int64 * len(FIELDS)
 
 
@@ -56,7 +56,7 @@ def _take(_: Any, __: Any) -> Any:
 
 @jit
 def _hash(key: Any, position: Any) -> Any:
-    """`reference.placebo_hash`."""
+    """Compute `reference.placebo_hash`."""
     x = (np.uint64(key) + np.uint64(position) * np.uint64(0x9E3779B9)) & np.uint64(0xFFFFFFFF)
     x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
     x = ((x ^ (x >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
@@ -89,7 +89,7 @@ for _kind, _step in reversed(registry.steps("cpu")):
 
 @jit
 def _keep_first_largest(z: Any) -> Any:
-    """Leave -inf everywhere but at the first largest logit."""
+    """Set everything to -inf except the first largest logit."""
     top = largest(z)
     found = False
     for i in range(z.size):
@@ -108,7 +108,7 @@ def _scale(z: Any, factor: Any) -> Any:
 
 @jit
 def _probed(z: Any, top: Any, probe_t: Any, steered: Any) -> Any:
-    """`reference.probe_entropy_nats` of a row that has an H."""
+    """Compute `reference.probe_entropy_nats` of a row that has an H."""
     at = steered if probe_t == encoding.APPLIED else probe_t
     if at > 0.0:
         return measure_at(z, top, at)[0]
@@ -119,7 +119,7 @@ def _probed(z: Any, top: Any, probe_t: Any, steered: Any) -> Any:
 def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
     """Steer `z` in place; return H, whether the row is selected, T', and the probed entropy."""
     top, measured = measure(z)
-    h = np.float64(np.float32(measured))  # what is reported is what is decided on
+    h = np.float64(np.float32(measured))  # decide on the same float32 that is reported
     request_t, probe_t = np.float64(f[encoding.REQUEST_T]), np.float64(f[encoding.PROBE_T])
     if np.isnan(h):
         return h, False, request_t, np.nan
@@ -174,13 +174,13 @@ def _work(address: Any) -> None:
 
 @cache
 def _worker() -> Any:
-    """`_work` as a C function of one pointer; compiled at the first call (seconds)."""
+    """Return `_work` as a C function of one pointer; compiled at the first call (seconds)."""
     return cfunc(types.void(types.voidptr), error_model="numpy")(_work)
 
 
 @cache
 def _on_torch_threads() -> Callable[[Any, Any, int, int], None] | None:
-    """Return GOMP_parallel(function, argument, threads, 0) of the OpenMP that torch has loaded; None if not GNU's."""
+    """Return GOMP_parallel(function, argument, threads, 0) of torch's OpenMP; None if that is not GNU's."""
     try:
         run = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):
@@ -192,9 +192,9 @@ def _on_torch_threads() -> Callable[[Any, Any, int, int], None] | None:
 def steer_(
     logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
 ) -> Outcome:
-    """`reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
+    """Do `reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
-    # Types and device are named because torch's defaults are the caller's and the compiled code relies on these.
+    # Types and device are explicit because the caller may change torch's defaults, and the compiled code needs these.
     h, temperature, probe_h = (torch.empty(n, dtype=torch.float32, device="cpu") for _ in range(3))
     outcome = Outcome(h, torch.empty(n, dtype=torch.bool, device="cpu"), temperature, probe_h)
     floats, ints = floats.contiguous(), ints.contiguous()

@@ -1,4 +1,4 @@
-"""Steering one step's logits: the entry to every backend."""
+"""Steer one step's logits: the entry point of every backend."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def steer_(
         raise ValueError(f"logits: are {logits.dtype}, must be torch.float32 for backend {backend}")
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits: have stride {logits.stride(1)} within a row, must have 1 for backend {backend}")
-    # Imported here because each compiles with a library that machines of the other kind need not have.
+    # Imported here because each needs a compiler library that the other kind of machine may lack.
     if backend == "cpu":
         from steerdec.kernels import cpu
 
@@ -83,7 +83,7 @@ def warm_up(vocab: int, device: torch.device | str) -> None:
     slots = torch.zeros(2, dtype=torch.int32, device=device)
     in_scope = torch.ones(2, dtype=torch.bool, device=device)
     logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
-    for window in (logits[:2], logits[1:]):  # the latter is aligned differently where vocab is odd
+    for window in (logits[:2], logits[1:]):  # the latter is aligned differently if vocab is odd
         for scope in (None, in_scope):
             steer_(window, floats, ints, slots, slots.long(), scope)
 

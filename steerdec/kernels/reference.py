@@ -23,7 +23,7 @@ from steerdec.steering import encoding
 
 
 class Outcome(NamedTuple):
-    """What was decided, one entry per logits row; NaN and False where the row is not steered (slot < 0)."""
+    """The decisions of a step, one entry per logits row; NaN and False if the row is not steered (slot < 0)."""
 
     entropy_nats: Tensor  # [rows] NaN also where the row holds NaN, +inf, or nothing but -inf
     selected: Tensor  # [rows] bool, "fork" in the responses
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 def probe_entropy_nats(z: Tensor, h: float, probe_t: float, steered: float) -> float:
-    """Return H of softmax(z / T_probe) of one row whose own is `h`, T_probe = T' where APPLIED; 0 at temperature 0."""
+    """Return H of softmax(z / T_probe) of one row whose own is `h`; 0 at temperature 0. For APPLIED T_probe is T'."""
     if math.isnan(h) or probe_t == encoding.NOWHERE:
         return math.nan
     at = steered if probe_t == encoding.APPLIED else probe_t

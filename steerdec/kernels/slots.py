@@ -21,19 +21,21 @@ OCCUPANTS: Final = 2**29
 
 
 class Slots(NamedTuple):
-    """What is known of each request slot; all on the device."""
+    """The state of each request slot; everything on the device."""
 
     floats: Tensor  # [slots, FLOATS] float32
     ints: Tensor  # [slots, SLOT_INTS] int32
     prompt_len: Tensor  # [slots] int32
     prefill_len: Tensor  # [slots] int32
     token_ids: Tensor  # [slots, max_model_len] int32, committed tokens
-    history: Tensor  # [slots] int64, of `_decide_step`: how far a request's tokens were followed, and the state there
+    history: (
+        Tensor  # [slots] int64, of `_decide_step`: where it last followed a request's tokens to, and the state there
+    )
     lanes: Tensor  # [lanes, capacity_tokens, 4] int32; the last lane is not written
 
 
 class Layout(NamedTuple):
-    """Which row of logits is what in this step; [rows] each."""
+    """What each row of logits is in this step; [rows] each."""
 
     slots: Tensor  # int32; < 0 for padding
     pos: Tensor  # int64, of the token fed at the row

@@ -4,7 +4,7 @@
 1. `measure`, grid (rows, blocks): the largest logit of one block of a row, and sum e and sum e d over it.
 2. `_decide`, grid (rows,): merges a row's blocks, decides and writes the outcome; runs the policy's step at rows that
    are selected, and measures at a probe temperature where one is set. It alone reads the tables, which vLLM keeps in
-   host memory. On vLLM's V2 runner `triton_step.py` has it do all the rest of a step as well.
+   host memory. On vLLM's V2 runner `triton_step.py` has it do the rest of a step as well.
 3. `scale`, grid (rows, blocks): scales, or returns at once where the factor is 1.
 
 Blocks depend on the vocabulary alone and are merged in one fixed tree without atomics, so a row's
@@ -27,7 +27,7 @@ from steerdec.softmax.triton import load_block, measure_at
 from steerdec.steering import encoding
 
 BLOCK: Final = 4096  # logits per program
-# Fusion is set explicitly because the default differs between versions of Triton.
+# Fusion is explicit because its default differs between versions of Triton.
 OPTIONS: Final = {"num_warps": 8, "enable_fp_fusion": True}
 
 # Python globals that a kernel reads must be marked as constant.
@@ -83,7 +83,7 @@ def measure(
 
 @triton.jit
 def _merge(partial_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    """The largest logit of a row, the first block that has it, and H; NaN where softmax is undefined."""
+    """Return the largest logit of a row, the first block that has it, and H; NaN if softmax is undefined."""
     blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
     block = tl.arange(0, triton.next_power_of_2(blocks))
     inside = block < blocks
@@ -126,7 +126,7 @@ def _or_else(kind, steered, others):
     names = {"_its_kind": tl.constexpr(kind), "_its_step": steered, "_other_steps": others}
     choose = FunctionType(_choose.__code__, globals() | names, _choose.__name__)
     choose.__annotations__, choose.__module__ = _choose.__annotations__, __name__
-    choose.__qualname__ = f"_choose_{kind}"  # by which the compiler tells functions apart
+    choose.__qualname__ = f"_choose_{kind}"  # which the compiler uses to distinguish functions
     return triton.jit(choose)
 
 
@@ -138,7 +138,7 @@ for _kind, _step in reversed(registry.steps("triton")):
 
 @triton.jit
 def _hash(key, position):
-    """`reference.placebo_hash`."""
+    """Compute `reference.placebo_hash`."""
     x = key.to(tl.uint32, bitcast=True) + position.to(tl.uint32) * 0x9E3779B9
     x = (x ^ (x >> 16)) * 0x85EBCA6B
     x = (x ^ (x >> 13)) * 0xC2B2AE35
@@ -158,7 +158,7 @@ def decide_row(
 ):
     """Return H, whether the row is selected, T', the probed entropy, T / T', and the block with the largest logit."""
     top, keep_block, h = _merge(partial_ptr, VOCAB, BLOCK)
-    h = h.to(tl.float32).to(tl.float64)  # what is reported is what is decided on
+    h = h.to(tl.float32).to(tl.float64)  # decide on the same float32 that is reported
     measured = (h == h) & in_scope
     select, cutoff = tl.load(i_ptr + _SELECT), tl.load(i_ptr + _CUTOFF)
     hashed = _hash(tl.load(i_ptr + _KEY), position)
@@ -262,7 +262,7 @@ def scale(
 def steer_(
     logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
 ) -> Outcome:
-    """`reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
+    """Do `reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
     entropy_nats, temperature, probe, factor = (logits.new_empty(n) for _ in range(4))

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """A whole step of vLLM's V2 runner on CUDA: three launches, and no other operator.
 
-Beside what `triton.py` does, `_decide_step` finds each row's request and position, follows the thinking block, and
-writes the telemetry record, so that nothing of a step is left to torch. `steering.scope.rows_in_scope` and
+In addition to what `triton.py` does, `_decide_step` finds each row's request and position, follows the thinking block,
+and writes the telemetry record, so that no part of a step is left to torch. `steering.scope.rows_in_scope` and
 `vllm_plugin.recorder.Recorder.write` do the same in torch; tests compare the two.
 """
 
@@ -133,7 +133,7 @@ def _decide_step(
     )
     tl.store(factor_ptr + row, factor)
     tl.store(keep_block_ptr + row, keep_block)
-    # A prefill in parts samples a token that is thrown away: it must not be recorded.
+    # A prefill in parts samples a token that is discarded: it must not be recorded.
     lane = tl.load(i_ptr + _LANE).to(tl.int64)
     whole = pos + 1 >= tl.load(prefill_len_ptr + slot)
     if whole & (lane >= 0) & (lane < lanes) & (position >= 0) & (position < capacity_tokens):

@@ -1,7 +1,7 @@
-"""Geometry of the report's charts: data to positions, no drawing.
+"""Geometry of the report's charts: data to positions, without drawing.
 
 Positions along x are percent of the plot's width, so one SVG serves a phone and a wide screen with text at its true
-size; positions along y are pixels. The templates draw; these numbers are what they draw.
+size; positions along y are pixels. The templates draw these numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def percent(self, value: float) -> float:
-        """Where `value` lies, 0 to 100, values outside pinned to the edge."""
+        """Return the position of `value`, 0 to 100; values outside the scale are pinned to its ends."""
         return round(100 * min(1.0, max(0.0, (value - self.lo) / (self.hi - self.lo))), 3)
 
 
@@ -49,7 +49,7 @@ class HistogramChart:
 
 
 def axis(values: Sequence[float], *, bins: int = 7) -> Axis:
-    """Round limits and ticks around finite `values`."""
+    """Return round limits and ticks around finite `values`."""
     lo, hi = min(values), max(values)
     if hi - lo < 1e-9:
         lo, hi = lo - 0.01, hi + 0.01
@@ -60,7 +60,7 @@ def axis(values: Sequence[float], *, bins: int = 7) -> Axis:
 
 
 def histogram_chart(data: Histogram, threshold_nats: float, height: int = 200) -> HistogramChart:
-    """Counts on a log axis, as in the paper's figure 2: half of all tokens lie in the first bin."""
+    """Place counts on a log axis, as in the paper's figure 2, because half of all tokens are in the first bin."""
     decades = max(1, math.ceil(math.log10(max(data.counts) + 1)))
     n = len(data.counts)
 

@@ -1,4 +1,4 @@
-"""What the per-token lists of a run show: where entropy lies, which tokens fork, and where two arms part."""
+"""Prepare the per-token lists of a run: where entropy lies, which tokens fork, and where two arms diverge."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def histogram(traces: Sequence[TokenTrace], threshold_nats: float) -> Histogram 
 def frequent_fork_tokens(traces: Sequence[TokenTrace], threshold_nats: float, limit: int = 15) -> list[ForkToken]:
     """Return the tokens that were most often above the threshold, most frequent first, ties by text.
 
-    They are counted by entropy, not by the `fork` flag: under a random mask the flag says nothing about entropy.
+    They are counted by entropy, not by the `fork` flag, which under random selection says nothing about entropy.
     """
     occurrences: dict[str, int] = defaultdict(int)
     above: dict[str, list[float]] = defaultdict(list)
@@ -106,8 +106,8 @@ def frequent_fork_tokens(traces: Sequence[TokenTrace], threshold_nats: float, li
 def pair_of_traces(traces: Sequence[TokenTrace], reference: str) -> TracePair | None:
     """Return the first sample, in the order given, that kept its tokens under `reference` and under another arm.
 
-    The rule is fixed beforehand, because a pair picked by hand would show what its picker wants to see. Where there is
-    no such sample, the first of `reference` stands alone.
+    The rule is fixed beforehand, because a pair picked by hand would show what its picker wants to see. Without such a
+    sample, the first of `reference` is alone.
     """
     by_key = {(t.arm, t.problem_id, t.sample): t for t in traces if t.token_text}
     for trace in traces:

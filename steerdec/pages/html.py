@@ -1,6 +1,6 @@
 """The shell of every page: templates with their filters, and one style sheet.
 
-Everything a model wrote is untrusted. Jinja escapes HTML, `md` and `fenced` escape Markdown, and the content policy of
+All model output is untrusted. Jinja escapes HTML, `md` and `fenced` escape Markdown, and the content policy of
 a page allows one script only, ours, by its hash.
 """
 
@@ -27,7 +27,7 @@ _INVISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "·"})
 
 
 def render(template: Path, context: Mapping[str, Any]) -> str:
-    """Render a template file; it may import `parts.html.j2` and `charts.html.j2`, and has the style sheet, `style`."""
+    """Return a rendered template, which may import `parts.html.j2` and `charts.html.j2`; `style` is the style sheet."""
     return str(_environment(template.parent).get_template(template.name).render({"style": style(), **context}))
 
 
@@ -70,26 +70,26 @@ def style() -> Markup:
 
 
 def script(path: Path) -> dict[str, str]:
-    """Return a page's only script as templates take it: `script`, and `script_hash` for the page's content policy."""
+    """Return a page's only script for its template: `script`, and `script_hash` for the page's content policy."""
     text = path.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
 def _visible(text: str) -> str:
-    """Draw the spaces and line ends of a token, and shorten a long one."""
+    """Return a token with visible spaces and line ends, and shortened if long."""
     shown = text.translate(_INVISIBLE)
     return shown if len(shown) <= 24 else shown[:23] + "…"
 
 
 def md(text: object) -> str:
-    """Escape plain text for a cell of a Markdown table: nothing in it is markup, a border, or a new line."""
+    """Return plain text escaped for a cell of a Markdown table: nothing in it is markup, a border, or a new line."""
     escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", " ".join(str(text).split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _fenced(trace: forks.ShownTrace) -> str:
-    """Write a trace as a code block whose fence is longer than any run of backticks in it."""
+    """Return a trace as a code block whose fence is longer than any run of backticks in it."""
     parts = []
     for run in trace.runs:
         if isinstance(run, int):

@@ -1,7 +1,7 @@
-"""Numbers in words, once, for the terminal, the HTML, the Markdown and LaTeX.
+"""Format numbers in one way for the terminal, the HTML, the Markdown and LaTeX.
 
-Accuracies and differences arrive as fractions (0 to 1) and are printed as percent or percentage points.
-`None` is a number that could not be computed (JSON has no NaN): it is printed as a dash, never as zero.
+Accuracies and differences arrive as fractions (0 to 1) and are printed as percent or percentage points. `None` is a
+number that could not be computed (JSON has no NaN): it is printed as a dash, never as zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Ends = Sequence[float | None]  # of an interval, lowest first
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """`1234.5` -> `1,234.50`; a true minus sign; never `-0.0`."""
+    """Return `1,234.50` for `1234.5`, with a true minus sign, and never `-0.0`."""
     if value is None or not math.isfinite(value):
         return MISSING
     text = f"{abs(value):,.{digits}f}"
@@ -24,33 +24,33 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as percent: `0.4321` -> `43.2%`."""
+    """Return a fraction as percent: `0.4321` -> `43.2%`."""
     return MISSING if value is None or not math.isfinite(value) else number(100 * value, digits) + "%"
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A number with its sign always shown, except on zero."""
+    """Return a number with its sign, except for zero."""
     text = number(value, digits)
     return text if text in (MISSING, number(0.0, digits)) or text.startswith(MINUS) else "+" + text
 
 
 def points(value: float | None, digits: int = 1) -> str:
-    """A difference of fractions in percentage points, signed: `-0.031` -> `−3.1`."""
+    """Return a difference of fractions in percentage points, signed: `-0.031` -> `−3.1`."""
     return MISSING if value is None else signed(100 * value, digits)
 
 
 def points_interval(ci95: Ends | None, digits: int = 1) -> str:
-    """`[-0.05, 0.01]` -> `[−5.0, +1.0]`."""
+    """Return `[−5.0, +1.0]` for `[-0.05, 0.01]`."""
     return interval(ci95, 100, digits, signs=True)
 
 
 def percent_interval(ci95: Ends | None, digits: int = 1) -> str:
-    """`[0.4, 0.5]` -> `[40.0, 50.0]`, the percent sign left to the head of the column."""
+    """Return `[40.0, 50.0]` for `[0.4, 0.5]`; the percent sign belongs in the head of the column."""
     return interval(ci95, 100, digits)
 
 
 def interval(ci95: Ends | None, times: float = 1, digits: int = 2, *, signs: bool = False) -> str:
-    """`[0.4, 0.5]` -> `[0.40, 0.50]`; a dash where an end is not known."""
+    """Return `[0.40, 0.50]` for `[0.4, 0.5]`; a dash for an end that is not known."""
     if ci95 is None or None in ci95:
         return MISSING
     ends = (times * end for end in ci95 if end is not None)
@@ -58,14 +58,14 @@ def interval(ci95: Ends | None, times: float = 1, digits: int = 2, *, signs: boo
 
 
 def p_value(p: float | None) -> str:
-    """Three decimals; below that only the bound, which is all a reader can use."""
+    """Return p with three decimals; below that only the bound, because more digits carry no information."""
     if p is None or not math.isfinite(p):
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def sentence(text: str) -> str:
-    """Begin with a capital and end with a full stop; a first word such as `F-down` or `avg@k` stays as it is."""
+    """Return text with a capital and a full stop; a first word such as `F-down` or `avg@k` stays unchanged."""
     text = text.strip()
     if not text:
         return ""

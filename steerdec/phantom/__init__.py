@@ -1,6 +1,6 @@
-"""A language model whose every number is known beforehand: a Markov chain in a llama's weights.
+"""A language model with exactly known numbers: a Markov chain in a llama's weights.
 
-`kinds` says what a phantom's responses are made of, `chain` turns that into a table of probabilities, `write` puts the
-table into a model folder, `truth` computes what every arm has to come out at, and `check` measures a phantom with the
-commands that a user has and compares.
+`kinds` defines the responses of each phantom, `chain` turns that into a table of probabilities, `write` puts the table
+into a model folder, `truth` computes the exact results of every arm, and `check` measures a phantom with the commands
+that a user has and compares.
 """

@@ -22,7 +22,7 @@ WIDER: Final = 2.0  # times the half-width of a 95% interval: 1 in 10,000 lies o
 
 
 def calibration_rows(kind: str, known: Truth, calibration: Mapping[str, Any]) -> list[Row]:
-    """The quantile, its interval, the fork rate, and the matched temperatures."""
+    """Return the rows of the quantile, its interval, the fork rate, and the matched temperatures."""
     low, high = known.quantile_nats(0.8)
     p80, (ci_low, ci_high) = calibration["quantiles_nats"]["p80"], calibration["p80_ci95"]
     rate = known.mean_nats((known.steered.entropies_nats > known.threshold_nats).astype(float))
@@ -59,7 +59,7 @@ def calibration_rows(kind: str, known: Truth, calibration: Mapping[str, Any]) ->
 
 
 def verdict_row(kind: str, right: Sequence[str], summary: Mapping[str, Any], *, every: bool) -> Row:
-    """The verdicts on the four claims; with few samples one may be undecided, but not the opposite."""
+    """Return the row of the four verdicts; with few samples one may be undecided, but not the opposite."""
     told = {claim["id"]: claim["verdict"] for claim in summary["claims"]}
     found = [told[claim] for claim, *_ in arms.CLAIMS]
     allowed = [{verdict} if every else {verdict, "undecided"} for verdict in right]
@@ -76,7 +76,7 @@ def verdict_row(kind: str, right: Sequence[str], summary: Mapping[str, Any], *, 
 
 
 def profile_rows(kind: str, known: Truth, folder: Path) -> Iterator[Row]:
-    """`steerdec profile`: two numbers with their intervals, and its entropies beside those that the server told."""
+    """Return the rows of `steerdec profile`: two numbers with intervals, and its entropies beside the server's."""
     told = json.loads((folder / "profile.json").read_text("utf-8"))
     h = known.steered.entropies_nats
     exact_values = {
@@ -93,7 +93,7 @@ def profile_rows(kind: str, known: Truth, folder: Path) -> Iterator[Row]:
 
 
 def mask_rows(kind: str, known: Truth, phantom: Path, folder: Path) -> Iterator[Row]:
-    """`steerdec mask`: entropy and fork of every token of the texts that it marks."""
+    """Return the rows of `steerdec mask`: entropy and fork of every token of the texts that it marks."""
     requests = pq.read_table(folder / "requests.parquet").to_pylist()
     by_request: dict[int, list[Any]] = {}
     for row in pq.read_table(folder / "mask.parquet").to_pylist():
@@ -112,8 +112,10 @@ def mask_rows(kind: str, known: Truth, phantom: Path, folder: Path) -> Iterator[
 
 
 def lens_rows(kind: str, known: Truth, folder: Path) -> Iterator[Row]:
-    """`steerdec lenses`: entropy and surprisal of every token; and as a chain of order one keeps nothing, no token
-    moves the answer after the closing words."""
+    """Return the rows of `steerdec lenses`: entropy and surprisal of every token, and what moves the answer.
+
+    A chain of order one keeps nothing, so no token moves the answer after the closing words.
+    """
     farthest = {"entropy": 0.0, "surprisal": 0.0, "answer_shift": 0.0, "leave_one_out": 0.0}
     n = 0
     for line in (folder / "lenses.jsonl").read_text("utf-8").splitlines():
@@ -134,12 +136,12 @@ def lens_rows(kind: str, known: Truth, folder: Path) -> Iterator[Row]:
 
 
 def start_of(known: Truth, problem_id: str) -> str:
-    """The state that a problem's prompt leads to."""
+    """Return the state that a problem's prompt leads to."""
     return known.steered.chain.starts[list(known.answers)[int(problem_id.removeprefix("q")) % RULES]]
 
 
 def entropies_of(known: Truth, problem_id: str, texts: Sequence[str]) -> list[float]:
-    """Exact H of the distribution that each token of a response was drawn from."""
+    """Return the exact H of the distribution that each token of a response was drawn from."""
     after = known.steered.chain.state_after()
     state: str | None = start_of(known, problem_id)
     found = []
@@ -150,7 +152,7 @@ def entropies_of(known: Truth, problem_id: str, texts: Sequence[str]) -> list[fl
 
 
 def surprisals_of(known: Truth, problem_id: str, texts: Sequence[str]) -> list[float]:
-    """Exact -log p of each token of a response."""
+    """Return the exact -log p of each token of a response."""
     after, state = known.steered.chain.state_after(), start_of(known, problem_id)
     found = []
     for text in texts:

@@ -1,7 +1,7 @@
-"""The arms that a phantom is measured under, their matched temperatures solved exactly.
+"""The arms that a phantom is measured under, with their matched temperatures solved exactly.
 
-They are those of the arm set `causal`, one for each further policy and way of selecting tokens, and where a response
-has a thinking part one for each scope.
+They are those of the arm set `causal`, one for each other policy and selector, and, if a response has a thinking part,
+one for each scope.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class ArmsError(ValueError):
 
 
 def solve(truth: Truth, arm: str) -> float:
-    """The temperature at which `arm` adds as much entropy as the arm that it is matched to.
+    """Return the temperature at which `arm` adds as much entropy as the arm that it is matched to.
 
     Raises:
-        ArmsError: no temperature does.
+        ArmsError: there is none.
     """
     _, other, part, rest = MATCHED_ARMS[arm]
     target = truth.dose_nats(FIXED_ARMS[other][1], truth.threshold_nats)
@@ -82,14 +82,14 @@ def solve(truth: Truth, arm: str) -> float:
 
 
 def steering_of_arms(truth: Truth, kind: Kind) -> dict[str, Steering | None]:
-    """What a request of each arm asks for; None for a plain one."""
+    """Return the `steering` of each arm's requests; None for a plain one."""
     fixed = FIXED_ARMS | (THINKING_ARMS if kind.thinking else {})
     solved = {arm: rest | {part: solve(truth, arm)} for arm, (_, _, part, rest) in MATCHED_ARMS.items()}
     return {name: steering for name, (_, steering) in fixed.items()} | solved
 
 
 def arm_set(steering: dict[str, Steering | None], threshold_nats: float, name: str) -> dict[str, Any]:
-    """The arms as `bench run --arms FILE` takes them."""
+    """Return the arms as `bench run --arms FILE` reads them."""
     matched = {arm: {"role": role, "matched": other} for arm, (role, other, _, _) in MATCHED_ARMS.items()}
     fixed = {arm: {"role": role} for arm, (role, _) in (FIXED_ARMS | THINKING_ARMS).items()}
     arms = [
@@ -118,7 +118,7 @@ def arm_set(steering: dict[str, Steering | None], threshold_nats: float, name: s
 
 
 def verdict(difference: float, direction: str) -> str:
-    """The right verdict on a claim whose exact difference of scores this is."""
+    """Return the correct verdict on a claim, given its exact difference of scores."""
     if abs(difference) < DELTA / 10:
         return "no effect"
     return "holds" if np.sign(difference) == (1 if direction == "higher" else -1) else "reversed"

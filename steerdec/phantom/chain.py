@@ -1,7 +1,7 @@
-"""A Markov chain over tokens: the next token depends on the last one alone, and every response ends.
+"""A Markov chain over tokens: the next token depends only on the last one, and every response ends.
 
 A token leads to a state, and a state has one distribution over tokens. Tokens that lead to the same state have texts of
-their own, so that a response's text tells its tokens. Nothing leads back, so sums over all responses are finite.
+their own, so that a response's text determines its tokens. Nothing leads back, so sums over all responses are finite.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Floats = NDArray[np.float64]
 THINK: Final = "<think>"
 END_OF_THINKING: Final = "</think>"
 END: Final = "<end>"
-# Log-probability of what cannot come next. Heated to temperature 5 that is still e^-200, so it never does.
+# Log-probability of impossible tokens. At temperature 5 their probability is still e^-200, so they never occur.
 NEVER_NATS: Final = -1000.0
 
 
 class ChainError(ValueError):
-    """A chain that is not one; the message is one plain line."""
+    """An invalid chain; the message is one plain line."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One token that may come next: its probability at temperature 1, and the state it leads to (None: the end)."""
+    """One possible next token: its probability at temperature 1, and the state it leads to (None: the end)."""
 
     text: str
     probability: float
@@ -53,17 +53,17 @@ class Chain:
                 if option.to is not None and option.to not in self.states:
                     raise ChainError(f"state {name}: {option.text!r} leads to {option.to}, which does not exist")
                 if leads_to.setdefault(option.text, option.to) != option.to:
-                    raise ChainError(f"state {name}: {option.text!r} leads elsewhere than in another state")
+                    raise ChainError(f"state {name}: {option.text!r} leads to a different state than elsewhere")
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Every token's text once, the prompts' first."""
+        """Return every token's text once, the prompts' first."""
         texts = dict.fromkeys(self.starts)
         texts |= dict.fromkeys(option.text for options in self.states.values() for option in options)
         return tuple(texts)
 
     def log_probabilities(self) -> Floats:
-        """[states, tokens] natural logarithms of the table, `NEVER_NATS` where the probability is 0."""
+        """Return [states, tokens] natural logarithms of the table, `NEVER_NATS` for probability 0."""
         column = {text: i for i, text in enumerate(self.tokens)}
         table = np.full((len(self.states), len(column)), NEVER_NATS)
         for row, options in enumerate(self.states.values()):
@@ -72,14 +72,14 @@ class Chain:
         return table
 
     def state_after(self) -> dict[str, str | None]:
-        """The state that each token leads to, None for the last token of a response."""
+        """Return the state that each token leads to, None for the last token of a response."""
         after: dict[str, str | None] = dict(self.starts)
         for options in self.states.values():
             after |= {option.text: option.to for option in options}
         return after
 
     def entropy_nats(self) -> dict[str, float]:
-        """The entropy of every state's distribution at temperature 1."""
+        """Return the entropy of every state's distribution at temperature 1."""
         return {
             name: -sum(o.probability * np.log(o.probability) for o in options) for name, options in self.states.items()
         }
@@ -89,8 +89,8 @@ class Chain:
 class Step:
     """One place in a response: probabilities of the tokens that keep it right, and of those that lose it.
 
-    `text` names the token of a step that has one only; otherwise tokens get names, with a full stop where the step ends
-    a sentence.
+    `text` is the token of a step with a single one; otherwise tokens get names, with a full stop if the step ends a
+    sentence.
     """
 
     right: tuple[float, ...] = (1.0,)
@@ -102,7 +102,7 @@ class Step:
 def track(
     name: str, steps: Iterable[Step], *, lost: str | None = None, then: str | None = None
 ) -> dict[str, tuple[Option, ...]]:
-    """The states of `steps` in a row, NAME.0 to NAME.n-1, after which comes the state `then` (None: the end).
+    """Return the states of `steps` in a row, NAME.0 to NAME.n-1, followed by the state `then` (None: the end).
 
     A wrong token of step i leads to state LOST.i+1. On a track without `lost` there is nothing left to lose, and it
     leads on like the right ones.

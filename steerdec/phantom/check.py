@@ -3,8 +3,8 @@
     python -m steerdec.phantom.check [--kinds claim-true,null] [--samples 1] [--calibrate dose-only] [--out DIR]
 
 For each kind a phantom is written and served by vLLM; `bench run` samples it under every arm, and `calibrate`,
-`profile`, `mask` and `lenses` measure it. One table is printed at the end. Exit status 1 says that a number is not what
-it has to be; a line on stderr names it.
+`profile`, `mask` and `lenses` measure it. One table is printed at the end. Exit status 1 means that a number is wrong;
+a line on stderr names it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from steerdec.phantom.truth import Truth
 CALIBRATED: Final = ("dose-only", "place-only")
 LENSES_OF: Final = "claim-true"
 START_TIMEOUT_S: Final = 900.0  # of a server on a machine that is busy with other work
-DECIDED_SAMPLES: Final = 16  # samples of each problem from which on every verdict has to be the right one
+DECIDED_SAMPLES: Final = 16  # from this many samples of each problem on, every verdict has to be right
 
 
 class CheckError(Exception):
-    """A measurement that could not be made; the message is one plain line."""
+    """A measurement failed; the message is one plain line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     name: str, folder: Path, options: argparse.Namespace, *, calibrate: bool
 ) -> tuple[list[Row], tuple[Floats, Floats]]:
-    """The rows of one kind, and its independent cells.
+    """Measure one kind; return its rows and its independent cells.
 
     Raises:
         CheckError, ServerError: a command or the server failed.
@@ -130,7 +130,7 @@ def measure(
 
 @contextmanager
 def _served(phantom: Path, log: Path, endpoint: str | None) -> Iterator[str]:
-    """The URL of a server of the phantom, started here unless there is one already."""
+    """Yield the URL of a server of the phantom, started here unless there is one already."""
     if endpoint is not None:
         yield endpoint
     else:
@@ -150,7 +150,7 @@ def _calibrated(url: str, phantom: Path, folder: Path, options: argparse.Namespa
 
 
 def _analyzed(name: str, known: Truth, run: Path, phantom: Path, folder: Path) -> Iterator[Row]:
-    """The rows of the analyses of the run's baseline."""
+    """Return the rows of the analyses of the run's baseline."""
     model = ("--model", phantom)
     _steerdec("profile", run, *model, "--out", folder / "profile")
     yield from analyses.profile_rows(name, known, folder / "profile")
@@ -165,7 +165,7 @@ def _analyzed(name: str, known: Truth, run: Path, phantom: Path, folder: Path) -
 
 
 def _chosen_arms(file: Path, names: str | None, folder: Path) -> Path:
-    """The arm set, or what is left of it with some arms only."""
+    """Return the arm set, reduced to some arms if these were given."""
     if names is None:
         return file
     arm_set = yaml.safe_load(file.read_text("utf-8"))
@@ -178,7 +178,7 @@ def _chosen_arms(file: Path, names: str | None, folder: Path) -> Path:
 
 
 def _seed(seed: int, kind: str) -> int:
-    """Another one for each kind, so that no two kinds share random numbers."""
+    """Return a seed of its own for each kind, so that no two kinds share random numbers."""
     return seed * len(KINDS) + list(KINDS).index(kind)
 
 
@@ -202,7 +202,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """One line for each number."""
+    """Print one line for each number."""
     table = Table(box=None, pad_edge=False)
     for column in ("kind", "number", "measured", "exact", "off by", "allowed", ""):
         table.add_column(column, justify="right" if column in ("measured", "exact", "off by") else "left", no_wrap=True)
@@ -213,7 +213,7 @@ def print_table(rows: Sequence[Row]) -> None:
     console = Console()
     Console(width=console.width if console.is_terminal else 160).print(table)
     wrong = sum(not row.passed for row in rows)
-    print(f"{len(rows)} numbers, {wrong} of them wrong" if wrong else f"{len(rows)} numbers, all as they must be")
+    print(f"{len(rows)} numbers, {wrong} of them wrong" if wrong else f"{len(rows)} numbers, all correct")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""A run beside the exact numbers, response by response: rows of the table that `make phantom` prints."""
+"""Compare a run with the exact numbers, response by response: rows of the table that `make phantom` prints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from steerdec.phantom.responses import Reader, ResponseError
 from steerdec.phantom.scores import P_LIMIT, Arm, Row, length_row, pass_row, score_row
 from steerdec.phantom.truth import Truth
 
-NATS_LIMIT: Final = 2e-5  # what float32 and five printed digits may be off by
+NATS_LIMIT: Final = 2e-5  # the error of float32 and five printed digits
 SMALLEST_EXPECTED: Final = 5.0  # tokens, in a cell of a chi-square test
 RARE: Final = 0.5  # tokens expected
 
 
 def read_arms(known: Truth, run: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> list[Arm]:
-    """The arms of a run, from its run.json and the lines of samples.jsonl, each with its truth.
+    """Return the arms of a run, from its run.json and the lines of samples.jsonl, each with its truth.
 
     Raises:
-        ResponseError: a response is not one that the chain can write.
+        ResponseError: the chain cannot have written a response.
     """
     reader, rules = Reader(known.steered), list(known.answers)
     by_arm: dict[str, list[Mapping[str, Any]]] = {}
@@ -45,7 +45,7 @@ def read_arms(known: Truth, run: Mapping[str, Any], samples: Iterable[Mapping[st
 
 
 def run_rows(kind: str, arms: Sequence[Arm]) -> list[Row]:
-    """Everything about a run that has a closed form."""
+    """Return a row for everything in a run that has a closed form."""
     steered = [arm for arm in arms if arm.request is not None]
     return [
         score_row(kind, arms),
@@ -64,7 +64,7 @@ def run_rows(kind: str, arms: Sequence[Arm]) -> list[Row]:
 
 
 def tokens_row(kind: str, arms: Sequence[Arm]) -> Row:
-    """Whether tokens are drawn from the distributions that steering is to make: chi-square over all states."""
+    """Return the row of a chi-square test over all states that tokens are drawn from the steered distributions."""
     found = []
     for arm in arms:
         draws = draws_of_tokens(arm)
@@ -88,16 +88,15 @@ class Draws(NamedTuple):
 
     statistic: float
     df: int
-    rare: int  # draws of tokens that were to be drawn less than RARE times from their state
+    rare: int  # draws of tokens expected less than RARE times in their state
     rare_expected: float
 
 
 def draws_of_tokens(arm: Arm) -> Draws:
-    """Compare each state's draws with its distribution; a state's rare tokens are put together.
+    """Compare each state's draws with its distribution; a state's rare tokens are merged.
 
-    Rarer ones are also counted over all states: where a state has one common token, chi-square has nothing to compare,
-    and a hundredfold surplus of the other would not be seen. A draw from a distribution that gives its token no chance
-    makes the statistic infinite.
+    Rarer ones are also counted over all states: if a state has one common token, chi-square has nothing to compare,
+    and would miss a hundredfold surplus of the other. A draw of a token with probability 0 makes the statistic infinite.
     """
     if not arm.expected:
         return Draws(0.0, 0, 0, 0.0)
@@ -118,7 +117,9 @@ def draws_of_tokens(arm: Arm) -> Draws:
             np.append(observed[large], observed[~large].sum()),
             np.append(expected[large], expected[~large].sum()),
         )
-        if means[-1] < SMALLEST_EXPECTED and len(means) > 1:  # too few even together: with the last of the others
+        if (
+            means[-1] < SMALLEST_EXPECTED and len(means) > 1
+        ):  # too few even together: merge them with the last of the others
             counts, means = np.append(counts[:-2], counts[-2:].sum()), np.append(means[:-2], means[-2:].sum())
         if len(means) > 1:
             statistic += float(((counts - means) ** 2 / means).sum())
@@ -168,7 +169,7 @@ def _worst(kind: str, what: str, off: list[tuple[float, str, Any, Any]], limit: 
 
 
 def identity_row(kind: str, arms: Sequence[Arm]) -> Row:
-    """Steering at the base temperature changes no text."""
+    """Return the row that counts texts changed by steering at the base temperature; there must be none."""
     texts: dict[str, dict[tuple[str, int], str]] = {
         arm.name: {(s["problem_id"], s["sample"]): s["text"] for s in arm.samples} for arm in arms
     }

@@ -1,4 +1,4 @@
-"""A phantom's folder: the model, problems to test it on and to calibrate it on, its arms, and the truth."""
+"""A phantom's folder: the model, its problems for tests and for calibration, its arms, and the truth."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ MAX_TOKENS: Final = 32  # more than the longest response
 
 
 class PhantomError(ValueError):
-    """A phantom that cannot be written; the message is one plain line."""
+    """A phantom cannot be written; the message is one plain line."""
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of that name. Raises PhantomError."""
+    """Return the kind of that name. Raises PhantomError."""
     if name not in KINDS:
         raise PhantomError(f"--kind: {name!r} is not a kind of phantom; the kinds are {', '.join(KINDS)}")
     return KINDS[name]
 
 
 def truth_of(kind: Kind, fork_right: float | None = None) -> Truth:
-    """Everything about a phantom of that kind.
+    """Return everything that is known about a phantom of that kind.
 
     Raises:
-        PhantomError: with that chance of going right its forks cannot be.
+        PhantomError: its forks are impossible with that chance of going right.
     """
     right = kind.fork_right if fork_right is None else fork_right
     if not 0.0 < right < 1.0:
@@ -55,7 +55,7 @@ def truth_of(kind: Kind, fork_right: float | None = None) -> Truth:
 
 
 def write_phantom(kind: Kind, out: Path, fork_right: float | None = None) -> dict[str, Any]:
-    """Write the folder `out`, whole or not at all; returns what truth.json holds.
+    """Write the folder `out`, as a whole or not at all; return the content of truth.json.
 
     Raises:
         PhantomError: `out` exists, or there is no such phantom.
@@ -86,7 +86,7 @@ def write_phantom(kind: Kind, out: Path, fork_right: float | None = None) -> dic
 
 
 def problem_lines(kind: Kind, first: int) -> list[str]:
-    """JSON lines of as many problems as a set has, numbered from `first`, the rules taking turns."""
+    """Return JSON lines of as many problems as a set has, numbered from `first`, the rules taking turns."""
     return [
         json.dumps(
             {"id": f"q{i}", "problem": f"Question {i}: follow rule{i % RULES}", "answer": kind.answer(i % RULES)}
@@ -97,7 +97,7 @@ def problem_lines(kind: Kind, first: int) -> list[str]:
 
 
 def truth_as_json(kind: Kind, known: Truth) -> dict[str, Any]:
-    """All that is known of the phantom: of its text at the base temperature, of every arm, and of the claims."""
+    """Return all that is known of the phantom: its text at the base temperature, every arm, and the claims."""
     try:
         steering = arms.steering_of_arms(known, kind)
     except arms.ArmsError as e:

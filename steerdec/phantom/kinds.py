@@ -1,12 +1,12 @@
-"""The kinds of phantom: what a response is made of, and so which claims are true of it.
+"""The kinds of phantom: the structure of their responses, and so which claims are true of them.
 
 Every block of five tokens holds exactly one fork, so one token in five is a fork in every response of every arm, and
-the 80th percentile of the entropies lies in the gap between others and forks wherever a response has gone. A response
+the 80th percentile of the entropies lies in the gap between others and forks on every path of a response. A response
 that has lost its way is one block longer. Its extra block has a fork and another token on either side of the threshold,
 0.03 nats apart, so that a threshold that is off by 0.05 nats takes one for the other.
 
-Problems follow one of ten rules, which differ in how hard they are. What is said of a kind's claims is about the mean
-over them, at base temperature 1 with the doses of the arm set `causal`.
+Problems follow one of ten rules of different difficulty. A kind's claims are about the mean over them, at base
+temperature 1 with the doses of the arm set `causal`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ HOLDS, REVERSED, NO_EFFECT = "holds", "reversed", "no effect"
 
 
 class KindError(ValueError):
-    """A phantom that cannot be; the message is one plain line."""
+    """An impossible phantom; the message is one plain line."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`chain(fork_right)` builds it; `fork_right` is the chance at temperature 1 that a decisive fork goes right."""
+    """A kind of phantom, built by `chain(fork_right)`.
+
+    `fork_right` is the probability at temperature 1 that a decisive fork goes right.
+    """
 
     name: str
     about: str
@@ -43,8 +46,11 @@ class Kind:
     thinking: bool = False
 
     def answer(self, rule: int) -> str:
-        """The right answer under a rule. With thinking it is one for all: `</think>` is a single token, after which a
-        chain cannot know the rule any more."""
+        """Return the right answer under a rule.
+
+        With thinking it is the same for all rules: `</think>` is a single token, after which a chain cannot know the
+        rule.
+        """
         return "7" if self.thinking else str(11 + rule)
 
 
@@ -53,7 +59,7 @@ def two(p: float) -> tuple[float, float]:
 
 
 def with_entropy(nats: float, options: int) -> tuple[float, ...]:
-    """One likely token and `options` - 1 equally unlikely ones, with that entropy."""
+    """Return one likely token and `options` - 1 equally unlikely ones, with that entropy."""
     low, high = 1.0 / options, 1.0 - 1e-9
     for _ in range(200):
         p = (low + high) / 2
@@ -64,35 +70,40 @@ def with_entropy(nats: float, options: int) -> tuple[float, ...]:
 
 
 def favorite_is_wrong(right: float, ways: int = 5) -> Step:
-    """A fork with one tempting wrong token and several right ones, each less likely: heat helps."""
+    """Return a fork with one tempting wrong token and several right ones, each less likely: heat helps."""
     return Step((right / ways,) * ways, (1.0 - right,))
 
 
 def favorite_is_right(right: float, ways: int = 5) -> Step:
-    """A fork with one right token and several wrong ones, each less likely: heat hurts."""
+    """Return a fork with one right token and several wrong ones, each less likely: heat hurts."""
     return Step((right,), ((1.0 - right) / ways,) * ways)
 
 
 def in_halves(step: Step) -> Step:
-    """Every token of a step split into two equally likely ones: ln 2 nats more entropy at every temperature, and as
-    much harm and as much change of entropy by any temperature as before."""
+    """Split every token of a step into two equally likely ones.
+
+    That adds ln 2 nats of entropy at every temperature, and leaves the harm and the change of entropy by any
+    temperature as they were.
+    """
     return replace(step, right=tuple(p / 2 for p in step.right * 2), wrong=tuple(p / 2 for p in step.wrong * 2))
 
 
 FIXED: Final = Step()
 STOP: Final = Step(ends_sentence=True)
-DECOY: Final = Step((0.5, 0.3, 0.1, 0.1))  # uncertain, and all the same to the answer
+DECOY: Final = Step((0.5, 0.3, 0.1, 0.1))  # uncertain, and irrelevant to the answer
 OTHER: Final = Step(two(0.95))  # the same, nearly certain
 
 
 def response(first: Step, second: Step, a: Step, b: Step, c: Step) -> tuple[Step, ...]:
-    """The first eight tokens, two sentences: two forks and three other tokens that are not quite certain. Then come
-    the answer and the end."""
+    """Return the first eight tokens of a response, two sentences; the answer and the end come after them.
+
+    They are two forks, three other tokens that are not quite certain, and three certain ones.
+    """
     return (FIXED, first, a, STOP, b, FIXED, second, replace(c, ends_sentence=True))
 
 
 def lost_way(steps: Sequence[Step], *, near: tuple[Step, Step] | None = None) -> tuple[Step, ...]:
-    """What follows when a response has gone wrong: the same steps, then the block with the threshold in it."""
+    """Return what follows when a response has gone wrong: the same steps, then the block with the threshold in it."""
     below, above = near or (Step(with_entropy(NEAR_NATS[0], 3)), Step(with_entropy(NEAR_NATS[1], 3)))
     return (*steps, FIXED, above, below, FIXED, STOP)
 
@@ -102,7 +113,7 @@ def answering(text: str) -> tuple[Step, Step]:
 
 
 def over_rules(steps: Callable[[float], Sequence[Step]], *, near: tuple[Step, Step] | None = None) -> Chain:
-    """A chain of ten rules; `steps(u)` are the first tokens under a rule of difficulty u, from -1 to 1."""
+    """Return a chain of ten rules; `steps(u)` are the first tokens under a rule of difficulty u, from -1 to 1."""
     states = track("lost", (*lost_way(steps(0.0), near=near), *answering("0")))
     for rule in range(RULES):
         u = 2.0 * rule / (RULES - 1) - 1.0
@@ -128,7 +139,7 @@ def _reversed(right: float) -> Chain:
 
 
 def _null(right: float) -> Chain:
-    """What decides is drawn evenly, and no temperature changes an even draw."""
+    """Return a chain whose decisive tokens are drawn evenly: no temperature changes an even draw."""
 
     def steps(u: float) -> Sequence[Step]:
         good = min(7, max(1, round(8 * right + 2 * u)))
@@ -139,7 +150,10 @@ def _null(right: float) -> Chain:
 
 
 def _dose_only(right: float) -> Chain:
-    """A fork is the other token with every choice in halves: unlike in entropy, and alike in all that heat does."""
+    """Return a chain whose forks are its other tokens with every choice in halves.
+
+    They differ in entropy, and react to heat in the same way.
+    """
 
     def steps(u: float) -> Sequence[Step]:
         p = right + 0.03 * u
@@ -150,7 +164,7 @@ def _dose_only(right: float) -> Chain:
 
 
 def _place_only(right: float) -> Chain:
-    """As when the claim is true, and other tokens hold a good part of the entropy but decide nothing."""
+    """Return the chain of a true claim whose other tokens hold much of the entropy but decide nothing."""
 
     def steps(u: float) -> Sequence[Step]:
         fork = favorite_is_wrong(right + 0.05 * u)
@@ -161,7 +175,7 @@ def _place_only(right: float) -> Chain:
 
 
 def _misleading(right: float) -> Chain:
-    """Two tokens below the threshold decide, and the forks by entropy decide nothing."""
+    """Return a chain in which two tokens below the threshold decide, and the forks by entropy decide nothing."""
 
     def steps(u: float) -> Sequence[Step]:
         decisive = Step((right + 0.03 * u,), (1.0 - right - 0.03 * u,))
@@ -171,7 +185,10 @@ def _misleading(right: float) -> Chain:
 
 
 def _thinking(right: float) -> Chain:
-    """Heat helps while thinking and hurts while answering. A response that gets lost while thinking never answers."""
+    """Return a chain that heat helps while thinking and hurts while answering.
+
+    A response that gets lost while thinking never answers.
+    """
 
     def think(u: float) -> Sequence[Step]:
         return (FIXED, favorite_is_wrong(right + 0.05 * u), OTHER, STOP)

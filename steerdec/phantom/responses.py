@@ -1,7 +1,7 @@
-"""What a recorded response must have come out at, token by token, given its text.
+"""The exact numbers of a recorded response, token by token, given its text.
 
-A response's text tells its tokens, these tell the states it went through, and a state's distribution under a request is
-known. So forks and entropies of a response are exact, and its tokens are draws from known distributions.
+A response's text determines its tokens, these determine the states it went through, and a state's distribution under a
+request is known. So forks and entropies of a response are exact, and its tokens are draws from known distributions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Expected:
 
 
 def tokens_of(text: str, ended: bool) -> list[str]:
-    """The texts of a response's tokens; `ended` adds the last one, which is not in the text."""
+    """Return the texts of a response's tokens; `ended` adds the last one, which is not in the text."""
     words = text.replace(END_OF_THINKING, f" {END_OF_THINKING}").split(" ")[1:]
     return [word if word == END_OF_THINKING else f" {word}" for word in words] + ([END] if ended else [])
 
@@ -50,7 +50,7 @@ class Reader:
         self._possible = [{option.text for option in options} for options in steered.chain.states.values()]
 
     def expected(self, rule: str, text: str, ended: bool, request: Request | None, seed: int) -> Expected:
-        """The exact numbers of a response to a problem of that rule.
+        """Return the exact numbers of a response to a problem of that rule.
 
         Args:
             request: the resolved steering of its arm, with its threshold; None for a plain request.
@@ -79,7 +79,7 @@ class Reader:
         )
 
     def part(self, request: Request, position: int, seed: int) -> Part:
-        """How the token at `position` is sampled in a request with that seed."""
+        """Return how the token at `position` is sampled in a request with that seed."""
         select = request.get("select")
         if select == "random":
             cutoff = round(request["fork_rate"] * 2**24)

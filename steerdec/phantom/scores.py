@@ -1,4 +1,4 @@
-"""Scores of arms beside their exact values, in standard errors, and all of them together."""
+"""Compare scores of arms with their exact values, in standard errors, one by one and all together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALLEST_VARIANCE: Final = 0.1  # of the right answers in a cell whose z is take
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the table: what it is, as measured, as it must be, how far off, and how far it may be."""
+    """One number of the table: its name, the measured and the exact value, the error, and the allowed error."""
 
     kind: str
     number: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass
 class Arm:
-    """The samples of one arm, and what they must come out at."""
+    """The samples of one arm, and their exact results."""
 
     name: str
     request: Request | None  # with its threshold, as it was sent
@@ -46,7 +46,7 @@ class Arm:
     expected: list[Expected] = field(default_factory=list)
 
     def z_of_score(self) -> float:
-        """How many standard errors the score is off."""
+        """Return how many standard errors the score is off."""
         n_right = np.array([sample["grade"] == "correct" for sample in self.samples], float)
         p = self.truth.right[[self.rule[sample["problem_id"]] for sample in self.samples]]
         return _z(n_right.sum() - p.sum(), (p * (1.0 - p)).sum())
@@ -63,7 +63,7 @@ def _z(off: float, variance: float) -> float:
 
 
 def score_row(kind: str, arms: Sequence[Arm]) -> Row:
-    """The arm whose score is most standard errors off."""
+    """Return the row of the arm whose score is most standard errors off."""
     worst = max(arms, key=lambda arm: abs(arm.z_of_score()))
     z = worst.z_of_score()
     return Row(
@@ -78,7 +78,7 @@ def score_row(kind: str, arms: Sequence[Arm]) -> Row:
 
 
 def pass_row(kind: str, arms: Sequence[Arm]) -> Row:
-    """Unbiased pass@k over half of the samples of a problem."""
+    """Return the row of the unbiased pass@k over half of the samples of a problem."""
     found = []
     for arm in arms:
         problems = sorted({sample["problem_id"] for sample in arm.samples})
@@ -105,7 +105,7 @@ def pass_row(kind: str, arms: Sequence[Arm]) -> Row:
 
 
 def length_row(kind: str, arms: Sequence[Arm]) -> Row:
-    """Mean number of tokens."""
+    """Return the row of the mean number of tokens."""
     found = []
     for arm in arms:
         rules = [arm.rule[sample["problem_id"]] for sample in arm.samples]
@@ -126,7 +126,7 @@ def length_row(kind: str, arms: Sequence[Arm]) -> Row:
 
 
 def independent_z(arms: Sequence[Arm]) -> tuple[Floats, Floats]:
-    """(z, variance of z^2) of cells that share no random numbers: one arm for each problem, the arms taking turns."""
+    """Return (z, variance of z^2) of cells that share no random numbers: one arm per problem, the arms taking turns."""
     found: list[tuple[float, float]] = []
     for i, problem in enumerate(sorted({sample["problem_id"] for sample in arms[0].samples})):
         arm = arms[i % len(arms)]
@@ -141,7 +141,7 @@ def independent_z(arms: Sequence[Arm]) -> tuple[Floats, Floats]:
 
 
 def chi_square_row(cells: Sequence[tuple[Floats, Floats]]) -> Row:
-    """Whether all scores together are as near to the truth as chance has it, no nearer and no farther."""
+    """Return the row of a test that all scores together are neither too near to the truth nor too far from it."""
     z, variance = (np.concatenate(parts) for parts in zip(*cells, strict=True))
     n, q = len(z), float((z**2).sum())
     scale = 2.0 * n / float(variance.sum())  # to the chi-square with the same mean and variance

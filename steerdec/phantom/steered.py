@@ -1,4 +1,4 @@
-"""What steering makes of every state's distribution, by the specification: `steerdec.kernels.reference` in float64."""
+"""Each state's distribution after steering, by the specification: `steerdec.kernels.reference` in float64."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from steerdec.policies import registry
 from steerdec.softmax.reference import entropy_nats
 from steerdec.steering import encoding
 
-BYTES: Final = 256  # tokens of the vocabulary that no state goes to; they let any prompt be written
+BYTES: Final = 256  # tokens of the vocabulary that no state generates; they spell the prompts
 Request = Mapping[str, Any]  # the `steering` object of a request
 
 
 @dataclass(frozen=True)
 class Part:
-    """One way in which the next token may be sampled, and how likely that way is."""
+    """One way in which the next token may be sampled, and its probability."""
 
     weight: float
     probabilities: Floats  # [states, tokens]
@@ -41,7 +41,7 @@ class Steered:
 
     @cached_property
     def names(self) -> list[str]:
-        """The states, in the order of all arrays here."""
+        """Return the states, in the order of all arrays here."""
         return list(self.chain.states)
 
     @cached_property
@@ -50,19 +50,19 @@ class Steered:
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """[states, vocabulary] as the model's head gives them, before any temperature."""
+        """Return [states, vocabulary] as the model's head gives them, before any temperature."""
         own = self.chain.log_probabilities()
         return torch.from_numpy(np.pad(own, ((0, 0), (0, BYTES)), constant_values=NEVER_NATS))
 
     @cached_property
     def entropies_nats(self) -> Floats:
-        """[states] H of the model's own distribution."""
+        """Return [states] H of the model's own distribution."""
         h: Floats = entropy_nats(self.logits).numpy()
         return h
 
     @cached_property
     def move(self) -> Floats:
-        """[tokens, states] 1 where a token leads to a state."""
+        """Return [tokens, states] 1 where a token leads to a state."""
         after = self.chain.state_after()
         move = np.zeros((len(self.chain.tokens), len(self.names)))
         for t, text in enumerate(self.chain.tokens):
@@ -72,7 +72,7 @@ class Steered:
 
     @cached_property
     def section(self) -> list[str]:
-        """Where each state's next token lies: "thinking", "answer", or "neither"."""
+        """Return where each state's next token lies: "thinking", "answer", or "neither"."""
         answering = [o.to for options in self.chain.states.values() for o in options if o.text == END_OF_THINKING]
         seen: set[str] = set()
         while answering:
@@ -84,10 +84,10 @@ class Steered:
         return ["answer" if name in seen else before for name in self.names]
 
     def parts(self, request: Request | None, position: int, threshold_nats: float) -> list[Part]:
-        """The ways in which the token at `position` is sampled, over every state; None is a request without steering.
+        """Return the ways in which the token at `position` is sampled, over every state; None: without steering.
 
-        The placebo selects positions by a hash of the request's seed. Over seeds it selects as if drawn: that makes
-        two ways, one with every token selected and one with none.
+        The placebo selects positions by a hash of the request's seed. Over seeds it selects like a random draw, which
+        has two ways: every token selected, or none.
         """
         asked = {"threshold_nats": threshold_nats} | dict(request or {"select": "random", "fork_rate": 0.0})
         select = asked.get("select")
@@ -102,12 +102,12 @@ class Steered:
 
     @staticmethod
     def selecting(request: Request, every: bool) -> dict[str, Any]:
-        """The request with every token selected, or none, instead of what it says."""
+        """Return the request with every token selected, or none."""
         rest = {name: value for name, value in request.items() if name not in ("fork_rate", "first_tokens")}
         return rest | ({"select": "all"} if every else {"select": "random", "fork_rate": 0.0})
 
     def part(self, request: Request, weight: float = 1.0) -> Part:
-        """[states] under a request that treats all positions alike."""
+        """Return [states] under a request that treats all positions alike."""
         key = repr((weight, sorted(request.items())))
         if key not in self._made:
             self._made[key] = self._part(dict(request), weight)
@@ -115,7 +115,7 @@ class Steered:
 
     @cached_property
     def _alike(self) -> tuple[list[int], list[int]]:
-        """(one state for each distinct distribution, for each state which of those is its own).
+        """Return (one state for each distinct distribution, the index of each state's own distribution among these).
 
         Half of the states have one option only, so this saves most of the work.
         """
@@ -158,6 +158,6 @@ class Steered:
 
     @cached_property
     def _columns(self) -> list[list[int]]:
-        """For each state the tokens that may come next, in the order of its options."""
+        """Return for each state the possible next tokens, in the order of its options."""
         column = {text: i for i, text in enumerate(self.chain.tokens)}
         return [[column[option.text] for option in options] for options in self.chain.states.values()]

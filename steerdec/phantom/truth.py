@@ -1,7 +1,7 @@
-"""The exact truth about a phantom: what every arm has to come out at, by summing over all of its responses.
+"""The exact results of every arm of a phantom, by summing over all of its responses.
 
-A response moves through the states of the chain. What it adds up to (tokens, forks, entropy) moves along as a mean and
-a matrix of second moments, weighted by the probability of being there.
+A response moves through the states of the chain. Its totals (tokens, forks, entropy) move along as a mean and a matrix
+of second moments, weighted by the probability of being in a state.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from steerdec.phantom.chain import Floats
 from steerdec.phantom.steered import Request, Steered
 
-TOKENS, FORKS, ENTROPY_NATS, SAMPLED_NATS = range(4)  # what a response adds up to
+TOKENS, FORKS, ENTROPY_NATS, SAMPLED_NATS = range(4)  # the totals of a response
 FORK_QUANTILE: Final = 0.8
 LONGEST_TOKENS: Final = 64
 
 
 @dataclass(frozen=True)
 class ArmTruth:
-    """What the responses of one arm come out at, by rule."""
+    """The exact results of one arm, by rule."""
 
     right: Floats  # [rules] probability that the answer is right
-    mean: Floats  # [rules, 4] of what a response adds up to
+    mean: Floats  # [rules, 4] of a response's totals
     covariance: Floats  # [rules, 4, 4]
 
     @property
@@ -35,17 +35,17 @@ class ArmTruth:
         return float(self.right.mean())
 
     def rate(self, part: int) -> float:
-        """A sum per token: over all tokens of responses to equally many problems of each rule."""
+        """Return a total per token, over all tokens of responses to equally many problems of each rule."""
         return float(self.mean[:, part].sum() / self.mean[:, TOKENS].sum())
 
     def rate_variance(self, part: int, responses: int) -> float:
-        """Variance of `rate` as measured in so many responses under each rule, linearized."""
+        """Return the variance of `rate` as measured in so many responses under each rule, linearized."""
         r, c = self.rate(part), self.covariance
         per_response = c[:, part, part] - 2 * r * c[:, part, TOKENS] + r * r * c[:, TOKENS, TOKENS]
         return float(per_response.sum() / responses / self.mean[:, TOKENS].sum() ** 2)
 
     def pass_at(self, k: int) -> float:
-        """Probability that one of k responses is right, averaged over rules."""
+        """Return the probability that one of k responses is right, averaged over rules."""
         return float(np.mean(1.0 - (1.0 - self.right) ** k))
 
 
@@ -57,7 +57,7 @@ class Truth:
         self._starts = [steered.index[steered.chain.starts[rule]] for rule in self.answers]
 
     def arm(self, request: Request | None, threshold_nats: float) -> ArmTruth:
-        """What responses under that steering (None: none) come out at."""
+        """Return the exact results of responses under that steering (None: none)."""
         rules, states = len(self.answers), len(self.steered.names)
         mass = np.zeros((rules, states))
         mass[np.arange(rules), self._starts] = 1.0
@@ -88,7 +88,7 @@ class Truth:
 
     @cached_property
     def visits_at(self) -> Floats:
-        """[positions, states] probability that a response at the base temperature is there, rules counted alike."""
+        """Return [positions, states] probabilities of a response at the base temperature, rules weighted alike."""
         (part,) = self.steered.parts(None, 0, 0.0)
         to = part.probabilities @ self.steered.move
         mass = np.zeros(len(to))
@@ -100,16 +100,16 @@ class Truth:
 
     @cached_property
     def visits(self) -> Floats:
-        """[states] how often a response at the base temperature comes to each state, rules counted alike."""
+        """Return [states] the mean number of visits of a response at the base temperature, rules weighted alike."""
         total: Floats = self.visits_at.sum(axis=0)
         return total
 
     def mean_nats(self, entropies_nats: Floats) -> float:
-        """Mean per token, on text at the base temperature, of entropies [states]."""
+        """Return the mean per token, on text at the base temperature, of entropies [states]."""
         return float(self.visits @ entropies_nats / self.visits.sum())
 
     def quantile_nats(self, q: float) -> tuple[float, float]:
-        """Both ends of the q-quantile of H over tokens at the base temperature: unlike where it falls into a gap."""
+        """Return both ends of the q-quantile of H over tokens at the base temperature; they differ at a gap."""
         h = self.steered.entropies_nats
         order = np.argsort(h)
         share = np.cumsum(self.visits[order]) / self.visits.sum()
@@ -118,12 +118,12 @@ class Truth:
 
     @cached_property
     def threshold_nats(self) -> float:
-        """The 80th percentile as numpy interpolates it over whole responses: a fifth of the way into the gap."""
+        """Return the 80th percentile as numpy interpolates it over whole responses: a fifth of the way into the gap."""
         low, high = self.quantile_nats(FORK_QUANTILE)
         return low + (1.0 - FORK_QUANTILE) * (high - low)
 
     def dose_nats(self, request: Request | None, threshold_nats: float) -> float:
-        """What steering adds to the mean entropy of what is sampled, on text at the base temperature."""
+        """Return what steering adds to the mean entropy of the sampled distributions, on base-temperature text."""
         (base,) = self.steered.parts(None, 0, threshold_nats)
         added_nats = 0.0
         for position, visits in enumerate(self.visits_at):
@@ -133,7 +133,7 @@ class Truth:
 
 
 def pass_at_k_variance(right: Sequence[float], samples: int, k: int) -> Floats:
-    """[problems] variance of the unbiased estimate of pass@k from so many samples of each problem."""
+    """Return [problems] variance of the unbiased estimate of pass@k from so many samples of each problem."""
     estimate = np.array([1.0 - math.comb(samples - c, k) / math.comb(samples, k) for c in range(samples + 1)])
     found = []
     for p in right:

@@ -18,8 +18,8 @@ from steerdec.phantom.chain import END, END_OF_THINKING, NEVER_NATS, THINK, Chai
 HEAD_SIZE: Final = 32  # a head size that vLLM's attention on CPUs takes
 CONTEXT_TOKENS: Final = 4096
 NORM_EPSILON: Final = 1e-6
-# The problem is the first line of a message; what a prompt template asks for comes after it, and a chain whose next
-# token depends on the last one must not see that.
+# The problem is the first line of a message; the instructions of a prompt template follow it, and a chain whose next
+# token depends only on the last one must not see them.
 CHAT_TEMPLATE: Final = "{{ messages[-1]['content'].split('\\n')[0] }}"
 # As some reasoning models have it, the prompt opens the thinking part.
 THINKING_TEMPLATE: Final = THINK + CHAT_TEMPLATE
@@ -63,7 +63,7 @@ def write_model(chain: Chain, folder: Path, *, thinking: bool = False) -> None:
 
 
 def embedding_and_head(chain: Chain, ids: dict[str, int], hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[vocabulary, hidden] each, in float64; `ids` maps a token as the vocabulary spells it to its row."""
+    """Return [vocabulary, hidden] each, in float64; `ids` maps a token as the vocabulary spells it to its row."""
     states = {name: i for i, name in enumerate(chain.states)}
     ending = len(states)
     # A direction of length sqrt(hidden) has mean square 1, and the norm divides it by sqrt(1 + epsilon).
@@ -83,7 +83,7 @@ def embedding_and_head(chain: Chain, ids: dict[str, int], hidden: int) -> tuple[
 
 
 def build_tokenizer(chain: Chain) -> Any:
-    """A tokenizer with one token for each text of the chain and one for each byte, so that it reads any prompt."""
+    """Return a tokenizer with a token for each text of the chain and one for each byte, so that it reads any prompt."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -104,5 +104,5 @@ def build_tokenizer(chain: Chain) -> Any:
 
 
 def spelled(text: str) -> str:
-    """A text as the vocabulary has it, with byte-level BPE's letter in place of the space."""
+    """Return a text as the vocabulary spells it, with byte-level BPE's letter in place of the space."""
     return text.replace(" ", "\u0120")

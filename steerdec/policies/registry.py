@@ -1,4 +1,4 @@
-"""Which policies there are, and how a request's JSON becomes one of them."""
+"""The registry of policies, and the parser that turns a request's JSON into one of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUILT_IN: Final[tuple[type[Steering], ...]] = (
 
 
 def _registered() -> dict[str, type[Steering]]:
-    """Return all policies by name, the built-in ones first. Raise RuntimeError where two share a name or a kind."""
+    """Return all policies by name, the built-in ones first. Raise RuntimeError if two share a name or a kind."""
     policies: dict[str, type[Steering]] = {}
     outside = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     for policy in (*BUILT_IN, *(entry.load() for entry in outside)):
@@ -56,13 +56,13 @@ def _step(policy: type[Steering], backend: str) -> Callable[..., Any]:
 
 
 def temperature_fields() -> tuple[str, ...]:
-    """Return the fields, of all policies, that hold a temperature to steer to; an arm may state these in other ways."""
+    """Return the fields, of all policies, that hold a temperature; arm sets may state these relative to the base."""
     names = {name for policy in POLICIES.values() for name in policy.model_fields if name.endswith("_temperature")}
     return tuple(sorted(names - {"probe_temperature"}))
 
 
 def parse(value: Any) -> Steering:
-    """Return the steering that `value` (an object, or its JSON text) asks for.
+    """Return the steering in `value`, an object or its JSON text.
 
     Raises:
         SteeringError: naming the first invalid field, its value and what is allowed.

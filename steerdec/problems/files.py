@@ -80,7 +80,7 @@ class _Fields(NamedTuple):
 
 
 def problems_of(rows: Iterable[tuple[str, Row]]) -> list[Problem]:
-    """Return the problems of rows, each with where it stands. Raises ProblemError at the first that is not one."""
+    """Return the problems of rows, each with its place. Raises ProblemError at the first invalid one."""
     fields: list[_Fields] = []
     seen: dict[str, str] = {}
     for where, row in rows:
@@ -136,7 +136,7 @@ def _without_point(answer: str) -> str:
 
 
 def _default_kind(fields: list[_Fields]) -> str:
-    """Return the narrowest kind that all these answers have. Raises ProblemError where only units stand in the way."""
+    """Return the narrowest kind that all these answers have. Raises ProblemError if only units stand in its way."""
     if all(_in_aime_range(one.answer) for one in fields):
         return "integer"
     others = [one for one in fields if read_number(one.answer) is None]
@@ -152,7 +152,7 @@ def _default_kind(fields: list[_Fields]) -> str:
 
 
 def _number_with_unit(answer: str) -> str | None:
-    """Return the number in "336^\\circ" or "5 cm", None for anything else."""
+    r"""Return the number in "336^\circ" or "5 cm", None for anything else."""
     bare = answer.strip().strip("$").strip()
     without = _UNIT.sub("", bare)
     return without if without != bare and read_number(without) is not None else None

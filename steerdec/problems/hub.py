@@ -1,6 +1,6 @@
 """Problem sets from the Hugging Face hub: where they are, and how their rows become ours.
 
-The texts stay there: AIME's belong to the MAA and are not ours to pass on.
+The texts stay there: AIME's belong to the MAA and must not be redistributed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class HubError(InvalidInputError):
-    """A set that could not be fetched, or whose rows have changed shape; one line."""
+    """A set cannot be fetched, or its rows have changed shape; one line."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _math500(row: Row) -> dict[str, str]:
 
 
 def _gsm8k(row: Row) -> dict[str, str]:
-    answer = row["answer"].rpartition("####")[2]  # before it stands the worked solution
+    answer = row["answer"].rpartition("####")[2]  # the worked solution comes before it
     return {"problem": row["question"], "answer": answer.strip().replace(",", "")}
 
 
@@ -66,7 +66,7 @@ SETS = {
 
 
 def load_rows(name: str) -> list[dict[str, str]]:
-    """`id`, `problem`, `answer`, `kind` of every row. Raises HubError."""
+    """Return `id`, `problem`, `answer`, `kind` of every row. Raises HubError."""
     where = SETS[name]
     try:
         rows = download(where)
@@ -80,7 +80,7 @@ def load_rows(name: str) -> list[dict[str, str]]:
 
 
 def adapted(name: str, index: int, row: Row) -> dict[str, str]:
-    """One row of the set as ours. Raises HubError where a column is missing or holds something else."""
+    """Return one row of the set in our form. Raises HubError if a column is missing or holds something else."""
     where = SETS[name]
     try:
         problem = where.adapt(row)
@@ -90,10 +90,10 @@ def adapted(name: str, index: int, row: Row) -> dict[str, str]:
 
 
 def download(where: HubSet) -> list[Row]:
-    """All rows, from the cache if they are there."""
+    """Return all rows, from the cache if they are there."""
     from datasets import load_dataset  # seconds to import, and only these sets need it
 
     logging.getLogger("huggingface_hub").setLevel(
         logging.ERROR
-    )  # else a line for each of its retries; the failure itself is told in one line of ours
+    )  # else it prints a line per retry; our error reports the failure in one line
     return list(load_dataset(where.repo, where.config, split=where.split, revision=where.revision))

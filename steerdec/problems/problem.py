@@ -38,14 +38,14 @@ class ProblemSet:
 
     @property
     def sha256(self) -> str:
-        """Hex digest over the (id, problem, answer), and the group if any, of every problem, whatever their order."""
+        """Return a hex digest over the (id, problem, answer), and the group if any, of every problem, in any order."""
         rows = sorted((p.id, p.problem, p.answer) if p.group is None else (p.id, p.problem, p.answer, p.group)
                       for p in self.problems)  # fmt: skip
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     @cached_property
     def repeated_texts(self) -> list[tuple[str, ...]]:
-        """The ids of problems with equal texts (spaces evened out), a tuple per text that is there twice or more."""
+        """Return the ids of problems with equal texts (up to spaces), a tuple per text that occurs more than once."""
         ids: dict[str, list[str]] = {}
         for problem in self.problems:
             ids.setdefault(" ".join(problem.problem.split()), []).append(problem.id)

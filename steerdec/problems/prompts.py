@@ -1,8 +1,8 @@
-r"""What is sent to the model for a problem: one template a family of problems.
+"""The request sent to the model for a problem: one template per family of problems.
 
-`aime`, `math`, `number` and `gym` are chat requests: the problem, a blank line, the form the answer has to take (the
+`aime`, `math`, `number` and `gym` are chat requests: the problem, a blank line, the required form of the answer (the
 form :mod:`grading` looks for). The server applies the model's own chat template to them. `few-shot` is a plain
-completion for models that follow no instructions: worked examples, then the problem, cut off at the end of the line.
+completion for models that do not follow instructions: worked examples, then the problem, ended by the end of a line.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ TEMPLATES = (*INSTRUCTIONS, "few-shot")
 
 
 class PromptError(InvalidInputError):
-    """A template that does not exist, or does not take what it is given; one line."""
+    """A template does not exist or is incompatible with a problem or an option; one line."""
 
 
 def request_body(template: str, problem: Problem, *, thinking: bool | None) -> tuple[str, dict[str, Any]]:
-    """The path and that part of the request's body which the problem decides; a new dict every time.
+    """Return the path and the part of the request's body that depends on the problem; a new dict every time.
 
     Args:
         template: one of TEMPLATES.
-        thinking: whether the chat template is to open with a thinking part; None leaves it at the model's default.
+        thinking: whether the chat template opens with a thinking part; None leaves it at the model's default.
 
     Raises:
-        PromptError: no such template, or `thinking` for a template that is no chat.
+        PromptError: no such template, or `thinking` for a template that is not a chat.
     """
     if template == "few-shot":
         if thinking is not None:
-            raise PromptError("prompt few-shot is a plain completion: thinking cannot be switched on or off in it")
+            raise PromptError("prompt few-shot is a plain completion, in which thinking cannot be switched on or off")
         shots = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in EXAMPLES)
         return "/v1/completions", {"prompt": f"{shots}Question: {problem.problem}\nAnswer:", "stop": ["\n"]}
     if template not in INSTRUCTIONS:

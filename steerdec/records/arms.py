@@ -1,9 +1,8 @@
-"""The arms of an experiment, as data: how each one decodes, and what is claimed of them.
+"""The arms of an experiment, as data: how each one decodes, and the claims about them.
 
-An arm set is a YAML or JSON file. In it a temperature may be a number, "base" (the run's base
-temperature) or "x1.67" (that many times the base, to 3 decimals); a fork rate may be "calibrated".
-:func:`resolve` puts numbers in their place. A resolved set is itself a valid arm set, so `run.json`
-holds it and a run can be repeated from there.
+An arm set is a YAML or JSON file. In it a temperature may be a number, "base" (the run's base temperature) or "x1.67"
+(that many times the base, to 3 decimals); a fork rate may be "calibrated". `benchmarks.design.resolving` replaces these
+by numbers. A resolved set is itself a valid arm set, so `run.json` holds it and a run can be repeated from there.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from steerdec.steering import params
 from steerdec.steering.params import Applied, SteeringError, shown
 
 Role = Literal[
-    "baseline",  # plain requests; every other arm is compared with it
+    "baseline",  # plain requests; all other arms are compared with it
     "identity",  # A/A: steering on, both temperatures the base: must reproduce the baseline
     "replicate",  # plain requests, the baseline's seeds: what the engine alone changes
     "replica",  # plain requests, other seeds: what sampling alone changes
@@ -30,9 +29,9 @@ Role = Literal[
     "placebo",  # random positions instead of forks
     "global",  # one temperature everywhere
     "matched",  # temperature solved so that the mean entropy changes as much as in another arm
-    "replay",  # plain requests after replayed prefixes: what the arms that steer there are compared with
+    "replay",  # plain requests after replayed prefixes: the control of the arms that steer there
 ]
-SOLVE: Final = "solve"  # in place of a temperature: found so that the arm matches another
+SOLVE: Final = "solve"  # in place of a temperature: solved so that the arm matches another
 REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may start from a prefix
 Positions = Literal["fork", "other", "any"]  # the tokens that a mask selects, the rest, or all
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
@@ -48,19 +47,19 @@ class _Data(BaseModel):
 
 
 class Replay(_Data):
-    """Where arms start from: a position of a recorded response, drawn among those that a mask selects.
+    """Where arms start: a position of a recorded response, drawn among those that a mask selects.
 
-    `sha256` and `about` describe the mask when a run began; they are None in a set that has not been run.
+    `sha256` and `about` describe the mask at the start of a run; they are None in a set that has not been run.
     """
 
-    mask: Annotated[str, Field(min_length=1)]  # its folder, from that of the file this stands in
+    mask: Annotated[str, Field(min_length=1)]  # its folder, relative to that of the arm set's file
     positions: Positions = "fork"
     sha256: str | None = None
     about: dict[str, JsonValue] | None = None
 
 
 class Arm(_Data):
-    """How the samples of one arm are decoded; where `steering` is None, requests are plain."""
+    """How the samples of one arm are decoded; if `steering` is None, requests are plain."""
 
     name: Name
     role: Role
@@ -72,9 +71,9 @@ class Arm(_Data):
 
     @property
     def seed_group(self) -> str:
-        """Arms of one group draw with the same random numbers; "" is the baseline's group.
+        """Return the arm's seed group; arms of one group draw with the same random numbers, and "" is the baseline's.
 
-        After a prefix never the baseline's: the prefix may have been drawn with them, in the same order.
+        An arm after a prefix is never in the baseline's group: its prefix may have been drawn with the same numbers.
         """
         if self.replay is not None:
             return "after a prefix"
@@ -95,7 +94,7 @@ def applied(temperature: object, steering: Mapping[str, Any] | None, place: str 
     """
     if isinstance(temperature, str) and temperature != SOLVE:
         raise ArmError(f"{place}: temperature: {shown(temperature)} is not a number yet")
-    # What follows from a temperature that is still to be solved differs between two solutions.
+    # A temperature that depends on one still to be solved differs between two solutions.
     one, other = (_applied(temperature, steering, place, solution) for solution in (1.0, 2.0))
     return Applied(*(a if a == b else math.nan for a, b in zip(one, other, strict=True)))
 
@@ -174,7 +173,7 @@ def _check_replays(arm_set: ArmSet) -> None:
         if arm.role == "replay" and (arm.replay is None or arm.steering is not None):
             raise ArmError(f'arm "{arm.name}": role replay needs the field replay, and takes no steering')
         if arm.replay is not None and arm.role not in REPLAYED:
-            raise ArmError(f'arm "{arm.name}": a {arm.role} replays nothing; these may: {", ".join(REPLAYED)}')
+            raise ArmError(f'arm "{arm.name}": a {arm.role} cannot replay; these roles can: {", ".join(REPLAYED)}')
         if arm.replay is not None and arm.replay not in arm_set.replays:
             known = ", ".join(arm_set.replays) or "none"
             raise ArmError(f'arm "{arm.name}": replay: "{arm.replay}" is not one of the replays (there are: {known})')
@@ -191,7 +190,7 @@ def _no_repeats(what: str, names: list[str]) -> None:
 
 
 def parse_arm_set(value: Any) -> ArmSet:
-    """Return the set described by a plain object, as a file or `run.json` has it. Raises ArmError."""
+    """Return the set described by a plain object, as in a file or `run.json`. Raises ArmError."""
     try:
         return ArmSet.model_validate(value)
     except ValidationError as e:
@@ -219,7 +218,7 @@ def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
 
 
 def _place(value: Any, loc: tuple[int | str, ...]) -> str:
-    """Return `loc` in words: an arm by its name where it has one, other entries of a list counted from 1."""
+    """Return `loc` in words: an arm by its name if it has one, other entries of a list counted from 1."""
     if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
         entry = value["arms"][loc[1]]
         name = str(entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1)

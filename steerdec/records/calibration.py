@@ -1,4 +1,4 @@
-"""A stored calibration, and where the entropy threshold of a run comes from."""
+"""A stored calibration, and the origin of a run's entropy threshold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CalibrationProblems(BaseModel):
 
     name: str
     hash: str  # of the set
-    problem_hashes: tuple[str, ...] = ()  # of each text that was used; see `problem_hash`
+    problem_hashes: tuple[str, ...] = ()  # of each problem used; see `problem_hash`
 
 
 class Matched(BaseModel):
@@ -45,7 +45,7 @@ class Matched(BaseModel):
     temperature_ci95: tuple[float, float]
     target_nats: FiniteFloat  # the dose of `matched`
     dose_nats: FiniteFloat  # of `arm`, at the solved temperature
-    # What it was solved for: temperatures of "forks" and "others", or of "all". None: not kept, in older files.
+    # What it was solved for: temperatures of "forks" and "others", or of "all". None in older files, which lack it.
     arm_at: dict[str, FiniteFloat] | None = None
     matched_at: dict[str, FiniteFloat] | None = None
 
@@ -89,15 +89,15 @@ class Calibration(BaseModel):
 
 
 def problem_hash(problem: Problem) -> str:
-    """16 hex digits of the text with its spaces evened out: the same problem under another id is found too."""
+    """Return 16 hex digits of the text, independent of its spaces: the same problem under another id is found too."""
     return hashlib.sha256(" ".join(problem.problem.split()).encode()).hexdigest()[:16]
 
 
 def load_calibration(path: Path) -> Calibration:
-    """The calibration in the file. Raises CalibrationError."""
+    """Return the calibration in the file. Raises CalibrationError."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise CalibrationError(f"{path} is larger than {MAX_FILE_BYTES} bytes, so no calibration")
+            raise CalibrationError(f"{path} is too large for a calibration; at most {MAX_FILE_BYTES} bytes are allowed")
         calibration = Calibration.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise CalibrationError(f'--threshold: "{path}" is neither a number of nats nor a calibration file') from None
@@ -106,22 +106,22 @@ def load_calibration(path: Path) -> Calibration:
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         place = " ".join(map(str, first["loc"])) or "the file"
-        raise CalibrationError(f"{path} is no calibration: {place}: {first['msg']}") from None
+        raise CalibrationError(f"{path} is not a calibration: {place}: {first['msg']}") from None
     if "p80" not in calibration.quantiles_nats:
-        raise CalibrationError(f"{path} is no calibration: quantiles_nats has no p80")
+        raise CalibrationError(f"{path} is not a calibration: quantiles_nats has no p80")
     return calibration
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The threshold of a run, where it comes from, and what else a calibration knows."""
+    """The threshold of a run, its origin, and the other content of a calibration."""
 
     nats: float
     origin: str
     fork_rate: float | None = None
     solved: dict[str, float] = field(default_factory=dict)  # temperature by arm name
     solved_at: float | None = None  # the base temperature for which they hold
-    calibrated_on: tuple[str, ...] = ()  # hashes of problem texts, which may not be tested
+    calibrated_on: tuple[str, ...] = ()  # hashes of the calibration problems, which must not be tested
     matched: dict[str, Matched] = field(default_factory=dict)  # what `solved` was solved for, by arm name
     unmatched: dict[str, str] = field(default_factory=dict)  # why an arm has no solved temperature, by arm name
     model: str | None = None  # that was calibrated
@@ -144,11 +144,15 @@ class Threshold:
         )
 
     def tested_again(self, problems: tuple[Problem, ...]) -> int:
-        """How many of `problems` the threshold was calibrated on."""
+        """Return how many of `problems` the threshold was calibrated on."""
         return len(set(self.calibrated_on) & {problem_hash(problem) for problem in problems})
 
     def check_model(self, names: Sequence[str]) -> None:
-        """Raises CalibrationError where another model was calibrated than the served one, whose names these are."""
+        """Check that the calibrated model is the served one, whose names these are.
+
+        Raises:
+            CalibrationError: it is another model.
+        """
         served = {Path(name).name for name in names}
         if self.model is not None and Path(self.model).name not in served:
             raise CalibrationError(
@@ -158,18 +162,18 @@ class Threshold:
 
 
 def parse_threshold(text: str) -> Threshold:
-    """`--threshold`: a number of nats, else a calibration file. Raises CalibrationError."""
+    """Return the threshold of `--threshold`: a number of nats, else a calibration file. Raises CalibrationError."""
     try:
         nats = float(text)
     except ValueError:
         return Threshold.of(load_calibration(Path(text)), f"from {Path(text).name}")
     if not (math.isfinite(nats) and nats >= 0.0):
-        raise CalibrationError(f'--threshold: "{text}" is no entropy; allowed are 0 nats or more, or a file')
+        raise CalibrationError(f'--threshold: "{text}" is not an entropy; allowed are 0 nats or more, or a file')
     return Threshold(nats, "given")
 
 
 def default_threshold(server: dict[str, Any], arm_set: ArmSet) -> Threshold:
-    """Without `--threshold`: the server's calibration, else the arm set's value, else the paper's."""
+    """Return the default of `--threshold`: the server's calibration, else the arm set's value, else the paper's."""
     try:
         return Threshold.of(Calibration.model_validate(server.get("calibration")), "from the server")
     except (ValidationError, KeyError):

@@ -41,7 +41,7 @@ _TYPES: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. Samples are read from the file each time they are asked for, so an unfinished run can be watched.
+    """A run folder. Samples are read from the file on every call, so an unfinished run can be watched.
 
     Examples:
         >>> run = load_run("runs/first")                                  # doctest: +SKIP
@@ -92,11 +92,11 @@ class Run:
         return pa.Table.from_batches(batches, schema)
 
     def to_pandas(self, *, tokens: bool = False) -> pd.DataFrame:
-        """Return `to_arrow` as a pandas data frame. Raises ImportError where pandas is not installed."""
+        """Return `to_arrow` as a pandas data frame. Raises ImportError if pandas is not installed."""
         return self.to_arrow(tokens=tokens).to_pandas()
 
     def to_polars(self, *, tokens: bool = False) -> pl.DataFrame:
-        """Return `to_arrow` as a polars data frame. Raises ImportError where polars is not installed."""
+        """Return `to_arrow` as a polars data frame. Raises ImportError if polars is not installed."""
         import polars as pl
 
         frame = pl.from_arrow(self.to_arrow(tokens=tokens))

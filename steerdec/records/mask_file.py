@@ -1,10 +1,10 @@
 """A mask on disk: which tokens of which responses are forks, for any trainer, or for arms that intervene there.
 
-    DIR/mask.parquet       one row a response token: requests in order, in each its positions in order
-    DIR/requests.parquet   one row a request, in the same order
-    DIR/mask.json          what the mask is of, and the digests of both files
+    DIR/mask.parquet       one row per response token: requests in order, in each its positions in order
+    DIR/requests.parquet   one row per request, in the same order
+    DIR/mask.json          what the mask describes, and the digests of both files
 
-Whole or not at all: the digests say whether the three belong together, whatever stopped the program that wrote them.
+The digests show whether the three files belong together, even if the program that wrote them was stopped.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ REQUEST_SCHEMA: Final = pa.schema(
 
 
 class MaskError(InvalidInputError):
-    """A mask that cannot be used; one line that says which and why."""
+    """A mask cannot be used; one line that says which and why."""
 
 
 @dataclass(frozen=True)
 class MaskedRequest:
-    """A prompt and the response tokens that were scored; each array has one entry a response token."""
+    """A prompt and the response tokens that were scored; each array has one entry per response token."""
 
     problem_id: str
     arm: str
@@ -71,26 +71,26 @@ class MaskedRequest:
     prompt_ids: tuple[int, ...]
     token_ids: NDArray[np.int32]
     entropy_nats: NDArray[np.float32]
-    score: NDArray[np.float32]  # what forks were chosen by; NaN where the lens has none
+    score: NDArray[np.float32]  # the score that forks were chosen by; NaN where the lens has none
     fork: NDArray[np.bool_]
-    ids_are: str  # how sure it is that these are the sampled ids; see `steerdec.analysis.traces.trace`
+    ids_are: str  # how certainly these are the sampled ids; see `steerdec.analysis.traces.trace`
     answer: str | None
     grade: str
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask in memory; `about` is its mask.json, `requests` stand in the order of their `request` numbers."""
+    """A mask in memory; `about` is its mask.json, `requests` are in the order of their `request` numbers."""
 
     about: dict[str, Any]
     requests: tuple[MaskedRequest, ...]
 
 
 def write_mask(folder: Path, requests: Iterable[MaskedRequest], about: dict[str, Any]) -> dict[str, Any]:
-    """Write the three files, a row group at a time; what mask.json then says.
+    """Write the three files, a row group at a time; return the content of mask.json.
 
     Raises:
-        FileError: they cannot be written; the mask that was there before, if any, is as it was.
+        FileError: they cannot be written; an earlier mask in the folder is unchanged.
     """
     paths = {name: folder / name for name in (MASK, REQUESTS)}
     fresh = {name: path.with_name(name + ".new") for name, path in paths.items()}
@@ -120,15 +120,15 @@ def write_mask(folder: Path, requests: Iterable[MaskedRequest], about: dict[str,
 
 
 def load_mask(folder: Path) -> Mask:
-    """A mask that `steerdec mask` or `write_mask` has written.
+    """Return a mask written by `steerdec mask` or `write_mask`.
 
     Raises:
-        MaskError: a file is missing, cannot be read, is not of this mask, or its rows do not fit together.
+        MaskError: a file is missing, cannot be read, belongs to another mask, or its rows are inconsistent.
     """
     about = _read_json(folder / JSON)
     for name in (MASK, REQUESTS):
         if _digest(folder / name) != about["sha256"].get(name):
-            raise MaskError(f"{folder / name} is not the file that {JSON} tells of; make the mask again")
+            raise MaskError(f"{folder / name} is not the file described by {JSON}; make the mask again")
     tokens, rows = _read(folder / MASK, TOKEN_SCHEMA), _read(folder / REQUESTS, REQUEST_SCHEMA)
     lengths = rows["response_tokens"].to_numpy()
     numbers, where = np.arange(len(lengths)), folder / MASK
@@ -165,7 +165,7 @@ def load_mask(folder: Path) -> Mask:
 
 
 def _groups(requests: Iterable[MaskedRequest]) -> Iterator[list[MaskedRequest]]:
-    """Requests in order, in lists of about ROW_GROUP_TOKENS tokens."""
+    """Yield the requests in order, in lists of about ROW_GROUP_TOKENS tokens."""
     group: list[MaskedRequest] = []
     held = 0
     for request in requests:

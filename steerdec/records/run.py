@@ -1,4 +1,4 @@
-"""`run.json`: everything needed to repeat a run, and the check of whether a run may be resumed."""
+"""`run.json`: everything needed to repeat a run, and the check that a run may be resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steerdec.common.files import write_atomically
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 
 NAME = "run.json"
-# Of GET /v1/steering: endpoints must not differ in these, and a run is not resumed where they changed.
+# From GET /v1/steering: endpoints must not differ in these, and a run is not resumed if they changed.
 ENGINE_KEYS = ("steerdec", "vllm", "runner", "dtype")
 
 
@@ -50,7 +50,7 @@ class LaunchedServer(_Data):
 class Look(_Data):
     """A planned look, when every problem has `samples` samples per arm.
 
-    `planned` is how many samples the run was to have when the look was planned; a run may be extended later.
+    `planned` is the planned number of samples when the look was planned; a run may be extended later.
     """
 
     samples: int
@@ -58,7 +58,7 @@ class Look(_Data):
 
     @property
     def at_the_end(self) -> bool:
-        """Whether the run was to end with this look."""
+        """Return whether the run was planned to end with this look."""
         return self.samples == self.planned
 
 
@@ -84,11 +84,11 @@ class Settings(_Data):
     sampling: dict[str, float | int]
     threshold_nats: float
     threshold_origin: str
-    looks: tuple[Look, ...] = ()  # none: one at the end
+    looks: tuple[Look, ...] = ()  # empty: one at the end
 
     @property
     def planned_looks(self) -> tuple[Look, ...]:
-        """The looks, at least the one at the end."""
+        """Return the looks, at least the one at the end."""
         return self.looks or (Look(samples=self.samples, planned=self.samples),)
 
     def write(self, folder: Path) -> None:
@@ -122,7 +122,7 @@ _FREE = {"created", "versions", "model_info", "launch", "endpoints", "threshold_
 def changes(old: Settings, new: Settings, *, extension: bool = False) -> list[str]:
     """Return why a run under `old` cannot be resumed under `new`, as "field: old -> new", most important first.
 
-    With `extension`, more samples and further arms, comparisons and claims are no reason.
+    With `extension`, more samples and further arms, comparisons and claims are allowed.
     """
     return [
         f"{place}: {_short(before)} -> {_short(after)}"
@@ -132,7 +132,7 @@ def changes(old: Settings, new: Settings, *, extension: bool = False) -> list[st
 
 
 def _extends(place: str, old: Any, new: Any) -> bool:
-    """Return whether a change adds to a run and leaves what it has as it is."""
+    """Return whether a change adds to a run and keeps everything it has."""
     if place == "samples":
         return bool(new > old)
     if place.startswith(("arms.arms.", "arms.claims.")) and place.count(".") == 2:

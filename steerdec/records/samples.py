@@ -1,4 +1,4 @@
-"""`samples.jsonl`: one line per sample of a run. Everything that reads or writes it does so here.
+"""`samples.jsonl`: one line per sample of a run. Every reader and writer of it is here.
 
 The file holds at most one line per sample of the plan: samples that failed (`error`) are dropped when the run is
 resumed, and sampled again.
@@ -41,7 +41,7 @@ class Sample:
     mean_sampled_entropy_nats: Nats | None = None  # of the distributions that the tokens were drawn from
     endpoint: str | None = None
     error: str | None = None
-    # Where the response continues a recorded prefix: `text` is the whole response, `completion_tokens` counts from
+    # If the response continues a recorded prefix, `text` is the whole response and `completion_tokens` counts from
     # `position` on.
     position: Count | None = None
     replayed_arm: str | None = None
@@ -53,7 +53,7 @@ class Sample:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """(problem_id, arm, sample)."""
+        """Return (problem_id, arm, sample)."""
         return self.problem_id, self.arm, self.sample
 
     @property
@@ -101,7 +101,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 
 def rewrite_samples(path: Path, change: Callable[[Sample], Sample]) -> None:
-    """Replace every sample by what `change` returns for it. All or nothing.
+    """Replace every sample by the return value of `change`. All or nothing.
 
     Raises:
         JournalError: the file cannot be read or rewritten; it is unchanged.
@@ -132,13 +132,17 @@ def repair_samples(path: Path, keep: Callable[[Sample], None]) -> None:
 
 
 class SampleJournal:
-    """`samples.jsonl` open for appending. `append` is for one thread; `sync` may run in another."""
+    """`samples.jsonl` open for appending. Call `append` from one thread; `sync` may run in another."""
 
     def __init__(self, path: Path) -> None:
-        """Raises JournalError."""
+        """Open the file.
+
+        Raises:
+            JournalError: it cannot be opened.
+        """
         self._journal = journal.Journal(path)
         self.sync, self.close = self._journal.sync, self._journal.close
 
     def append(self, sample: Sample) -> None:
-        """Write one sample; once it returns, no kill of this process loses it. Raises JournalError."""
+        """Write one sample; after that, killing this process cannot lose it. Raises JournalError."""
         self._journal.append(to_record(sample))

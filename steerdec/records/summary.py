@@ -1,4 +1,4 @@
-"""`summary.json`: what a run says. One model, one reader, one writer.
+"""`summary.json`: the results of a run, with one model, one reader and one writer.
 
 Accuracies and their differences are fractions (0 to 1). A number that cannot be computed is None, null in the file.
 """
@@ -25,7 +25,7 @@ Application = Literal["applied", "not applied", "not measured"]
 
 
 class SummaryFileError(InvalidInputError):
-    """A summary.json that cannot be read; the message is one line."""
+    """A summary.json cannot be read; the message is one line."""
 
 
 class _Data(BaseModel):
@@ -33,7 +33,7 @@ class _Data(BaseModel):
 
 
 class ArmSummary(_Data):
-    """One arm. `entropy_shift_nats`, `applied`: what steering changed in the distributions the tokens came from."""
+    """One arm. `entropy_shift_nats`, `applied`: what steering changed in the distributions sampled from."""
 
     n_problems: int
     k: int
@@ -59,7 +59,7 @@ class ArmSummary(_Data):
     entropy_shift_nats: Number = None
     entropy_shift_ci95: Interval = None
     texts_changed: Number = None  # share of the texts that differ from the control's at the same seed
-    applied: Application | None = None  # None: an arm that steers nothing
+    applied: Application | None = None  # None: an arm without steering
     applied_reason: str = ""
 
 
@@ -78,8 +78,8 @@ class Difference(_Data):
 class Comparison(_Data):
     """`arm` minus `baseline` in one population.
 
-    `bounds`: the difference with every ungraded sample taken as wrong in one arm and right in the other, lowest and
-    highest; `bounds_ci95` their outer interval. Both None where everything is graded.
+    `bounds`: the difference with every ungraded sample wrong in one arm and right in the other, lowest and highest;
+    `bounds_ci95` their outer interval. Both are None if everything is graded.
     """
 
     arm: str
@@ -96,7 +96,7 @@ class Comparison(_Data):
     p_equivalence: Number
     mde: Number
     metric: Metric = "avg@k"
-    metric_k: int | None = None  # the k of pass@k
+    metric_k: int | None = None  # k of pass@k
     p_holm_equivalence: Number = None
     pairs: int | None = None  # (problem, sample) that both arms have graded
     paired_by_seed: bool | None = None
@@ -106,10 +106,10 @@ class Comparison(_Data):
 
 
 class ClaimSummary(_Data):
-    """A claim with its verdict, and the numbers it was made from (at the look that decided, if there are looks).
+    """A claim with its verdict, and the numbers behind it (at the look that decided, if there are looks).
 
-    `diff` and `ci95` are `arm` minus `baseline`; `direction` is the side the claim is on. The combined claims (place or
-    dose) have no comparison of their own.
+    `diff` and `ci95` are `arm` minus `baseline`; `direction` is the claimed side. The combined claims (place or dose)
+    have no comparison of their own.
     """
 
     id: str
@@ -125,9 +125,9 @@ class ClaimSummary(_Data):
     diff: Number = None
     ci95: Interval = None
     p_adjusted: Number = None  # over claims, directions and looks
-    samples: int | None = None  # per problem and arm, what the verdict was made from
+    samples: int | None = None  # per problem and arm, the samples behind the verdict
     decided_at: Number = None  # share of the planned samples
-    given_up: bool = False  # a verdict has become unlikely, so nothing has to be sampled for it any more
+    given_up: bool = False  # a verdict has become unlikely, so nothing has to be sampled for it anymore
 
 
 class Contrast(_Data):
@@ -149,7 +149,7 @@ class Contrast(_Data):
 
 
 class Trend(Difference):
-    """The slope of accuracy over the dose of one family of arms."""
+    """The slope of accuracy over the dose, in one family of arms."""
 
     family: str
     arms: tuple[str, ...]
@@ -157,7 +157,7 @@ class Trend(Difference):
 
 
 class Stratum(Difference):
-    """The difference among the problems of one difficulty."""
+    """The difference among the problems of one range of difficulty."""
 
     arm: str
     baseline: str
@@ -165,7 +165,7 @@ class Stratum(Difference):
 
 
 class Mediators(_Data):
-    """A difference in parts by truncation, and at equal length."""
+    """A difference split by truncation, and at equal length."""
 
     arm: str
     baseline: str
@@ -185,12 +185,12 @@ class Heterogeneity(_Data):
     baseline: str
     effect_sd: Number
     effect_sd_ci95: Interval
-    p: Number  # of no variation at all
+    p: Number  # of no variation
     effects: dict[str, Number]
 
 
 class Look(_Data):
-    """One planned look: what it saw and decided. `dropped`: arms nothing undecided needs any more."""
+    """One planned look: its data and decisions. `dropped`: arms that no undecided claim needs anymore."""
 
     samples: int
     fraction: float
@@ -214,7 +214,7 @@ class Summary(_Data):
     methods: dict[str, str] = {}
     interim: bool = False  # samples are missing and the verdicts are not final
     interim_reason: str = ""
-    warnings: tuple[str, ...] = ()  # sentences to be read before the verdicts
+    warnings: tuple[str, ...] = ()  # sentences to read before the verdicts
     instrument_bias: Number = None  # the smallest bias of A/A that the run could not miss
     other_metrics: tuple[Comparison, ...] = ()  # pass@k, maj@k, tokens, truncation, tokens per correct
     heterogeneity: tuple[Heterogeneity, ...] = ()
@@ -223,7 +223,7 @@ class Summary(_Data):
 
 
 def write_summary(summary: Summary, folder: Path) -> Path:
-    """Replace the summary.json of a run folder as a whole; returns its path."""
+    """Replace the summary.json of a run folder as a whole; return its path."""
     target = folder / NAME
     value = summary.model_dump(mode="json")
     write_atomically(target, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -231,7 +231,7 @@ def write_summary(summary: Summary, folder: Path) -> Path:
 
 
 def read_summary(path: Path) -> Summary:
-    """Return what a summary.json holds.
+    """Return the content of a summary.json.
 
     Raises:
         SummaryFileError: the file is missing, is not JSON, or lacks something; one line.

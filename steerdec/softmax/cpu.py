@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK: Final = 4096  # logits; 16 KiB of float32, half of the smallest first-level cache in use
-PART: Final = 128  # of a block, and as much of the next is asked for from memory meanwhile
+PART: Final = 128  # of a block; as much of the next one is prefetched meanwhile
 LINE: Final = 64  # bytes of a cache line
 
 # `contract` lets a product and a sum become one instruction; `reassoc` lets a loop keep one partial
@@ -35,7 +35,7 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6 = _EXP.convert(kind=np.polynomial.Polynomial).
 _LOG2_E: Final = np.float32(1 / math.log(2))
 _LN2_HIGH: Final = np.float32(355 / 512)
 _LN2_LOW: Final = np.float32(math.log(2) - 355 / 512)
-_ROUND: Final = np.float32(1.5 * 2**23)  # added and taken away again, it leaves the nearest integer
+_ROUND: Final = np.float32(1.5 * 2**23)  # adding and subtracting it rounds to the nearest integer
 _SMALLEST: Final = np.float32(-87.0)  # exp of less than this is not a normal float32, and is taken as 0
 _ZERO: Final = np.float32(0.0)
 _LOWEST_KEY: Final = np.int32(-(2**31))
@@ -46,7 +46,7 @@ _LOWEST: Final = np.finfo(np.float32).min
 def wide_vectors(_: Any) -> Any:
     """Compile the loops of the calling function for 512 bits where the processor has them.
 
-    LLVM prefers 256 on Intel, to keep the clock up; the model's layers, which run beside this, use 512 anyway.
+    LLVM prefers 256 on Intel, to keep the clock up; the model's layers use 512 anyway.
     llvmlite has no public way to set a function attribute that has a value.
     """
 
@@ -72,14 +72,14 @@ def _prefetch(_: Any, __: Any) -> Any:
 
 
 def _ordered(builder: Any, bits: Any) -> Any:
-    """float32 bits as an integer of the same order, and back: all bits but the sign flipped where it is set."""
+    """Return float32 bits as an integer of the same order, and back: below zero all bits but the sign are flipped."""
     sign = builder.ashr(bits, ir.IntType(32)(31))
     return builder.xor(bits, builder.and_(sign, ir.IntType(32)(0x7FFFFFFF)))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _larger_key(_: Any, __: Any, ___: Any) -> Any:
-    """max of a key and a float32's key; as integers, because a vectorised float maximum may lose a NaN."""
+    """Return the larger of a key and a float32's key, as integers: a vectorized float maximum may lose a NaN."""
 
     def generate(c: Any, b: Any, _: Any, a: Any) -> Any:
         key = _ordered(b, b.bitcast(a[1], ir.IntType(32)))
@@ -95,7 +95,7 @@ def _float_of_key(_: Any, __: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _times_power_of_2(_: Any, __: Any, ___: Any) -> Any:
-    """p 2^n, from p and the sum n + _ROUND, which has n in its lowest bits."""
+    """Return p 2^n, from p and the sum n + _ROUND, which has n in its lowest bits."""
 
     def generate(c: Any, b: Any, _: Any, a: Any) -> Any:
         exponent = b.shl(b.bitcast(a[1], ir.IntType(32)), ir.IntType(32)(23))
@@ -106,7 +106,7 @@ def _times_power_of_2(_: Any, __: Any, ___: Any) -> Any:
 
 @_fused
 def _exp(d: Any) -> Any:
-    """exp of a float32 from _SMALLEST to 0; NaN of NaN."""
+    """Return exp of a float32 from _SMALLEST to 0; NaN for NaN."""
     shifted = d * _LOG2_E + _ROUND
     n = shifted - _ROUND
     r = (d - n * _LN2_HIGH) - n * _LN2_LOW
@@ -125,7 +125,7 @@ def largest(z: Any) -> Any:
 
 @_sum
 def _sums(z: Any, top: Any) -> Any:
-    """sum e and sum e d, d = z - top, e = exp d."""
+    """Return sum e and sum e d, d = z - top, e = exp d."""
     wide_vectors()
     partition, weighted = _ZERO, _ZERO
     for i in range(z.size):
@@ -139,7 +139,7 @@ def _sums(z: Any, top: Any) -> Any:
 
 @_sum
 def _sums_at(z: Any, top: Any, beta: Any) -> Any:
-    """sum e, sum e d and sum e d^2, d = beta (z - top), e = exp d."""
+    """Return sum e, sum e d and sum e d^2, d = beta (z - top), e = exp d."""
     wide_vectors()
     partition, weighted, squared = _ZERO, _ZERO, _ZERO
     for i in range(z.size):
@@ -154,7 +154,7 @@ def _sums_at(z: Any, top: Any, beta: Any) -> Any:
 
 @jit
 def _sums_of_block(block: Any, top: Any) -> Any:
-    """`_sums`, prefetching the next block meanwhile, which a processor does not always do by itself."""
+    """Return `_sums`, and prefetch the next block, which a processor does not always do by itself."""
     partition, weighted = 0.0, 0.0
     for start in range(0, block.size, PART):
         part = block[start : start + PART]
@@ -168,7 +168,7 @@ def _sums_of_block(block: Any, top: Any) -> Any:
 
 @jit
 def measure(z: Any) -> Any:
-    """Return the largest logit of a row and its H; NaN where softmax is undefined."""
+    """Return the largest logit of a row and its H; NaN if softmax is undefined."""
     top, partition, weighted = np.float64(_LOWEST), 0.0, 0.0
     for start in range(0, z.size, BLOCK):
         block = z[start : start + BLOCK]

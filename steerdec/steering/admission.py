@@ -1,7 +1,8 @@
-"""Which steering is refused, and why: one function per rule.
+"""Decide which steering is refused, and why: one function per rule.
 
-A valid steering cannot be applied exactly to every request on every engine. The HTTP side asks here before a response
-has begun, vLLM's `validate_params` for requests that come another way. Each rule raises SteeringError, in one line.
+A valid steering cannot be applied exactly to every request on every engine. The HTTP side calls these rules before a
+response has begun, vLLM's `validate_params` for requests that arrive another way. Each rule raises SteeringError, in
+one line.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 from steerdec.steering.encoding import PACKED, REQUEST_T, SCOPES, SELECTORS, EncodedRequest
 from steerdec.steering.params import Steering, SteeringError
 
-NO_SEED: Final = -1  # vLLM takes a seed of -1 for none
+NO_SEED: Final = -1  # to vLLM a seed of -1 means no seed
 NO_PENALTIES: Final = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 EXACT_REJECTION: Final = ("standard", "block")  # rejection sampling that keeps the target's distribution
 START_TOKEN: Final = "<think>"
@@ -23,7 +24,7 @@ END_TOKEN: Final = "</think>"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a request samples, as far as steering depends on it; None where a value is missing or invalid."""
+    """How a request samples, as far as steering depends on it; None if a value is missing or invalid."""
 
     temperature: float | None
     seed: int | None = None
@@ -35,20 +36,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Engine:
-    """What steering depends on in an engine; the defaults are an engine on which everything is exact."""
+    """The properties of an engine that steering depends on; with the defaults everything is exact."""
 
     v1: bool = False  # the model runner
     speculative: bool = False
     rejection_method: str = "standard"
     sharded_sampling: bool = False
-    hides_newest_tokens: bool = False  # from processors: V1 with async scheduling and no processor named
+    hides_newest_tokens: bool = False  # from processors: V1 with async scheduling and no processor on the command line
 
 
 def admit(steering: Steering, sampling: Sampling, engine: Engine) -> None:
-    """Refuse steering that could not be applied exactly as stated.
+    """Refuse steering that cannot be applied exactly as stated.
 
     Raises:
-        SteeringError: the first rule broken.
+        SteeringError: the first broken rule.
     """
     admit_sampling(steering, sampling)
     refuse_late_penalties(sampling.penalties, engine)
@@ -73,11 +74,11 @@ def admit_engine(steering: Steering, engine: Engine) -> None:
     refuse_hidden_tokens(steering, engine)
 
 
-# The request alone --------------------------------------------------------------------------------
+# Rules about the request alone --------------------------------------------------------------------------------
 
 
 def refuse_greedy(temperature: float | None) -> None:
-    """Refuse temperature 0: vLLM takes the argmax of such rows, which no scaling changes."""
+    """Refuse temperature 0: vLLM takes the argmax of such rows, which scaling does not change."""
     if temperature is not None and not temperature > 0.0:
         raise SteeringError("", "needs a sampled request, but its temperature is 0 (greedy)")
 
@@ -104,7 +105,7 @@ def refuse_missing_delimiters(steering: Steering) -> None:
 
 
 def refuse_seed_of_none(seed: int | None, n: int) -> None:
-    """Refuse n sequences one of which would have no seed: vLLM gives sequence i the seed + i, and -1 means none."""
+    """Refuse n sequences one of which would have no seed: vLLM gives sequence i the seed + i, and -1 means no seed."""
     if n > 1 and seed is not None and seed <= NO_SEED < seed + n:
         raise SteeringError(
             "", f"does not go with n = {n} and seed {seed}: one sequence would get seed -1, none to vLLM"
@@ -139,7 +140,7 @@ def refuse_reserved(extra: Mapping[str, Any], reserved: Iterable[str]) -> None:
 
 
 def refuse_foreign_lanes(lanes: object, base_seed: object, seed: int | None, n: int, names: Iterable[str]) -> None:
-    """Refuse lanes that are not as the server makes them: a worker reads them unchecked, and would die of these."""
+    """Refuse lanes in a form the server does not produce: a worker reads them unchecked, and would crash."""
     if lanes is None and base_seed is None:
         return
     words = lanes if isinstance(lanes, list) else []
@@ -149,9 +150,9 @@ def refuse_foreign_lanes(lanes: object, base_seed: object, seed: int | None, n: 
 
 
 def refuse_foreign_numbers(packed: object, kinds: Container[int], temperature: float, name: str) -> None:
-    """Refuse an encoded request that is not as the server makes it, or was made for another temperature.
+    """Refuse an encoded request that the server did not make, or that was made for another temperature.
 
-    This is the one second look at a steering: vLLM has front ends other than ours, which let anybody send numbers.
+    This is the one second check of a steering: vLLM has front ends other than ours, which accept numbers from anyone.
     """
     words = packed if isinstance(packed, list) else []
     numbers = words[1:]
@@ -179,7 +180,7 @@ def refuse_elsewhere(found: bool, paths: Iterable[str]) -> None:
         raise SteeringError("", f"goes with {', '.join(sorted(paths))} only")
 
 
-# The request on its engine ------------------------------------------------------------------------
+# Rules about the request on its engine ------------------------------------------------------------------------
 
 
 def refuse_late_penalties(penalties: bool, engine: Engine) -> None:
@@ -193,7 +194,7 @@ def refuse_late_penalties(penalties: bool, engine: Engine) -> None:
 
 
 def refuse_dropped_processors(engine: Engine) -> None:
-    """Refuse speculative decoding on the V1 runner, which silently drops processors then."""
+    """Refuse speculative decoding on the V1 runner, which then silently drops processors."""
     if engine.v1 and engine.speculative:
         raise SteeringError(
             "", "vLLM's V1 model runner drops logits processors under speculative decoding; use the V2 runner"
@@ -226,7 +227,7 @@ def refuse_hidden_tokens(steering: Steering, engine: Engine) -> None:
         )
 
 
-# Telemetry of a response --------------------------------------------------------------------------
+# Rules about telemetry --------------------------------------------------------------------------
 
 
 def refuse_background(background: bool) -> None:
@@ -236,7 +237,7 @@ def refuse_background(background: bool) -> None:
 
 
 def refuse_built_in_tools(built_in_tools: bool) -> None:
-    """Refuse telemetry of a response that takes several requests to the engine."""
+    """Refuse telemetry of a response that takes several engine requests."""
     if built_in_tools:
         raise SteeringError(
             "telemetry", 'must be "none" with built-in tools: each of their turns is a request of its own'
@@ -244,7 +245,7 @@ def refuse_built_in_tools(built_in_tools: bool) -> None:
 
 
 def refuse_several_prompts(prompts: int) -> None:
-    """Refuse telemetry of several prompts in one body, whose sequences cannot be told apart."""
+    """Refuse telemetry of several prompts in one body, whose sequences cannot be distinguished."""
     if prompts > 1:
         raise SteeringError("telemetry", 'must be "none" with several prompts in one request; send them one by one')
 
@@ -256,8 +257,10 @@ def refuse_echo(echo: bool) -> None:
 
 
 def refuse_uncounted_tokens(uncounted: bool) -> None:
-    """Refuse telemetry where nothing tells how many tokens are returned: vLLM hides the ids of hidden reasoning, and
-    the engine may be one token further when a stop string is found."""
+    """Refuse telemetry if the number of returned tokens is unknown.
+
+    vLLM hides the ids of hidden reasoning, and the engine may be one token further when a stop string is found.
+    """
     if uncounted:
         raise SteeringError(
             "telemetry", 'must be "none" with include_reasoning false and stop, in a stream or with n above 1'

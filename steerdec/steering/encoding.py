@@ -1,8 +1,8 @@
-"""The encoded request: a steering as the numbers that a worker reads.
+"""The encoded request: steering as the numbers that a worker reads.
 
 The front end encodes a request once it is admitted; the worker unpacks the numbers without parsing or validating
-anything. Every backend (reference, CPU, Triton) reads the same two tables, with a row per request, so that none of them
-knows the names of fields or where their defaults come from.
+anything. Every backend (reference, CPU, Triton) reads the same two tables, with a row per request, so no backend
+depends on the names of fields or their defaults.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ REQUEST_T: Final = 1
 OTHER_T: Final = 2  # at tokens that are not forks
 OTHER_FACTOR: Final = 3  # REQUEST_T / OTHER_T, rounded once from float64; 0 where OTHER_T is 0
 PROBE_T: Final = 4  # where a second entropy is measured: a temperature, APPLIED or NOWHERE
-FIRST_PARAMETER: Final = 5  # of the policy's own, which its fields.py names
+FIRST_PARAMETER: Final = 5  # the policy's own, defined by its fields.py
 PARAMETERS: Final = 5
 FLOATS: Final = FIRST_PARAMETER + PARAMETERS
 
 ENGINES: Final = -1.0  # in THRESHOLD
-APPLIED: Final = 0.0  # in PROBE_T: at T', whatever it turns out to be
+APPLIED: Final = 0.0  # in PROBE_T: at T'
 NOWHERE: Final = -1.0  # in PROBE_T: no second entropy
 
 # Columns of the integer table, int32 [slots, INTS].
@@ -47,7 +47,7 @@ NO_DELIMITERS: Final = (-1, -1)
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """One request in numbers."""
+    """One request as numbers."""
 
     floats: tuple[float, ...]  # a row of the float table
     kind: int
@@ -61,12 +61,12 @@ class EncodedRequest:
         return self.kind, self.select, placebo_key(seed or 0), self.cutoff
 
     def packed(self) -> list[float | int]:
-        """Return all numbers as one flat list, which vLLM carries among a request's extra arguments."""
+        """Return all numbers as one flat list, for a request's extra arguments in vLLM."""
         return [*self.floats, self.kind, self.select, self.cutoff, self.scope, *self.delimiters]
 
     @classmethod
     def unpacked(cls, numbers: Sequence[float | int]) -> EncodedRequest:
-        """Return the request that `packed` made a list of; nothing is checked."""
+        """Return the request that `packed` turned into a list; nothing is checked."""
         kind, select, cutoff, scope, start_id, end_id = (int(number) for number in numbers[FLOATS:])
         return cls(tuple(numbers[:FLOATS]), kind, select, cutoff, scope, (start_id, end_id))
 
@@ -84,7 +84,7 @@ def encode(steering: Steering, temperature: float, default_threshold_nats: float
     """
     threshold = default_threshold_nats if steering.threshold_nats is None else steering.threshold_nats
     other = steering.temperatures(temperature).other
-    assert other is not None, "what is not a fork has a fixed temperature"
+    assert other is not None, "other tokens have a fixed temperature"
     match steering.probe_temperature:
         case None:
             probe = NOWHERE
@@ -110,11 +110,11 @@ def encode(steering: Steering, temperature: float, default_threshold_nats: float
 
 
 def factor(request_t: float, steered_t: float) -> float:
-    """Return what a row of logits is multiplied by to be sampled at `steered_t`: T / T', 0 where T' is 0."""
+    """Return the number that a row of logits is multiplied by to be sampled at `steered_t`: T / T', 0 if T' is 0."""
     return 0.0 if steered_t == 0.0 else request_t / steered_t
 
 
 def placebo_key(seed: int) -> int:
-    """Return 32 bits, as a signed int32, that decide with the position which tokens `select: "random"` takes."""
+    """Return the 32 bits, as a signed int32, that with the position decide which tokens `select: "random"` selects."""
     digest = hashlib.blake2b(f"steerdec placebo {seed}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little", signed=True)

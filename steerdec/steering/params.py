@@ -1,7 +1,7 @@
-"""What every policy of steering has in common: the fields that select tokens, and their types.
+"""The part that all policies share: the fields that select tokens, and their types.
 
-A policy (`steerdec.policies`) adds its own fields. `steerdec.policies.registry.parse` makes one of a request's JSON;
-whether a valid steering can be applied to a given request is for `steerdec.steering.admission` to say.
+A policy (`steerdec.policies`) adds its own fields. `steerdec.policies.registry.parse` makes a policy of a request's
+JSON; `steerdec.steering.admission` decides whether a valid steering can be applied to a given request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 PAPER_THRESHOLD_NATS = 0.672
 
 # vLLM raises every temperature in (0, 0.01) to 0.01. Steering refuses one that small, so that a request never gets
-# another temperature than it states.
+# a temperature other than the one it states.
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
 
@@ -24,7 +24,9 @@ class SteeringError(ValueError):
     """The steering is invalid or cannot be applied; `field` names the invalid field, "" the object as a whole."""
 
     def __init__(self, field: str, reason: str) -> None:
-        name = field if field.isprintable() else repr(field)  # the name is the user's, the message one plain line
+        name = (
+            field if field.isprintable() else repr(field)
+        )  # the name comes from the user, the message has to be one plain line
         super().__init__(f"steering.{name}: {reason}" if field else f"steering: {reason}")
         self.field = field
         self.reason = reason
@@ -70,7 +72,7 @@ Select = Literal["entropy", "random", "first", "all"]
 
 
 class Applied(NamedTuple):
-    """The temperature that a steering applies to each group of tokens; None where it depends on the logits."""
+    """The temperature that a steering applies to each group of tokens; None if it depends on the logits."""
 
     fork: float | None
     other: float | None
@@ -131,8 +133,8 @@ class Steering(BaseModel):
     def applied(self, request_temperature: float) -> Applied:
         """Return the temperatures of forks and of all other tokens of a request sampled at `request_temperature`.
 
-        With `select` "all" every token is a fork, so both are the same. This is the one place that knows; arms, dose
-        matching, preflight checks and reports ask here.
+        With `select` "all" every token is a fork, so both are the same. Arms, dose matching, preflight checks and
+        reports all use this function.
         """
         fork, other = self.temperatures(request_temperature)
         return Applied(fork, fork if self.select == "all" else other)
@@ -147,7 +149,7 @@ class Steering(BaseModel):
 
 
 class Ranged(Steering):
-    """A policy whose temperatures lie between two that the request names."""
+    """A policy whose temperatures lie between two fields of the request."""
 
     min_temperature: PositiveTemperature
     max_temperature: PositiveTemperature
@@ -162,7 +164,7 @@ class Ranged(Steering):
 
 
 def shown(value: Any) -> str:
-    """Return `value` as one short line of JSON, which is what a client has sent, whatever it is."""
+    """Return `value` as one short line of JSON, the form in which a client sent it."""
     try:
         text = json.dumps(value, ensure_ascii=False)
         text = text if text.isprintable() else json.dumps(value)

@@ -62,7 +62,7 @@ def rows_in_scope(
 ) -> Tensor:
     """Return whether each row's next token is in scope, [rows] bool; True for slots < 0 and scope EVERYWHERE.
 
-    For the V2 runner. Reads each history as a whole: what `kernels.triton_step` is tested against, and runs on CPUs.
+    For the V2 runner on CPUs; it reads each history as a whole. `kernels.triton_step` is tested against it.
 
     Args:
         scopes: [slots] integer, EVERYWHERE / THINKING / ANSWER.

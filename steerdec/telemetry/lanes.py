@@ -1,11 +1,11 @@
-"""What was done to each token, carried from the worker's memory to the server's: shared lanes.
+"""Lanes of shared memory that carry what was done to each token from the worker to the server.
 
-A lane is one generated sequence's stretch of a file in shared memory. The server hands a lane and
-a generation number to a request, the worker writes one record a token, the server reads them back.
-Every record carries the generation it was written under, so a reader of a reused lane can never
-take another request's record for its own: it sees a foreign number and reports "unknown".
+A lane is the part of a file in shared memory that holds one generated sequence. The server lends a lane and a
+generation number to a request, the worker writes one record per token, and the server reads them. Every record carries
+the generation that it was written under, so the reader of a reused lane never takes another request's record for its
+own: it sees a different number and reports "unknown".
 
-No torch and no vLLM here: this file is shared by processes that should not import either.
+No torch and no vLLM here: processes that should not import either share this file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORDS: Final = 4
 ENTROPY, TEMPERATURE, TAG, PROBE = 0, 1, 2, 3
 MAX_GENERATION: Final = 2**30 - 1
 
-# What an engine on a CPU takes of the same memory, and does not start without.
+# What an engine on a CPU needs of the same memory to start.
 _LEFT_TO_VLLM_BYTES: Final = 161 * 2**20
 
 # A lane whose request was aborted may still be written to by the step in flight. Generations already
@@ -43,22 +43,22 @@ REST_AFTER_ABORT_S: Final = 5.0
 
 
 class LanesExhaustedError(RuntimeError):
-    """Every lane is in use: the request must wait or go without telemetry."""
+    """Every lane is in use: the request must wait or run without telemetry."""
 
 
 @dataclass(frozen=True)
 class LaneFile:
-    """Where the lanes are: int32 [lanes, capacity_tokens, WORDS] in the file `path`.
+    """The location of the lanes: int32 [lanes, capacity_tokens, WORDS] in the file `path`.
 
-    How many there are is told by the file's size alone. This goes into vLLM's configuration, whose hash names the
-    folder of its compiled kernels: one number that changes from start to start, and every start compiles anew.
+    The number of lanes follows from the file's size. This object goes into vLLM's configuration, whose hash names the
+    folder of its compiled kernels: a number that changed from start to start would make every start compile again.
     """
 
     path: str
     capacity_tokens: int
 
     def open(self) -> NDArray[np.int32]:
-        """The records, shared with every process that opened the same file.
+        """Return the records, shared with every process that opened the same file.
 
         Raises:
             OSError: the file is gone, or holds no lane.
@@ -79,11 +79,11 @@ class LaneFile:
 def created(
     capacity_tokens: int, max_lanes: int = 1024, max_bytes: int = 512 * 2**20, *, name: str | None = None
 ) -> Iterator[LaneFile]:
-    """A new lane file, readable by this user alone, removed on leaving.
+    """Yield a new lane file, readable by this user alone, and remove it at the end.
 
-    With a `name` its path is the same whenever it is made, unless another server has a file of that name.
-    As many lanes as fit into `max_bytes`, half of the free shared memory, and what an engine does not need of it. The
-    space is taken now: running out of it later would kill the writing engine with SIGBUS.
+    With a `name` its path is the same at every start, unless another server has a file of that name. It has as many
+    lanes as fit into `max_bytes`, half of the free shared memory, and what an engine leaves of it. The space is
+    allocated now: running out of it later would kill the writing engine with SIGBUS.
 
     Raises:
         OSError: not even two lanes fit.
@@ -92,7 +92,7 @@ def created(
     free = os.statvfs(SHARED_MEMORY)
     budget = min(max_bytes, budget_bytes(free.f_bavail * free.f_frsize))
     lanes = min(max_lanes, budget // (capacity_tokens * WORDS * 4))
-    if lanes < 2:  # one to lend, one as the sink of records nobody asked for
+    if lanes < 2:  # one to lend, one as the sink for records without a lane
         raise OSError(
             f"{SHARED_MEMORY} has {free.f_bavail * free.f_frsize / 2**20:.0f} MiB free, too little for one lane of "
             f"{capacity_tokens} tokens; enlarge it (docker: --shm-size) or lower --max-model-len"
@@ -107,13 +107,13 @@ def created(
 
 
 def budget_bytes(free_bytes: int) -> int:
-    """Return how much of the free shared memory lanes may take: half, and where vLLM's part is there, not of that."""
+    """Return how much of the free shared memory lanes may take: half, but nothing that vLLM needs."""
     half = free_bytes // 2
     return half if free_bytes < _LEFT_TO_VLLM_BYTES else min(half, free_bytes - _LEFT_TO_VLLM_BYTES)
 
 
 def _locked_file(name: str | None) -> tuple[int, Path]:
-    """A file that was not there, locked while this process lives: how a leftover is told from a file in use."""
+    """Return a new file, locked while this process lives, which distinguishes it from a leftover."""
     names = [] if name is None else [f"{os.getuid()}-{name}", *(f"{os.getuid()}-{name}-{i}" for i in range(2, 10))]
     while True:
         path = SHARED_MEMORY / (PREFIX + (names.pop(0) if names else f"{os.getpid()}-{secrets.token_hex(8)}"))
@@ -122,14 +122,14 @@ def _locked_file(name: str | None) -> tuple[int, Path]:
         except FileExistsError:
             continue
         fcntl.flock(fd, fcntl.LOCK_EX)
-        # Between the two calls another start may have taken it for a leftover.
+        # Between the two calls another start may have removed it as a leftover.
         if os.fstat(fd).st_nlink:
             return fd, path
         os.close(fd)
 
 
 def remove_stale() -> None:
-    """Remove this user's lane files whose server is gone (it was killed and could not)."""
+    """Remove this user's lane files whose server was killed."""
     for path in SHARED_MEMORY.glob(f"{PREFIX}*"):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -146,7 +146,7 @@ def remove_stale() -> None:
 
 @dataclass(frozen=True)
 class Records:
-    """One sequence's records, [tokens] each; NaN and False where nothing was recorded under its generation."""
+    """One sequence's records, [tokens] each; NaN and False if nothing was recorded under its generation."""
 
     entropy_nats: NDArray[np.float32]
     temperature: NDArray[np.float32]
@@ -184,7 +184,7 @@ def _jsonable(values: NDArray[np.float32]) -> list[float | None]:
 
 
 class Lane:
-    """One sequence's place: written by the worker under (`index`, `generation`), read here."""
+    """The lane of one sequence: written by the worker under (`index`, `generation`), read here."""
 
     __slots__ = ("_words", "generation", "index")
 
@@ -192,7 +192,7 @@ class Lane:
         self._words, self.index, self.generation = words, index, generation
 
     def read(self, start: int, stop: int) -> Records:
-        """The records of tokens `start` to `stop` (exclusive) of the sequence."""
+        """Return the records of tokens `start` to `stop` (exclusive) of the sequence."""
         words = np.zeros((stop - start, WORDS), np.int32)
         held = self._words[start:stop]
         words[: len(held)] = held
@@ -202,7 +202,7 @@ class Lane:
         return Records(entropy, temperature, (words[:, TAG] & 1 == 1) & ours, probe)
 
     def recorded_tokens(self) -> int:
-        """Tokens recorded without a gap from the first: for answers that do not tell their length."""
+        """Return the number of tokens recorded without a gap from the first, for answers that do not state it."""
         ours = self._words[:, TAG] >> 1 == self.generation
         return len(ours) if ours.all() else int(ours.argmin())
 
@@ -210,8 +210,8 @@ class Lane:
 class LanePool:
     """The lanes of one server process, lent to requests and taken back. Not thread-safe: one event loop.
 
-    The servers of one launch share a file in equal parts. A record lock on byte i of the file stands
-    for part i; the kernel drops it when the process ends.
+    The servers of one launch share a file in equal parts. A record lock on byte i of the file stands for part i; the
+    kernel drops it when the process ends.
 
     Raises:
         OSError: the file cannot be opened, or all `parts` are taken.
@@ -219,8 +219,8 @@ class LanePool:
 
     def __init__(self, file: LaneFile, parts: int = 1) -> None:
         self._words = file.open()
-        # Record locks go when the process closes *any* descriptor of the file, so this one is the last
-        # to be opened, and stays open.
+        # Record locks are lost when the process closes *any* descriptor of the file, so this one is opened
+        # last, and stays open.
         self._fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
         self.count = (len(self._words) - 1) // parts  # the last lane is the recorder's sink
         first = self._claimed_part(parts) * self.count
@@ -241,11 +241,11 @@ class LanePool:
 
     @property
     def lent(self) -> int:
-        """Lanes in the hands of requests now."""
+        """Return the number of lanes that requests hold now."""
         return self.count - len(self._free) - len(self._resting)
 
     def lend(self, n: int) -> list[Lane]:
-        """`n` lanes, the longest unused first.
+        """Return `n` lanes, the longest unused first.
 
         Raises:
             LanesExhaustedError: fewer than `n` are free.
@@ -253,7 +253,7 @@ class LanePool:
         while self._resting and self._resting[0][1] <= time.monotonic():
             self._free.append(self._resting.popleft()[0])
         if len(self._free) < n:
-            raise LanesExhaustedError(f"{n} telemetry lanes asked for, {len(self._free)} of {self.count} free")
+            raise LanesExhaustedError(f"{n} telemetry lanes requested, {len(self._free)} of {self.count} are free")
         indices = [self._free.popleft() for _ in range(n)]
         for index in indices:
             self._generation[index] = self._generation[index] % MAX_GENERATION + 1

@@ -29,7 +29,7 @@ class Recorder:
 
     @classmethod
     def open(cls, file: LaneFile, device: torch.device) -> Recorder | None:
-        """Open the file; return None, with a warning, where it is not on this host (a worker on another node)."""
+        """Open the file; return None, with a warning, if it is not on this host (a worker on another node)."""
         try:
             words = torch.from_numpy(file.open())
         except OSError as e:
@@ -43,7 +43,7 @@ class Recorder:
         """Record each row's outcome as token `position` of its lane; the last write of a token wins. (V1 runner, CPUs.)
 
         Args:
-            lane: [rows] integer; rows whose lane does not exist (< 0) are not recorded.
+            lane: [rows] integer; rows without a lane (< 0) are not recorded.
             generation: [rows] integer, of the loan.
             position: [rows] integer, the token's index among those generated.
         """
@@ -61,7 +61,7 @@ class Recorder:
 
 
 def _mapped_for_cuda(words: Tensor) -> Tensor:
-    """The same memory as a CUDA tensor, so that kernels store to it and the server sees it without a copy."""
+    """Return the same memory as a CUDA tensor, so that kernels store to it and the server sees it without a copy."""
     from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor
 
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]

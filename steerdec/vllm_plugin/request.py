@@ -1,7 +1,7 @@
 """One request's steering on its way through vLLM: admitted and encoded in the front end, unpacked in the worker.
 
-vLLM calls `validate` in the front end, once for each time that it has loaded the processor, and carries what that
-leaves in `SamplingParams.extra_args` to the worker. Requests by our HTTP server arrive encoded.
+vLLM calls `validate` in the front end, once for each time that it loaded the processor, and carries the result in
+`SamplingParams.extra_args` to the worker. Requests from our HTTP server arrive encoded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BY_THE_SERVER: Final = 0  # in place of a checksum
 
 @dataclass(frozen=True)
 class SteeredSequence:
-    """What the processor keeps of one generated sequence."""
+    """The processor's state of one generated sequence."""
 
     floats: tuple[float, ...]
     ints: tuple[int, ...]
@@ -49,7 +49,7 @@ class SteeredSequence:
 
 
 def validate(sampling_params: SamplingParams) -> None:
-    """Admit a request or refuse it, and leave the encoded request in its extra arguments.
+    """Admit or refuse a request, and put the encoded request into its extra arguments.
 
     Raises:
         SteeringError: the steering is invalid or cannot be applied exactly; one line.
@@ -78,7 +78,7 @@ def validate(sampling_params: SamplingParams) -> None:
         return
     encoded = engine.by_default(sampling_params) if steering is None else engine.admitted(steering, sampling_params)
     numbers = [] if encoded is None else [made_of, *encoded.packed()]
-    # A dict of its own: the caller's may serve requests with other temperatures.
+    # A new dict: the caller may reuse its own for requests with other temperatures.
     sampling_params.extra_args = {**extra, ENCODED_ARG: numbers}
 
 
@@ -105,7 +105,7 @@ class _Validating:
         return encoding.encode(parsed, sampling_params.temperature, self.threshold_nats)
 
     def by_default(self, sampling_params: SamplingParams) -> EncodedRequest | None:
-        """Encode the default, None for a request that it does not fit (a greedy one, a placebo without a seed)."""
+        """Encode the default; None for an incompatible request (a greedy one, a placebo without a seed)."""
         default = self.settings.default
         assert default is not None
         try:
@@ -123,7 +123,7 @@ class _Validating:
 
 
 def engine_of(config: VllmConfig) -> admission.Engine:
-    """Return what steering depends on in an engine's configuration."""
+    """Return the properties of an engine's configuration that steering depends on."""
     v1, speculative = not config.use_v2_model_runner, config.speculative_config
     # Without a processor named on the command line, V1 with async scheduling hides the newest tokens.
     hides = v1 and config.scheduler_config.async_scheduling and not config.model_config.logits_processors
@@ -155,7 +155,7 @@ _read: tuple[object, Settings] = (None, Settings())
 
 
 def _settings(config: VllmConfig) -> Settings:
-    """Return `Settings.of`, read once for each configuration."""
+    """Return `Settings.of`, read once per configuration."""
     global _read
     source = getattr(config, "additional_config", None)
     if _read[0] is not source:
@@ -167,7 +167,7 @@ def _settings(config: VllmConfig) -> Settings:
 
 
 def unpacked(sampling_params: SamplingParams, settings: Settings) -> SteeredSequence | None:
-    """Return how the worker steers a sequence, None if it leaves it alone. Nothing is parsed or validated."""
+    """Return how the worker steers a sequence, None if it does not. Nothing is parsed or validated."""
     extra: dict[str, Any] = sampling_params.extra_args or {}
     packed = extra.get(ENCODED_ARG)
     if not packed:
@@ -183,8 +183,11 @@ def unpacked(sampling_params: SamplingParams, settings: Settings) -> SteeredSequ
 
 
 def _lane(extra: dict[str, Any], seed: int | None) -> tuple[int, int] | None:
-    """Return the sequence's lane and generation. vLLM gives sequence i of a request the seed base + i, and
-    nothing else to tell it by, so the server always sends a base seed when n > 1."""
+    """Return the sequence's lane and generation.
+
+    vLLM gives sequence i of a request the seed base + i, and nothing else to identify it by, so the server always sends
+    a base seed when n > 1.
+    """
     flat = extra.get(LANES_ARG)
     if not flat:
         return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerdec.vllm_plugin.recorder import Recorder
     from steerdec.vllm_plugin.settings import Settings
 
-logger = logging.getLogger("vllm.steerdec")  # below vLLM's own logger, so that it is shown
+logger = logging.getLogger("vllm.steerdec")  # a child of vLLM's own logger, so that it is printed
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class _Live:
     """A steered sequence in the batch."""
 
     sequence: SteeredSequence
-    output_ids: list[int]  # vLLM's own list, which grows as tokens come
-    tracker: scope.Tracker | None  # None where the scope is everywhere
+    output_ids: list[int]  # vLLM's own list, which grows with the tokens
+    tracker: scope.Tracker | None  # None if the scope is everywhere
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class _Tables:
     floats: Tensor  # [live, encoding.FLOATS]
     ints: Tensor  # [live, encoding.INTS]
     slots: Tensor  # [batch] index into live, -1 for rows that are not steered
-    lanes: Tensor | None  # [batch, 2] lane and generation, -1 without; None where no row has one
+    lanes: Tensor | None  # [batch, 2] lane and generation, -1 without; None if no row has one
 
 
 class BatchRows:
-    """The steered sequences of the batch, kept in step with vLLM's batch updates."""
+    """The steered sequences of the batch, kept in sync with vLLM's batch updates."""
 
     def __init__(self, settings: Settings, recorder: Recorder | None, device: torch.device) -> None:
         self._settings, self._recorder, self._device = settings, recorder, device
@@ -52,7 +52,7 @@ class BatchRows:
         self._tables: _Tables | None = None
 
     def update(self, batch: BatchUpdate) -> None:
-        """Follow one change of the batch; the order (removed, added, moved) is vLLM's."""
+        """Apply one change of the batch; the order (removed, added, moved) is vLLM's."""
         for index in batch.removed:
             self._live.pop(index, None)
         for index, sampling_params, prompt_ids, output_ids in batch.added:
@@ -74,7 +74,7 @@ class BatchRows:
         if sequence is None:
             return None
         if has_penalties(sampling_params):
-            # Refused at admission where the request states the steering itself; a default gets this far.
+            # Admission refuses it if the request has the steering itself; only a default gets this far.
             logger.error("A request with penalties is left unsteered: the V1 model runner applies them after steering.")
             return None
         tracker = None

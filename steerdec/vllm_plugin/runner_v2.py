@@ -1,8 +1,8 @@
-"""vLLM's V2 model runner: requests live in slots, and a logits row belongs to any of them.
+"""vLLM's V2 model runner: requests live in slots, and a logits row may belong to any of them.
 
-A step may bring several rows of one request (drafts), rows of unfinished prefills, and several
-calls of `apply`, each with whole requests. Everything is decided on the device; the host only
-knows which slots are steered, to launch nothing where none is.
+A step may have several rows of one request (drafts), rows of unfinished prefills, and several calls of `apply`, each
+with whole requests. Everything is decided on the device; the host only knows which slots are steered, so that nothing
+is launched without one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SlotRows:
         self._ints = UvaBackedTensor((n, slots.SLOT_INTS), dtype=torch.int32)
         self._changed = False
         self._history = torch.zeros(n, dtype=torch.int64, device=device)
-        # Without telemetry one lane, which as the last one is never written.
+        # Without telemetry there is one lane, the last, which is never written.
         self._lanes = torch.zeros(1, 1, WORDS, dtype=torch.int32, device=device)
         if recorder is not None:
             self._lanes = recorder.words
@@ -60,7 +60,7 @@ class SlotRows:
         self._warm_up(states.vocab_size, device)
 
     def add(self, slot: int, sampling_params: SamplingParams) -> bool:
-        """Let a request enter `slot`, whose last occupant is forgotten. Return whether it is steered."""
+        """Let a request enter `slot` and forget its last occupant. Return whether it is steered."""
         sequence = unpacked(sampling_params, self._settings)
         self._steered[slot] = sequence is not None
         ints = self._ints.np[slot]
@@ -76,14 +76,14 @@ class SlotRows:
         return sequence is not None
 
     def flush(self) -> None:
-        """Bring what `add` changed to the device; called once a step, before the forward pass."""
+        """Copy the changes of `add` to the device; called once a step, before the forward pass."""
         if self._changed:
             self._floats.copy_to_uva()
             self._ints.copy_to_uva()
             self._changed = False
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> None:
-        """Steer the rows of steered slots in place; [rows, vocab] float32, rows as `ctx` lays them out."""
+        """Steer the rows of steered slots in place; [rows, vocab] float32, rows laid out as in `ctx`."""
         present = ctx.idx_mapping_np
         if self._steered[present[present >= 0]].any():
             layout = Layout(ctx.expanded_idx_mapping, ctx.pos, ctx.expanded_local_pos, ctx.input_ids)
@@ -102,14 +102,14 @@ class SlotRows:
         )
 
     def _warm_up(self, vocab: int, device: torch.device) -> None:
-        """Compile what a step needs, so that no request waits for it (seconds)."""
+        """Compile everything that a step needs, so that no request waits for it (seconds)."""
         if isinstance(self._step, _TorchStep):
             dispatch.warm_up(vocab, device)
             return
         padding = torch.full((2,), -1, dtype=torch.int32, device=device)
         layout = Layout(padding, padding.long(), padding, padding)
         logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
-        for window in (logits[:2], logits[1:]):  # the latter is aligned differently where vocab is odd
+        for window in (logits[:2], logits[1:]):  # the latter is aligned differently if vocab is odd
             self._step(window, self._slots(), layout)
 
 
@@ -140,7 +140,7 @@ class _TorchStep:
         table = state.ints[:, : encoding.INTS]
         outcome = dispatch.steer_(logits, state.floats, table, rows, position, in_scope)
         if self._recorder is not None:
-            # A prefill in parts samples a token that is thrown away: it must not be recorded.
+            # A prefill in parts samples a token that is discarded: it must not be recorded.
             kept = (rows >= 0) & (layout.pos + 1 >= state.prefill_len[slot])
             lane = torch.where(kept, ints[:, slots.LANE], -1)
             self._recorder.write(lane, ints[:, slots.GENERATION], position, outcome)

@@ -17,7 +17,7 @@ Default = Annotated[SerializeAsAny[Steering], BeforeValidator(parse)]
 
 
 class Lanes(BaseModel):
-    """Where the telemetry lanes are, and among how many server processes they are divided."""
+    """Where the telemetry lanes are, and how many server processes share them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class Lanes(BaseModel):
 
 
 class Settings(BaseModel):
-    """Everything that is set for a whole engine. `steerdec serve` writes it; offline use may."""
+    """The settings of a whole engine. `steerdec serve` writes them; offline programs may."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,8 +39,8 @@ class Settings(BaseModel):
     threshold_origin: str = "arXiv 2506.01939 (Qwen3-8B)"
     calibration: dict[str, Any] | None = None  # the file's content, shown by GET /v1/steering
     lanes: Lanes | None = None
-    # Steering of requests that bring none. The HTTP side knows the tokenizer and lends lanes, so a server's default is
-    # applied there; `default` is applied where vLLM admits a request, however that came.
+    # Steering of requests without any. The HTTP side knows the tokenizer and lends lanes, so a server's default is
+    # applied there; `default` is applied where vLLM admits a request from any source.
     default: Default | None = None
     http_default: Default | None = None
 
@@ -73,5 +73,5 @@ class Settings(BaseModel):
         raise ValueError(f"additional-config {CONFIG_KEY}: {place}: {reason}")
 
     def entry(self) -> dict[str, Any]:
-        """Return the entry as vLLM's `--additional-config` takes it."""
+        """Return the entry in the form of vLLM's `--additional-config`."""
         return self.model_dump(mode="json", exclude_none=True)

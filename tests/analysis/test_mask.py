@@ -138,7 +138,7 @@ def test_files_of_two_masks_are_no_mask(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_mask(tmp_path / name, [a_request(seed)], {})
     (tmp_path / "b" / "mask.parquet").replace(tmp_path / "a" / "mask.parquet")
-    with pytest.raises(MaskError, match=r"is not the file that mask\.json tells of"):
+    with pytest.raises(MaskError, match=r"is not the file described by mask\.json"):
         load_mask(tmp_path / "a")
 
 
@@ -370,7 +370,7 @@ def test_a_lens_record_of_other_samples_is_one_line(tmp_path: Path) -> None:
         (["--model", "M", "--problems", "embedded", "--lens", "hsic"], "--lens goes with --lenses"),
         (["--lenses", "no-folder", "--samples", "3"], "--samples cannot be used with --lenses"),
         (["--lenses", "no-folder"], "cannot be read"),
-        (["--model", "M", "--problems", "embedded", "--threshold", "-1"], "is no entropy"),
+        (["--model", "M", "--problems", "embedded", "--threshold", "-1"], "is not an entropy"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, words: list[str], message: str) -> None:

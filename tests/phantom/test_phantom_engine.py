@@ -103,7 +103,7 @@ def test_without_a_defect_every_number_is_right(
     status = checked(work, defective_url, "none")
     captured = capsys.readouterr()
     assert status == 0, captured
-    assert "all as they must be" in captured.out
+    assert "all correct" in captured.out
 
 
 @pytest.mark.engine

@@ -280,7 +280,7 @@ def test_gym_problems_are_different_ones_and_neighbouring_seeds_share_none() -> 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gym:chain_sums", "'chain_sums' is no task of reasoning_gym; the nearest are chain_sum"),
+        ("gym:chain_sums", "'chain_sums' is not a task of reasoning_gym; the nearest are chain_sum"),
         ("gym:chain_sum?nope=1", "chain_sum has no 'nope'; it takes size, seed, min_terms"),
         ("gym:chain_sum?size=0", "size is 0; it has to be an integer of at least 1"),
         ("gym:chain_sum?seed=x", "seed is 'x'"),

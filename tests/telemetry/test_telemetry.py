@@ -76,7 +76,7 @@ def test_aborted_lanes_rest_before_they_are_lent_again(monkeypatch: pytest.Monke
     with telemetry.created(4, max_lanes=3) as file:
         pool = LanePool(file)
         lanes = pool.lend(2)
-        with pytest.raises(LanesExhaustedError, match="1 telemetry lanes asked for, 0 of 2 free"):
+        with pytest.raises(LanesExhaustedError, match="1 telemetry lanes requested, 0 of 2 are free"):
             pool.lend(1)
         pool.take_back(lanes[:1], aborted=True)
         with pytest.raises(LanesExhaustedError):

@@ -1,4 +1,4 @@
-"""What a request with policy dynatemp may set."""
+"""The fields of a request with policy dynatemp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request with policy edt may set."""
+"""The fields of a request with policy edt."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def steered(z: Any, top: Any, h: Any, f: Any) -> Any:
 
 @jit
 def target_temperature(z: Any, top: Any, request_t: Any, delta_nats: Any, low: Any, high: Any) -> Any:
-    """Solve what `reference.target_temperature` does, by Newton's method on ln T in a shrinking bracket."""
+    """Solve `reference.target_temperature` by Newton's method on ln T in a shrinking bracket."""
     h, slope = measure_at(z, top, request_t)
     target = h + delta_nats
     temperature = min(max(request_t, low), high)

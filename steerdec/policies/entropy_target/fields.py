@@ -1,4 +1,4 @@
-"""What a request with policy entropy_target may set."""
+"""The fields of a request with policy entropy_target."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DELTA: Final = FIRST_PARAMETER
 LOW: Final = FIRST_PARAMETER + 1
 HIGH: Final = FIRST_PARAMETER + 2
 
-SOLVED_NATS: Final = 1e-4  # how far from its target the compiled solvers may end
-NEWTON_STEPS: Final = 10  # 4 or 5 are usual; what is not solved by then is solved by bisection
+SOLVED_NATS: Final = 1e-4  # how far from the target the compiled solvers may stop
+NEWTON_STEPS: Final = 10  # 4 or 5 are usual; after that, bisection takes over
 MAX_STEPS: Final = 60
 
 

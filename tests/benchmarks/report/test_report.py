@@ -259,7 +259,7 @@ def test_an_interim_report_looks_interim(quick: Path) -> None:
     change_arm(quick, "B", missing=7)
     write_report(quick)
     text = flat(Page(html(quick)).text)
-    assert "Interim: this run is not finished; 7 samples are still to be made." in text
+    assert "Interim: this run is not finished; 7 samples are missing." in text
     assert "Verdicts so far" in text
     assert 'class="interim"' in html(quick)
     assert markdown(quick).startswith("# Interim: ")

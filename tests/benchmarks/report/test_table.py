@@ -96,7 +96,7 @@ def test_a_name_that_looks_like_markup_is_printed_as_it_is(summary: Summary) -> 
 def test_an_unfinished_run_is_called_interim(summary: Summary) -> None:
     assert "Interim" not in printed(summary)
     text = " ".join(printed(with_arm(summary, "B", missing=7)).split())
-    assert "Interim: this run is not finished; 7 samples are still to be made." in text
+    assert "Interim: this run is not finished; 7 samples are missing." in text
     assert "Verdicts so far" in text
 
 

@@ -409,7 +409,7 @@ def test_a_mask_that_does_not_fit_is_one_line_before_any_server_is_asked(
         (
             {"made": requests(prompt=lambda problem: prompt_of(problem, "math"))},
             {},
-            "mask peaks: the prompt of problem p0 is not the one that the server makes",
+            "mask peaks: the prompt of problem p0 differs from the server's",
         ),
     ],
 )
@@ -446,7 +446,7 @@ def test_a_mask_that_is_broken_is_one_line_that_names_the_file(tmp_path: Path) -
     assert told("mask.json", b"{").startswith("m/mask.json is not JSON")
     assert told("mask.json", b'{"format": 2, "sha256": {}}') == "m/mask.json is not of a mask in format 1"
     assert told("mask.parquet", None).startswith("m/mask.parquet cannot be read")
-    assert told("mask.parquet", b"PAR1").startswith("m/mask.parquet is not the file that mask.json tells of")
+    assert told("mask.parquet", b"PAR1").startswith("m/mask.parquet is not the file described by mask.json")
     assert told("requests.parquet", good["mask.parquet"]).startswith("m/requests.parquet is not the file")
 
 
@@ -473,7 +473,7 @@ def test_a_server_that_does_not_tell_its_tokens_is_named_with_the_reason(
     [
         ({"role": "replay"}, 'arm "X": role replay needs the field replay'),
         ({"role": "replay", "replay": "l", "steering": {}}, "takes no steering"),
-        ({"role": "replica", "replay": "l"}, 'arm "X": a replica replays nothing'),
+        ({"role": "replica", "replay": "l"}, 'arm "X": a replica cannot replay'),
         ({"role": "treatment", "replay": "none"}, '"none" is not one of the replays (there are: l)'),
         ({"role": "replay", "replay": "l"}, 'replays "l": needs one arm with role replay to compare with, has 2'),
     ],

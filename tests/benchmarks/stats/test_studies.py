@@ -106,7 +106,7 @@ def test_an_unfinished_run_without_planned_looks_has_no_verdict(tmp_path: Path) 
     assert summary.claims[0].verdict == "undecided"
     assert "the run is not finished" in summary.claims[0].reason
     assert summary.interim
-    assert "90 samples still to be made" in summary.interim_reason
+    assert "90 samples missing" in summary.interim_reason
     assert summary.arms_needed == ("B", "A/A", "F-up")
 
 

@@ -65,7 +65,7 @@ def test_scores_of_an_unfinished_run_are_shown_only_on_request(unfinished: Path)
     assert "Interim: " in shown
     assert "avg@k" in shown
     trace = flat(Page(browser.get("/trace?problem=embedded-000&sample=0").text).text)
-    assert "grade not shown while the run is being made" in trace
+    assert "grade not shown while the run is under way" in trace
 
 
 def test_the_report_of_a_finished_run_is_the_file(finished: Path) -> None:
@@ -116,4 +116,4 @@ def test_the_command_serves_the_run_until_it_is_interrupted(finished: Path) -> N
         port = str(taken.getsockname()[1])
         refused = subprocess.run([*command[:-1], port], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert refused.stderr == f"steerdec: 127.0.0.1:{port} cannot be listened on (Address already in use)\n"
+    assert refused.stderr == f"steerdec: cannot listen on 127.0.0.1:{port} (Address already in use)\n"

@@ -196,7 +196,7 @@ def test_no_shortened_name_of_ours_is_a_flag_of_vllm(parser: Any) -> None:
         (["--additional-config"], "expected one argument"),
         (["--additional-config.x"], "expected one argument"),
         (["--additional-config", '{"steerdec": {"default": null}}'], "use --steering and --threshold"),
-        (["--max-model-len.x", "1"], "--max-model-len has no parts to be set"),
+        (["--max-model-len.x", "1"], "--max-model-len does not take a dotted name"),
         (["--model", "a"], "is given twice"),
         (["--grpc"], "steering needs the HTTP server"),
         (["--enable_chunked_prefill"], "on a CPU"),

@@ -54,5 +54,5 @@ def test_a_port_that_another_program_listens_on_is_named() -> None:
 def test_a_host_that_cannot_be_bound_is_one_line(host: str) -> None:
     with pytest.raises(LaunchError) as refused:
         reserved(host, free_port()).__enter__()
-    assert "cannot be listened on" in str(refused.value)
+    assert "cannot listen there" in str(refused.value)
     assert "\n" not in str(refused.value)
