@@ -23,7 +23,7 @@ class Recorder:
     """
 
     def __init__(self, words: Tensor) -> None:
-        """`words`: int32 [lanes, capacity_tokens, telemetry.WORDS], on the logits' device; the last lane is a sink."""
+        """Write to `words`, int32 [lanes, capacity_tokens, telemetry.WORDS], on the logits' device; last lane: sink."""
         self.words = words
         self._sink = words.shape[0] - 1
 

@@ -30,15 +30,15 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
 
 
 class Base:
-    """An environment that stands for the base image: the packages of this one but for steerdec and `statsmodels`, and a
-    distribution called vllm. An index with two versions of statsmodels, and newer ones of what is there."""
+    """An environment that stands for the base image: the packages of this one but for steerdec and `matplotlib`, and a
+    distribution called vllm. An index with two versions of matplotlib, and newer ones of what is there."""
 
     def __init__(self, folder: Path, built: Built, vllm: str = "0.32.0") -> None:
         self.folder, self.index = folder, folder / "index"
         for name in ("borrowed", "index", "tmp"):
             (folder / name).mkdir()
         for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            if not re.match(r"(__editable__\.*_?)?(steerdec|statsmodels)", entry.name):
+            if not re.match(r"(__editable__\.*_?)?(steerdec|matplotlib)", entry.name):
                 (folder / "borrowed" / entry.name).symlink_to(entry)
         venv.create(folder / "venv", with_pip=False, symlinks=True)
         (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
@@ -47,7 +47,7 @@ class Base:
         (site / f"vllm-{vllm}.dist-info" / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm}\n"
         )
-        wheel(self.index, "statsmodels", "99.0")
+        wheel(self.index, "matplotlib", "99.0")
         for name in ("torch", "vllm", "numpy"):
             wheel(self.index, name, "99.0")
         (folder / "tmp" / "requirements").symlink_to(ROOT / "requirements")
@@ -78,22 +78,22 @@ def base(tmp_path: Path, built: Built) -> Base:
 
 
 def test_the_installation_adds_what_is_missing_as_pinned_and_changes_nothing(base: Base) -> None:
-    wheel(base.index, "statsmodels", pinned("statsmodels"))
+    wheel(base.index, "matplotlib", pinned("matplotlib"))
     before = base.versions()
     assert "steerdec" not in before
-    assert "statsmodels" not in before
+    assert "matplotlib" not in before
     done = base.run(INSTALL)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     after = base.versions()
     version = after.pop("steerdec")
     assert done.stdout.splitlines()[-1] == version
-    assert after.pop("statsmodels") == pinned("statsmodels")
+    assert after.pop("matplotlib") == pinned("matplotlib")
     assert after == before
     assert not (base.folder / "tmp" / "constraints.txt").exists()
 
 
 def test_the_installation_fails_where_it_would_have_to_change_the_base(base: Base) -> None:
-    wheel(base.index, "statsmodels", pinned("statsmodels"), "numpy>=99")
+    wheel(base.index, "matplotlib", pinned("matplotlib"), "numpy>=99")
     before = base.versions()
     done = base.run(INSTALL)
     assert done.returncode != 0
@@ -103,7 +103,7 @@ def test_the_installation_fails_where_it_would_have_to_change_the_base(base: Bas
 
 def test_the_installation_fails_on_a_vllm_that_is_not_supported(tmp_path: Path, built: Built) -> None:
     base = Base(tmp_path, built, vllm="0.34.0")
-    wheel(base.index, "statsmodels", pinned("statsmodels"))
+    wheel(base.index, "matplotlib", pinned("matplotlib"))
     done = base.run(INSTALL)
     assert done.returncode != 0
     assert "vllm 0.34.0 is installed; steerdec works with >= 0.31, < 0.34" in done.stderr
