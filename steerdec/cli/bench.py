@@ -81,7 +81,7 @@ def view(
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0: any.")] = 8080,
 ) -> None:
-    """Show a run in the browser, also while it is being made: progress, samples with their tokens, and the report.
+    """Show a run in the browser, also while it is under way: progress, samples with their tokens, and the report.
 
     The scores of an unfinished run are shown only on request. Ctrl-C ends it.
 
