@@ -81,7 +81,7 @@ class Result:
     draws: int
     bins: int
     p: float
-    p_neighbour: float  # against no steering, at a temperature 0.1 higher where there is no grammar
+    p_neighbor: float  # against no steering, at a temperature 0.1 higher where there is no grammar
     elapsed_s: float = field(compare=False)
 
 
@@ -167,8 +167,8 @@ def p_values(llm: LLM, case: Case, tokens: NDArray[np.int64]) -> tuple[float, fl
     p, bins = chi_square(tokens, expected(logits, case.steering, case.temperature, case.top_p, allowed))
     # A grammar leaves so few tokens that a tenth of a degree is hard to see; whether steering happened is not.
     t = case.temperature + (0.0 if allowed else 0.1)
-    p_neighbour, _ = chi_square(tokens, expected(logits, None, t, case.top_p, allowed))
-    return p, p_neighbour, bins
+    p_neighbor, _ = chi_square(tokens, expected(logits, None, t, case.top_p, allowed))
+    return p, p_neighbor, bins
 
 
 def engine(model: str, dtype: str) -> LLM:
@@ -203,13 +203,13 @@ def main() -> None:
             n = min(BATCH, asked.draws - len(tokens))
             tokens = np.append(tokens, drawn(llm, case, n, FIRST_SEED + len(tokens)))
             console.print(f"{name}: {len(tokens):,} of {asked.draws:,} draws", highlight=False)
-        p, p_neighbour, bins = p_values(llm, case, tokens)
-        results.append(Result(name, asked.draws, bins, p, p_neighbour, round(time.perf_counter() - begin, 1)))
+        p, p_neighbor, bins = p_values(llm, case, tokens)
+        results.append(Result(name, asked.draws, bins, p, p_neighbor, round(time.perf_counter() - begin, 1)))
     table = Table(box=None)
     for heading in ("case", "draws", "bins", "p", "p of a neighbor", "s"):
         table.add_column(heading, no_wrap=True)
     for r in results:
-        table.add_row(r.case, f"{r.draws:,}", str(r.bins), f"{r.p:.4f}", f"{r.p_neighbour:.1e}", f"{r.elapsed_s:.0f}")
+        table.add_row(r.case, f"{r.draws:,}", str(r.bins), f"{r.p:.4f}", f"{r.p_neighbor:.1e}", f"{r.elapsed_s:.0f}")
     about = kernel.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     about |= {"model": asked.model, "dtype": asked.dtype}
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)

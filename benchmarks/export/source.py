@@ -15,7 +15,7 @@ from steerdec.records.run import Settings, SettingsError
 from steerdec.records.samples import Sample
 from steerdec.records.summary import Summary
 
-from ..verdicts.summary import summarise
+from ..verdicts.summary import summarize
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ def read(folder: Path) -> Source:
             f"{folder / RUN_JSON}: the problems {used.source} have changed: sha256 {used.sha256[:12]} -> "
             f"{problem_set.sha256[:12]}"
         )
-    return Source(run, summarise(folder), {problem.id: problem for problem in problem_set.problems})
+    return Source(run, summarize(folder), {problem.id: problem for problem in problem_set.problems})

@@ -21,7 +21,7 @@ from steerdec.records.summary import Comparison, Summary
 
 from ..stats import comparisons
 from ..stats.estimators import Counts, Estimate, mean_over_problems
-from ..verdicts.summary import summarise
+from ..verdicts.summary import summarize
 from . import plots
 from .run_folder import Cell, RunFolder, read_run
 
@@ -54,7 +54,7 @@ def write_comparison(dir_a: str | Path, dir_b: str | Path, out: str | Path) -> P
         SettingsError, JournalError, SummaryError: a file of either run is missing or malformed; one line.
         NotComparableError: the runs share no problem, or no difference.
     """
-    folders = tuple(read_run(folder, summarise(folder)) for folder in (dir_a, dir_b))
+    folders = tuple(read_run(folder, summarize(folder)) for folder in (dir_a, dir_b))
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, html.render(_TEMPLATE, _page(*folders)))

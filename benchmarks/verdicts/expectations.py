@@ -20,7 +20,7 @@ _DIRECTIONS: dict[str, Direction] = {"greater": "greater", "higher": "greater", 
 
 
 class DesignError(ValueError):
-    """An arm set that cannot be analysed; one line that names the place."""
+    """An arm set that cannot be analyzed; one line that names the place."""
 
 
 @dataclass(frozen=True)

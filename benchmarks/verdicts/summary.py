@@ -41,14 +41,14 @@ class SummaryError(InvalidInputError):
 
 
 def write_summary(directory: str | Path) -> Path:
-    """Summarise a run folder into its `summary.json`, replaced as a whole. Raises SummaryError."""
+    """Summarize a run folder into its `summary.json`, replaced as a whole. Raises SummaryError."""
     try:
-        return records.write_summary(summarise(directory), Path(directory))
+        return records.write_summary(summarize(directory), Path(directory))
     except FileError as e:
         raise SummaryError(str(e)) from None
 
 
-def summarise(directory: str | Path) -> Summary:
+def summarize(directory: str | Path) -> Summary:
     """Return the summary of a run folder, finished or not. Raises SummaryError."""
     return _summary(read_run_data(directory))
 

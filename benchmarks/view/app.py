@@ -25,7 +25,7 @@ from steerdec.records.folder import load_run
 
 from ..report.run_folder import last_part, read_run, token_trace
 from ..report.write import report_page
-from ..verdicts.summary import SummaryError, summarise
+from ..verdicts.summary import SummaryError, summarize
 from .progress import read_progress
 
 REFRESH_S = 5.0
@@ -51,7 +51,7 @@ def app(folder: Path, hosts: list[str]) -> Starlette:
         progress = read_progress(folder)
         if not progress.finished and request.query_params.get("scores") != "show":
             return _render(folder, "ask.html.j2", progress=progress)
-        return HTMLResponse(report_page(read_run(folder, summarise(folder))))
+        return HTMLResponse(report_page(read_run(folder, summarize(folder))))
 
     def trace(request: Request) -> Response:
         asked = request.query_params

@@ -1,5 +1,5 @@
-// How the entropies are spread, with the threshold as a line to drag. Bars wear the tokens' colours, so the
-// axis is the colour legend too. First arm upwards, second arm downwards.
+// How the entropies are spread, with the threshold as a line to drag. Bars wear the tokens' colors, so the
+// axis is the color legend too. First arm upwards, second arm downwards.
 
 import { element, nats } from "./format.js";
 import { MAX_NATS, axis, axisInverse, heat, setHeat } from "./scale.js";
@@ -20,7 +20,7 @@ export class Histogram {
     this.plot = element("div", "plot");
     this.sides = labels.map((label, i) => this.#side(label, i === 0 ? "up" : "down"));
     const ramp = element("div", "ramp");
-    ramp.append(...Array.from({ length: BINS }, (_, bin) => this.#coloured("i", bin)));
+    ramp.append(...Array.from({ length: BINS }, (_, bin) => this.#colored("i", bin)));
     this.line = this.#slider();
     this.plot.append(this.sides[0].element, ramp, this.sides[1].element, this.line);
     const ticks = element("div", "ticks");
@@ -38,7 +38,7 @@ export class Histogram {
     );
   }
 
-  #coloured(tag, bin) {
+  #colored(tag, bin) {
     const node = element(tag);
     setHeat(node, heat(binCentre(bin)));
     return node;
@@ -47,7 +47,7 @@ export class Histogram {
   #side(label, direction) {
     const side = element("div", `side ${direction}`);
     side.setAttribute("aria-hidden", "true");
-    const bars = Array.from({ length: BINS }, (_, bin) => this.#coloured("i", bin));
+    const bars = Array.from({ length: BINS }, (_, bin) => this.#colored("i", bin));
     side.append(...bars, element("span", "side-label", label));
     return { element: side, bars };
   }

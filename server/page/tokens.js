@@ -1,4 +1,4 @@
-// Tokens as coloured text: one element a span, reachable by pointer and by keyboard.
+// Tokens as colored text: one element a span, reachable by pointer and by keyboard.
 
 import { element } from "./format.js";
 import { hide, inspect, leave } from "./inspector.js";
@@ -41,7 +41,7 @@ export class Tokens {
   append(spans) {
     for (const span of spans) {
       const node = element("span", `tok ${span.kind}`);
-      // The space before a word stays uncoloured: it hangs at the end of a line when the word wraps.
+      // The space before a word stays uncolored: it hangs at the end of a line when the word wraps.
       const space = /^ +(?=[^\s])/.exec(span.text)?.[0] ?? "";
       node.append(space, element("span", "ink", span.text.slice(space.length)));
       node.dataset.index = this.#nodes.length;

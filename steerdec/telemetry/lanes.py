@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import mmap
 import os
 import secrets
@@ -26,8 +25,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from steerdec.common.json import nulls_if_nan
+
 SHARED_MEMORY: Final = Path("/dev/shm")
 PREFIX: Final = "steerdec-"
+DIGITS: Final = 7  # hold a float32's information, without the tail of noise that float64 would print
 
 # One record: H, T' (float32 bits), generation << 1 | fork, the probed entropy (float32 bits). 16 bytes.
 WORDS: Final = 4
@@ -166,21 +168,16 @@ class Records:
 
     def lists(self, *, probed: bool = False) -> dict[str, list[float | None] | list[bool]]:
         return {
-            "entropy_nats": _jsonable(self.entropy_nats),
+            "entropy_nats": nulls_if_nan(self.entropy_nats, DIGITS),
             "fork": self.fork.tolist(),
-            "temperature": _jsonable(self.temperature),
-            **({"probe_entropy_nats": _jsonable(self.probe_entropy_nats)} if probed else {}),
+            "temperature": nulls_if_nan(self.temperature, DIGITS),
+            **({"probe_entropy_nats": nulls_if_nan(self.probe_entropy_nats, DIGITS)} if probed else {}),
         }
 
 
 def _mean(values: NDArray[np.float32]) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean(dtype=np.float64)) if len(known) else None
-
-
-def _jsonable(values: NDArray[np.float32]) -> list[float | None]:
-    """JSON has no NaN; 7 digits hold a float32's information without float64's tail of noise."""
-    return [float(f"{v:.7g}") if math.isfinite(v) else None for v in values.tolist()]
 
 
 class Lane:

@@ -108,7 +108,7 @@ def test_intervals_over_problems_cover_the_truth_and_single_tokens_would_not() -
 
 
 def rhythm(rng: np.random.Generator, n: int, slow: float) -> Floats:
-    """Noise of variance 1 in which neighbours correlate by `slow`."""
+    """Noise of variance 1 in which neighbors correlate by `slow`."""
     x = rng.normal(size=n)
     for t in range(1, n):
         x[t] = slow * x[t - 1] + np.sqrt(1 - slow**2) * x[t]

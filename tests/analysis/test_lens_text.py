@@ -39,7 +39,7 @@ def test_sentences_are_all_tokens_each_once() -> None:
         ("no end at all", ["no end at all"]),
     ],
 )
-def test_short_pieces_go_with_a_neighbour_and_none_is_dropped(text: str, expected: list[str]) -> None:
+def test_short_pieces_go_with_a_neighbor_and_none_is_dropped(text: str, expected: list[str]) -> None:
     texts = cut(text)
     assert ["".join(texts[a:b]) for a, b in sentence_spans(texts)] == expected
 

@@ -316,16 +316,16 @@ def test_a_sentence_stands_for_its_mean_state_fed_alone(exact: Loaded) -> None:
 def test_similarity_is_the_cosine_from_the_centre(exact: Loaded) -> None:
     sentence, others = (70, 71, 72), [(70, 71, 72), (80, 81), (), (90, 91, 92, 93)]
     states = sentence_states(exact, [sentence, *others]).numpy()
-    centre = states[[0, 2, 4]].mean(axis=0)
-    found = similarities(exact, sentence, others, torch.from_numpy(centre))
-    slow = [1 - scipy.spatial.distance.cosine(states[0] - centre, states[i] - centre) for i in (2, 4)]
+    center = states[[0, 2, 4]].mean(axis=0)
+    found = similarities(exact, sentence, others, torch.from_numpy(center))
+    slow = [1 - scipy.spatial.distance.cosine(states[0] - center, states[i] - center) for i in (2, 4)]
     assert found == pytest.approx([1.0, slow[0], 0.0, slow[1]])
     assert max(slow) < 1
 
 
 def test_in_the_centre_itself_only_the_same_text_is_alike(exact: Loaded) -> None:
-    centre = sentence_states(exact, [(70, 71)])[0]
-    assert similarities(exact, (70, 71), [(70, 71), (80, 81)], centre) == [1.0, 0.0]
+    center = sentence_states(exact, [(70, 71)])[0]
+    assert similarities(exact, (70, 71), [(70, 71), (80, 81)], center) == [1.0, 0.0]
 
 
 def test_the_first_sentence_is_without_what_ends_the_response(exact: Loaded) -> None:
@@ -351,7 +351,7 @@ def test_the_lines_in_the_folder_are_those_of_slow_rollouts(exact: Loaded, done:
     """The place, the seed, the room, the grade, and the first sentence with its cosine, of every rollout."""
     end, found = exact.tokenizer.eos_token_id, list(chains_of(exact, done))
     sentences = [chain[a:b] for record, _, chain in found for a, b in record["spans"]]
-    centre = sentence_states(exact, sentences).mean(dim=0).numpy()
+    center = sentence_states(exact, sentences).mean(dim=0).numpy()
     checked, differing = 0, 0
     for record, prompt, chain in found:
         begins = [*(a for a, _ in record["spans"]), len(chain)]
@@ -369,7 +369,7 @@ def test_the_lines_in_the_folder_are_those_of_slow_rollouts(exact: Loaded, done:
                 assert line["first_sentences"][k] == exact.tokenizer.decode(first)
                 checked += 1
                 if line["cosines"] and first != chain[begin : begins[place + 1]]:
-                    states = sentence_states(exact, [chain[begin : begins[place + 1]], first]).numpy() - centre
+                    states = sentence_states(exact, [chain[begin : begins[place + 1]], first]).numpy() - center
                     slow = 1 - scipy.spatial.distance.cosine(*states)
                     assert line["cosines"][k] == pytest.approx(slow, abs=1e-3)
                     differing += 1

@@ -262,7 +262,7 @@ def test_a_row_without_an_entropy_is_left_alone(bad: str, vocab: int, backend: s
 
 
 @pytest.mark.parametrize("vocab", [3, 9000])
-def test_a_row_depends_neither_on_its_neighbours_nor_on_the_threads(vocab: int, backend: str) -> None:
+def test_a_row_depends_neither_on_its_neighbors_nor_on_the_threads(vocab: int, backend: str) -> None:
     n = len(POLICIES)
     logits, call = logits_of("random", n, vocab), call_for(n, seed=3)
     assert kernel_cpu._on_torch_threads() is not None

@@ -266,7 +266,7 @@ def test_gym_problems_are_the_same_in_every_process() -> None:
     assert _load_in_child("gym:ransom_note?size=3", "1") == _load_in_child("gym:ransom_note?size=3", "2")
 
 
-def test_gym_problems_are_different_ones_and_neighbouring_seeds_share_none() -> None:
+def test_gym_problems_are_different_ones_and_neighboring_seeds_share_none() -> None:
     """chain_sum repeats problems, and reasoning_gym itself makes problem i of seed s from s + i."""
     pytest.importorskip("reasoning_gym")
     sets = [load_problems(f"gym:chain_sum?size=40&seed={seed}&min_digits=1&max_digits=1") for seed in (0, 1)]

@@ -36,7 +36,7 @@ from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.endpoints import Endpoint
 from steerdec.benchmarks.run.targets import Target
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS
-from steerdec.benchmarks.verdicts.summary import summarise
+from steerdec.benchmarks.verdicts.summary import summarize
 from tests.support.scripted_endpoint import Body, Script, about, answer, models
 
 Summary = dict[str, Any]
@@ -142,7 +142,7 @@ class Planned:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             finished = session.run(self.request, target, self.folder / "run", Retry())
         assert finished.failed == 0
-        return Study(self.effects, summarise(self.folder / "run").model_dump(mode="json"))
+        return Study(self.effects, summarize(self.folder / "run").model_dump(mode="json"))
 
 
 def plan(truth: Truth, folder: Path, seed: int) -> Planned:

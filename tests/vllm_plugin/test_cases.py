@@ -1,7 +1,7 @@
 """The awkward cases of a batch, each under both of vLLM's interfaces, and what V1's own sampler then draws from.
 
 One step at a time, with vLLM's loaders, batch and slots, as in test_processor.py, whose episodes mix them all.
-Whatever stands in a row, its neighbours are answered as if it were not there.
+Whatever stands in a row, its neighbors are answered as if it were not there.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def test_masked_tokens_stay_masked_and_count_for_nothing(
 # What may be asked --------------------------------------------------------------------------------
 
 
-def test_a_greedy_request_is_untouched_by_its_neighbours_steering_and_by_a_default(
+def test_a_greedy_request_is_untouched_by_its_neighbors_steering_and_by_a_default(
     vllm_config: VllmConfig, on: Callable[[VllmConfig], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     default = {"default": registry.parse(HOT).model_dump(exclude_none=True)}

@@ -149,14 +149,12 @@ def test_entropy_agrees_with_the_full_logprobs_of_the_same_step(llm: LLM, pool: 
     assert compared >= 24
 
 
-def test_unsteered_requests_do_not_notice_their_steered_neighbours(llm: LLM, pool: telemetry.LanePool) -> None:
+def test_unsteered_requests_do_not_notice_their_steered_neighbors(llm: LLM, pool: telemetry.LanePool) -> None:
     plain = [SamplingParams(temperature=t, max_tokens=20, seed=i, top_p=0.95) for i, t in enumerate((0, 0.6, 1, 1.3))]
     alone = run(llm, PROMPTS, plain)
-    neighbours = [
-        Asked(pool, {"fork_temperature": 2.0}, temperature=1.0, max_tokens=9, seed=i).params for i in range(4)
-    ]
+    neighbors = [Asked(pool, {"fork_temperature": 2.0}, temperature=1.0, max_tokens=9, seed=i).params for i in range(4)]
     mixed = run(
-        llm, [p for p in PROMPTS for _ in (0, 1)], [x for pair in zip(plain, neighbours, strict=True) for x in pair]
+        llm, [p for p in PROMPTS for _ in (0, 1)], [x for pair in zip(plain, neighbors, strict=True) for x in pair]
     )
     assert [o.token_ids for o in alone] == [o.token_ids for o in mixed[::2]]
 
@@ -239,10 +237,10 @@ MINUTES = ("unsteered", "hot-top-p", "grammar")
 def test_the_sampled_distribution_is_the_references(llm: LLM, name: str) -> None:
     case = draws.CASES[name]
     tokens = draws.drawn(llm, case, DRAWS.get(name, 10_000))
-    p, p_neighbour, bins = draws.p_values(llm, case, tokens)
+    p, p_neighbor, bins = draws.p_values(llm, case, tokens)
     assert bins > 1
     assert p > 1e-3
-    assert p_neighbour < 1e-6, "the draws must tell a neighbour apart"
+    assert p_neighbor < 1e-6, "the draws must tell a neighbor apart"
 
 
 @pytest.mark.parametrize("case", ["one token left", "bad words", "bias"])

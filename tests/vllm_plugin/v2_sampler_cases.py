@@ -515,7 +515,7 @@ def test_log_probabilities_are_the_models_or_the_steered_ones_as_their_mode_says
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
 @pytest.mark.parametrize("beside", ["as they are", "with everything"])
-def test_unsteered_neighbours_get_bit_for_bit_what_they_get_without_us(
+def test_unsteered_neighbors_get_bit_for_bit_what_they_get_without_us(
     vllm_config: VllmConfig, mode: str, beside: str
 ) -> None:
     """`as they are`: without us vLLM would not even copy their logits, since nothing is to be done to them."""

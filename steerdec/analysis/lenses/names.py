@@ -19,7 +19,7 @@ class Lens:
 
 TOKEN_LENSES: Final = (
     Lens("entropy", "entropy", "entropy of the distribution that predicts the token", "nats"),
-    Lens("hsic", "HSIC", "normalised HSIC of the last block's state with that of the answer (“MI peaks”)"),
+    Lens("hsic", "HSIC", "normalized HSIC of the last block's state with that of the answer (“MI peaks”)"),
     Lens("answer_shift", "answer shift", "how far it moves log p(answer) if the model had to answer now", "nats"),
     Lens("leave_one_out", "leave one out", "what the answer's log p loses without the token; not greedy", "nats"),
 )

@@ -82,7 +82,7 @@ def resample(
     lines = kept.lines(RECORDS)
     missing = [place for place in places if place.key not in lines]
     if missing:
-        centre = sentence_states(loaded, [place.sentence for place in places if place.sentence]).mean(dim=0)
+        center = sentence_states(loaded, [place.sentence for place in places if place.sentence]).mean(dim=0)
         total, done = len(places) * settings.rollouts, (len(places) - len(missing)) * settings.rollouts
         with (
             kept.appending(RECORDS) as journal,
@@ -90,7 +90,7 @@ def resample(
             GradingPool(workers=1) as pool,
         ):
             for place in missing:
-                line = _line(loaded, pool, place, settings, centre)
+                line = _line(loaded, pool, place, settings, center)
                 journal.append(line)
                 journal.sync()
                 lines[place.key] = line
@@ -139,7 +139,7 @@ def rollout_seeds(seed: int, problem_id: str, sample: int, place: int, rollouts:
     return [sample_seed(seed, problem_id, rollout, f"{ARM}/{sample}/{place}") for rollout in range(rollouts)]
 
 
-def _line(loaded: Loaded, pool: GradingPool, place: Place, settings: ResamplingSettings, centre: Tensor) -> Line:
+def _line(loaded: Loaded, pool: GradingPool, place: Place, settings: ResamplingSettings, center: Tensor) -> Line:
     """Sample the rollouts from a place: their answers, and how their first sentences compare with the chain's."""
     begun_s = time.monotonic()
     chain, stops = place.chain, stop_texts(settings.template)
@@ -148,7 +148,7 @@ def _line(loaded: Loaded, pool: GradingPool, place: Place, settings: ResamplingS
     found = list(continuations(loaded, chain.prompt, chain.tokens[: place.begin], seeds, stops, most_tokens))
     graded = [pool.grade(response_text(loaded.tokenizer, ids, stops), place.problem, reason) for ids, reason in found]
     firsts = [first_sentence(loaded.tokenizer, ids[place.begin :], end_ids(loaded)) for ids, _ in found]
-    cosines = similarities(loaded, place.sentence, firsts, centre) if place.sentence else []
+    cosines = similarities(loaded, place.sentence, firsts, center) if place.sentence else []
     return {
         "problem_id": place.problem.id,
         "arm": ARM,
@@ -171,15 +171,15 @@ def first_sentence(tokenizer: Any, ids: Sequence[int], ends: set[int]) -> tuple[
 
 
 def similarities(
-    loaded: Loaded, sentence: Sequence[int], others: Sequence[Sequence[int]], centre: Tensor
+    loaded: Loaded, sentence: Sequence[int], others: Sequence[Sequence[int]], center: Tensor
 ) -> list[float]:
     """Return the cosine of each other sentence's meaning with this one's, as the model itself sees them (ours).
 
     The paper uses an embedding model. Here, a sentence is represented by the mean of its tokens' last states minus
-    `centre`, the mean over all sentences of the analysis; without that, any two sentences are alike. Equal texts give
+    `center`, the mean over all sentences of the analysis; without that, any two sentences are alike. Equal texts give
     1. A sentence without text, or equal to the center, gives 0.
     """
-    states = sentence_states(loaded, [sentence, *others]) - centre
+    states = sentence_states(loaded, [sentence, *others]) - center
     lengths = states.norm(dim=1)
     products = states[1:] @ states[0]
     text = loaded.tokenizer.decode(sentence).strip()

@@ -105,7 +105,7 @@ def _page(
         firsts.setdefault(trace.problem_id, i)
     unsure = sum(trace.ids_are == "differ" for trace in traces)
     warning = (
-        f"{unsure} of {len(traces)} texts, tokenised again, do not have the tokens that the server counted: their "
+        f"{unsure} of {len(traces)} texts, tokenized again, do not have the tokens that the server counted: their "
         "entropies are those of other tokens than were sampled."
     )
     return {

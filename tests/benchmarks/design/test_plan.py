@@ -67,7 +67,7 @@ def test_seeds_are_whole_numbers_that_json_keeps(run_seed: int, problem_id: str,
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 50), st.integers(0, 50))
-def test_neighbouring_runs_share_no_seeds(run: int, other: int, i: int, j: int) -> None:
+def test_neighboring_runs_share_no_seeds(run: int, other: int, i: int, j: int) -> None:
     if (run, i) != (other, j):
         assert sample_seed(run, "p", i) != sample_seed(other, "p", j)
 

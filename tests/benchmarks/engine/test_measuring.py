@@ -27,7 +27,7 @@ def test_draws_from_the_expected_distribution_pass_at_the_nominal_rate() -> None
 
 
 @pytest.mark.parametrize("name", ["unsteered", "hot", "cold", "hot-top-p"])
-def test_draws_from_a_neighbouring_temperature_do_not_pass(name: str) -> None:
+def test_draws_from_a_neighboring_temperature_do_not_pass(name: str) -> None:
     case = draws.CASES[name]
     right = draws.expected(LOGITS, case.steering, case.temperature, case.top_p)
     wrong = draws.expected(LOGITS, case.steering, case.temperature * 1.15, case.top_p)

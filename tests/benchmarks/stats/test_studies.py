@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES
-from steerdec.benchmarks.verdicts.summary import summarise
+from steerdec.benchmarks.verdicts.summary import summarize
 from tests.support.studies import STEERED, Truth, coverage, studies, study, verdicts, write_study
 
 
@@ -37,7 +37,7 @@ def test_intervals_cover_and_verdicts_are_rarely_false() -> None:
 def test_a_loss_hidden_by_failed_requests_is_undecided_and_the_reason_is_given(tmp_path: Path) -> None:
     # The wrong answers of F-up time out: of a loss of 20 points, a significant gain is left.
     write_study(Truth(60, 8, effect=-0.2, lost=0.95), tmp_path, seed=1)
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     row = next(row for row in summary.comparisons if (row.arm, row.scope) == ("F-up", PROBLEMS_LIKE_THESE))
     assert (row.diff or 0.0) > 0.1
     assert (row.p or 0.0) < 0.001
@@ -52,7 +52,7 @@ def test_a_loss_hidden_by_failed_requests_is_undecided_and_the_reason_is_given(t
 
 def test_a_verdict_stands_where_the_ungraded_samples_cannot_turn_it(tmp_path: Path) -> None:
     write_study(Truth(40, 8, effect=0.25, lost=0.05), tmp_path, seed=1)
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert summary.claims[0].verdict == "holds"
     assert summary.warnings
 
@@ -68,7 +68,7 @@ def test_steering_that_changes_nothing_is_not_applied(tmp_path: Path, forks: int
         return sample | {"forks": forks, "mean_sampled_entropy_nats": 0.3}
 
     edit_samples(tmp_path, unsteered)
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert [(claim.verdict, claim.verdict_these_problems) for claim in summary.claims] == [("not applied",) * 2]
     assert "F-up was not steered as asked" in summary.claims[0].reason
     assert summary.arms["F-up"].applied == "not applied"
@@ -78,7 +78,7 @@ def test_steering_that_changes_nothing_is_not_applied(tmp_path: Path, forks: int
 def test_arms_that_all_write_the_baselines_texts_check_nothing(tmp_path: Path) -> None:
     write_study(Truth(30, 4, shared=1.0), tmp_path, seed=1)
     edit_samples(tmp_path, lambda sample: sample | {"text": "the same", "finish_reason": "stop"})
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert summary.instrument == "unchecked"
     assert "no steered arm changed a single text" in summary.instrument_reason
 
@@ -90,7 +90,7 @@ def test_between_planned_looks_there_is_no_verdict_and_a_decided_one_stays(tmp_p
     for made in (3, 4, 9, 32):
         (tmp_path / "samples.jsonl").write_text(every)
         edit_samples(tmp_path, lambda sample, made=made: sample if sample["sample"] < made else None)
-        summary = summarise(tmp_path)
+        summary = summarize(tmp_path)
         found[made] = summary.claims[0]
         assert summary.interim == (made < 32 and summary.claims[0].verdict == "undecided")
     assert "interim: the first planned look is at 4 samples" in found[3].reason
@@ -102,7 +102,7 @@ def test_between_planned_looks_there_is_no_verdict_and_a_decided_one_stays(tmp_p
 def test_an_unfinished_run_without_planned_looks_has_no_verdict(tmp_path: Path) -> None:
     write_study(Truth(30, 8, effect=0.3), tmp_path, seed=1)
     edit_samples(tmp_path, lambda sample: sample if sample["sample"] < 7 else None)
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert summary.claims[0].verdict == "undecided"
     assert "the run is not finished" in summary.claims[0].reason
     assert summary.interim
@@ -115,7 +115,7 @@ def test_a_claim_without_a_chance_is_given_up_and_its_arms_are_not_needed(tmp_pa
     for seed in range(3):
         write_study(Truth(60, 16, effect=0.0, shared=0.0, looks=True), tmp_path, seed)
         edit_samples(tmp_path, lambda sample: sample if sample["sample"] < 8 else None)
-        summary = summarise(tmp_path)
+        summary = summarize(tmp_path)
         given_up += summary.claims[0].given_up
         assert summary.claims[0].given_up == (summary.arms_needed == ())
         assert summary.claims[0].given_up == ("chance of a verdict at the end" in summary.claims[0].reason)
@@ -124,7 +124,7 @@ def test_a_claim_without_a_chance_is_given_up_and_its_arms_are_not_needed(tmp_pa
 
 def test_nine_problems_decide_nothing(tmp_path: Path) -> None:
     write_study(Truth(9, 16, effect=0.25), tmp_path, seed=1)
-    (claim,) = summarise(tmp_path).claims
+    (claim,) = summarize(tmp_path).claims
     assert claim.verdict == "undecided"
     assert claim.reason.startswith("9 problems cannot speak for problems like these; a verdict needs 10")
 
@@ -135,7 +135,7 @@ def test_groups_of_problems_are_the_clusters(tmp_path: Path) -> None:
     edit_run(
         tmp_path, problems=problems | {"groups": {name: f"template {i % 5}" for i, name in enumerate(problems["ids"])}}
     )
-    (claim,) = summarise(tmp_path).claims
+    (claim,) = summarize(tmp_path).claims
     assert claim.verdict == "undecided"
     assert claim.reason.startswith("5 groups of problems cannot speak for problems like these")
 
@@ -156,7 +156,7 @@ def test_claims_can_be_about_every_metric(tmp_path: Path, metric: str) -> None:
     arms = json.loads((tmp_path / "run.json").read_text())["arms"]
     arms["claims"][0]["metric"] = metric
     edit_run(tmp_path, arms=arms)
-    (claim,) = summarise(tmp_path).claims
+    (claim,) = summarize(tmp_path).claims
     assert claim.metric == metric
     # Cut in the same half of every problem: the spread of truncation is 0, and its interval that of rare events.
     decided = {"tokens": {"holds"}, "truncation": {"holds"}, "tokens per correct": {"reversed", "undecided"}}

@@ -34,8 +34,8 @@ ARM_SET = {
 }
 
 
-def summarise(folder):
-    return summaries.summarise(folder).model_dump(mode="json")
+def summarize(folder):
+    return summaries.summarize(folder).model_dump(mode="json")
 
 
 SAME_AS_B = ("A/A", "B2")
@@ -97,7 +97,7 @@ def comparison(summary, arm, baseline="B", scope="problems like these"):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return summarise(planted(tmp_path_factory.mktemp("small"), {"F-up": 0.1, "F-up2": 0.2}, n=20, k=8))
+    return summarize(planted(tmp_path_factory.mktemp("small"), {"F-up": 0.1, "F-up2": 0.2}, n=20, k=8))
 
 
 def test_the_names_of_the_contract_are_all_there(small):
@@ -134,7 +134,7 @@ def test_numbers_by_hand(tmp_path):
     lines.append(sample("p1", "F-up", 2, False, grade="ungraded", forks=None, mean_entropy_nats=None))
     failed = {"grade": "ungraded", "answer": None, "forks": None, "mean_entropy_nats": None, "completion_tokens": None}
     lines.append(sample("p1", "F-up", 3, False, error="ReadTimeout", finish_reason=None, **failed))
-    summary = summarise(write_run(tmp_path / "run", lines, ["p0", "p1"], 4))
+    summary = summarize(write_run(tmp_path / "run", lines, ["p0", "p1"], 4))
 
     baseline, arm = summary["arms"]["B"], summary["arms"]["F-up"]
     assert (baseline["avg_at_k"], arm["avg_at_k"]) == (0.5, 0.75)
@@ -168,7 +168,7 @@ def test_numbers_by_hand(tmp_path):
 
 def test_comparisons_are_paired_t_tests_with_holm(tmp_path):
     folder = planted(tmp_path / "run", {"F-up": 0.05}, n=25, k=16)
-    summary = summarise(folder)
+    summary = summarize(folder)
     share = {}
     for one in map(json.loads, (folder / "samples.jsonl").read_text().splitlines()):
         share.setdefault(one["arm"], {}).setdefault(one["problem_id"], []).append(one["grade"] == "correct")
@@ -181,7 +181,7 @@ def test_comparisons_are_paired_t_tests_with_holm(tmp_path):
 
 
 def test_a_planted_effect_of_place_holds(tmp_path):
-    summary = summarise(planted(tmp_path / "run", {"F-up": 0.15, "F-up2": 0.15}, n=40))
+    summary = summarize(planted(tmp_path / "run", {"F-up": 0.15, "F-up2": 0.15}, n=40))
     assert claims(summary) == {
         "helps": "holds",
         "place": "holds",
@@ -192,7 +192,7 @@ def test_a_planted_effect_of_place_holds(tmp_path):
 
 def test_a_planted_effect_of_dose_is_called_dose(tmp_path):
     effects = {"F-up": 0.15, "N-up-m": 0.15}
-    summary = summarise(planted(tmp_path / "run", effects, n=80, k=24, seed=1, delta=0.08))
+    summary = summarize(planted(tmp_path / "run", effects, n=80, k=24, seed=1, delta=0.08))
     assert claims(summary) == {
         "helps": "holds",
         "place": "no effect",
@@ -225,7 +225,7 @@ def test_arms_alike_at_a_dose_that_does_nothing_leave_the_cause_of_a_larger_dose
         for problem, row in zip(problems, rng.random((200, k)) < p + effect, strict=True)
         for s, right in enumerate(row)
     ]
-    summary = summarise(write_run(tmp_path / "run", lines, problems, k, arm_set))
+    summary = summarize(write_run(tmp_path / "run", lines, problems, k, arm_set))
     assert claims(summary) == {
         "hurts": "holds",
         "place": "no effect",
@@ -237,15 +237,15 @@ def test_arms_alike_at_a_dose_that_does_nothing_leave_the_cause_of_a_larger_dose
 
 
 def test_a_planted_null_has_no_effect_with_many_samples_and_is_undecided_with_few(tmp_path):
-    many = summarise(planted(tmp_path / "many", {}, n=80, k=24, seed=1, delta=0.08))
-    few = summarise(planted(tmp_path / "few", {}, n=20, k=4, seed=1))
+    many = summarize(planted(tmp_path / "many", {}, n=80, k=24, seed=1, delta=0.08))
+    few = summarize(planted(tmp_path / "few", {}, n=20, k=4, seed=1))
     assert claims(many)["helps"] == "no effect"
     assert claims(few)["helps"] == "undecided"
     assert "80% power" in few["claims"][0]["reason"]
 
 
 def test_an_instrument_that_changes_the_baseline_decides_nothing(tmp_path):
-    summary = summarise(planted(tmp_path / "run", {"A/A": -0.1, "F-up": 0.2}))
+    summary = summarize(planted(tmp_path / "run", {"A/A": -0.1, "F-up": 0.2}))
     assert summary["instrument"] == "invalid"
     assert "deterministic" in summary["instrument_reason"]
     assert set(claims(summary).values()) == {"undecided"}
@@ -255,14 +255,14 @@ def test_an_instrument_that_changes_the_baseline_decides_nothing(tmp_path):
 def test_an_engine_as_noisy_alone_as_with_steering_is_valid_if_its_scores_are_shown_equal(tmp_path):
     # One seed in twenty is unlucky (tests/benchmarks/verdicts/test_instrument.py counts them); 0 is one, 1 is not.
     folder = planted(tmp_path / "run", {"A/A": 0.0, "B2": 0.0, "F-up": 0.2}, seed=1)
-    summary = summarise(folder)
+    summary = summarize(folder)
     assert summary["instrument"] == "not shown"
     assert "no more often than the engine alone, but a bias of up to" in summary["instrument_reason"]
     assert 0.02 < summary["instrument_bias"] < 0.08
     run = json.loads((folder / "run.json").read_text())
     run["arms"]["delta"] = 0.08
     (folder / "run.json").write_text(json.dumps(run))
-    assert summarise(folder)["instrument"] == "valid"
+    assert summarize(folder)["instrument"] == "valid"
 
 
 def test_without_an_identity_arm_the_instrument_is_unchecked_and_claims_are_judged(tmp_path):
@@ -270,7 +270,7 @@ def test_without_an_identity_arm_the_instrument_is_unchecked_and_claims_are_judg
     run = json.loads((folder / "run.json").read_text())
     next(arm for arm in run["arms"]["arms"] if arm["name"] == "A/A")["role"] = "treatment"
     (folder / "run.json").write_text(json.dumps(run))
-    summary = summarise(folder)
+    summary = summarize(folder)
     assert summary["instrument"] == "unchecked"
     assert claims(summary)["helps"] == "holds"
 
@@ -295,7 +295,7 @@ def test_strata_never_compare_the_samples_they_were_sorted_by(tmp_path):
     right = {(p, s): (s % 2 == 0) == (p in ("p0", "p1")) for p in problems for s in range(4)}
     lines = [sample(p, "B", s, yes) for (p, s), yes in right.items()]
     lines += [sample(p, "F-up", s, yes == (s % 2 == 1)) for (p, s), yes in right.items()]
-    summary = summarise(write_run(tmp_path / "run", lines, problems, 4))
+    summary = summarize(write_run(tmp_path / "run", lines, problems, 4))
     rows = {row["stratum"]: row for row in summary["strata"] if (row["arm"], row["baseline"]) == ("F-up", "B")}
     assert [rows[name]["n_problems"] for name in ("hard", "medium", "easy")] == [2, 0, 2]
     assert rows["easy"]["diff"] == rows["hard"]["diff"] == 0.0  # odd samples agree
@@ -309,7 +309,7 @@ def test_truncation_explains_a_difference_made_by_truncation(tmp_path):
         for i, p in enumerate(problems)
         for s in range(4)
     ]
-    summary = summarise(write_run(tmp_path / "run", lines, problems, 4))
+    summary = summarize(write_run(tmp_path / "run", lines, problems, 4))
     row = next(row for row in summary["mediators"] if (row["arm"], row["baseline"]) == ("F-up", "B"))
     assert row["by_finishing"]["diff"] == pytest.approx(comparison(summary, "F-up")["diff"])
     assert row["by_answers"]["diff"] == 0.0
@@ -323,7 +323,7 @@ def test_length_is_the_log_ratio_of_mean_tokens_and_a_correct_sample_counts_as_f
         for i, p in enumerate(problems)
         for s in range(2)
     ]
-    summary = summarise(write_run(tmp_path / "run", lines, problems, 2))
+    summary = summarize(write_run(tmp_path / "run", lines, problems, 2))
     row = next(row for row in summary["mediators"] if (row["arm"], row["baseline"]) == ("F-up", "B"))
     assert row["log_length_ratio"]["diff"] == pytest.approx(np.mean(np.log([1.1, 2.1, 3.1, 4.1])))
     assert row["by_finishing"]["diff"] == 0.0
@@ -334,7 +334,7 @@ def test_length_is_the_log_ratio_of_mean_tokens_and_a_correct_sample_counts_as_f
 def test_problems_like_these_decide_and_these_problems_stand_beside(tmp_path):
     lines = [sample(p, "B", s, s < 20) for p in ("p0", "p1") for s in range(64)]
     lines += [sample(p, "F-up", s, s < right) for p, right in (("p0", 56), ("p1", 24)) for s in range(64)]
-    summary = summarise(write_run(tmp_path / "run", lines, ["p0", "p1"], 64))
+    summary = summarize(write_run(tmp_path / "run", lines, ["p0", "p1"], 64))
     claim = summary["claims"][0]
     assert (claim["verdict"], claim["verdict_these_problems"]) == ("undecided", "holds")
     low, high = comparison(summary, "F-up")["ci95"]
@@ -350,7 +350,7 @@ def test_the_built_in_arm_sets_are_understood(tmp_path, name):
     lines = [
         sample(p, arm["name"], s, bool(rng.random() < 0.5)) for arm in arm_set["arms"] for p in "xyz" for s in range(4)
     ]
-    summary = summarise(write_run(tmp_path / "run", lines, ["x", "y", "z"], 4, arm_set))
+    summary = summarize(write_run(tmp_path / "run", lines, ["x", "y", "z"], 4, arm_set))
     declared = [claim.id for claim in wanted.claims]
     assert list(claims(summary))[: len(declared)] == declared
     combined = list(claims(summary))[len(declared) :]
@@ -371,12 +371,12 @@ def test_the_same_run_gives_the_same_file_and_valid_json(tmp_path):
     def refuse(word):
         raise AssertionError(word)
 
-    assert json.loads(first, parse_constant=refuse) == summarise(folder)
-    assert read_summary(folder / "summary.json") == summaries.summarise(folder)
+    assert json.loads(first, parse_constant=refuse) == summarize(folder)
+    assert read_summary(folder / "summary.json") == summaries.summarize(folder)
 
 
 def test_a_run_without_samples_yet_has_a_summary(tmp_path):
-    summary = summarise(write_run(tmp_path / "run", [], ["p0", "p1"], 4))
+    summary = summarize(write_run(tmp_path / "run", [], ["p0", "p1"], 4))
     assert set(claims(summary).values()) == {"undecided"}
     assert summary["arms"]["B"]["missing"] == 8
 
@@ -386,7 +386,7 @@ def test_a_missing_file_is_named(tmp_path, missing):
     folder = write_run(tmp_path / "run", [], ["p0"], 1)
     (folder / missing).unlink()
     with pytest.raises(SummaryError, match=f"{missing} is missing"):
-        summarise(folder)
+        summarize(folder)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_a_bad_run_file_is_one_plain_line(tmp_path, run, line):
     folder = write_run(tmp_path / "run", [], ["p0"], 1)
     (folder / "run.json").write_text(run)
     with pytest.raises(SummaryError, match=line) as error:
-        summarise(folder)
+        summarize(folder)
     assert "\n" not in str(error.value)
 
 
@@ -412,12 +412,12 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path):
     whole = (folder / "samples.jsonl").read_text()
     (folder / "samples.jsonl").write_text("{\n" + whole)
     with pytest.raises(SummaryError, match=r"samples\.jsonl line 1 is not a JSON object"):
-        summarise(folder)
+        summarize(folder)
     (folder / "samples.jsonl").write_text(whole + whole[:30])
-    assert summarise(folder)["arms"]["B"]["samples"] == 1  # the run was stopped while it wrote that line
+    assert summarize(folder)["arms"]["B"]["samples"] == 1  # the run was stopped while it wrote that line
 
 
 def test_a_foreign_sample_is_named(tmp_path):
     folder = write_run(tmp_path / "run", [sample("p9", "B", 0, True)], ["p0"], 1)
     with pytest.raises(SummaryError, match=r'samples\.jsonl line 1: problem_id "p9"'):
-        summarise(folder)
+        summarize(folder)
