@@ -281,7 +281,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
 
 
 def _rejection_method(text: str | None, dotted: dict[str, Any]) -> str | None:
-    """The way of rejecting drafts that the flags name; what is no JSON object is left to vLLM's own parser."""
+    """Return the rejection method in the flags; what is not a JSON object is left to vLLM's own parser."""
     try:
         config = {} if text is None else json.loads(text)
     except ValueError:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 from steerdec.common.files import write_atomically
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 
 
 def null_if_nan(value: float | None, digits: int | None = None) -> float | None:
@@ -24,7 +25,7 @@ def null_if_nan(value: float | None, digits: int | None = None) -> float | None:
     return value if digits is None else float(f"{value:.{digits}g}")
 
 
-def nulls_if_nan(values: Sequence[float] | Floats, digits: int | None = None) -> list[float | None]:
+def nulls_if_nan(values: Sequence[float] | Floats | Singles, digits: int | None = None) -> list[float | None]:
     """Apply `null_if_nan` to each value; a list, as JSON takes it."""
     numbers: list[float] = np.asarray(values, dtype=np.float64).tolist()
     if digits is None:

@@ -96,7 +96,8 @@ def draws_of_tokens(arm: Arm) -> Draws:
     """Compare each state's draws with its distribution; a state's rare tokens are merged.
 
     Rarer ones are also counted over all states: if a state has one common token, chi-square has nothing to compare,
-    and would miss a hundredfold surplus of the other. A draw of a token with probability 0 makes the statistic infinite.
+    and would miss a hundredfold surplus of the other. A draw of a token with probability 0 makes the statistic
+    infinite.
     """
     if not arm.expected:
         return Draws(0.0, 0, 0, 0.0)
