@@ -94,18 +94,18 @@ def drawn(llm: LLM, case: Case, draws: int, first_seed: int = FIRST_SEED) -> NDA
     extra: dict[str, Any] = {} if case.steering is None else {"extra_args": {"steering": case.steering}}
     if case.choices:
         extra["structured_outputs"] = StructuredOutputsParams(choice=list(case.choices))
-    asked = [
+    parameters = [
         SamplingParams(max_tokens=1, seed=first_seed + i, temperature=case.temperature, top_p=case.top_p, **extra)
         for i in range(draws)
     ]
-    answers = llm.generate([prompt_of(llm)] * draws, asked, use_tqdm=False)
+    answers = llm.generate([prompt_of(llm)] * draws, parameters, use_tqdm=False)
     return np.array([answer.outputs[0].token_ids[0] for answer in answers])
 
 
 def step_logits(llm: LLM) -> Tensor:
     """Return [vocab] float64 logits of the drawn step, up to a constant, from vLLM's own log-probabilities."""
-    asked = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
-    step = llm.generate([prompt_of(llm)], asked, use_tqdm=False)[0].outputs[0].logprobs[0]
+    parameters = SamplingParams(temperature=1.0, max_tokens=1, logprobs=-1)
+    step = llm.generate([prompt_of(llm)], parameters, use_tqdm=False)[0].outputs[0].logprobs[0]
     logits = torch.full((llm.model_config.get_vocab_size(),), -torch.inf, dtype=torch.float64)
     for token, entry in step.items():
         logits[token] = entry.logprob
@@ -194,29 +194,29 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100_000, help="of each case")
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     console, results = Console(width=110), []
-    llm = engine(asked.model, asked.dtype)
-    for name in asked.case:
+    llm = engine(options.model, options.dtype)
+    for name in options.case:
         case, tokens, begin = CASES[name], np.zeros(0, np.int64), time.perf_counter()
-        while len(tokens) < asked.draws:
-            n = min(BATCH, asked.draws - len(tokens))
+        while len(tokens) < options.draws:
+            n = min(BATCH, options.draws - len(tokens))
             tokens = np.append(tokens, drawn(llm, case, n, FIRST_SEED + len(tokens)))
-            console.print(f"{name}: {len(tokens):,} of {asked.draws:,} draws", highlight=False)
+            console.print(f"{name}: {len(tokens):,} of {options.draws:,} draws", highlight=False)
         p, p_neighbor, bins = p_values(llm, case, tokens)
-        results.append(Result(name, asked.draws, bins, p, p_neighbor, round(time.perf_counter() - begin, 1)))
+        results.append(Result(name, options.draws, bins, p, p_neighbor, round(time.perf_counter() - begin, 1)))
     table = Table(box=None)
     for heading in ("case", "draws", "bins", "p", "p of a neighbor", "s"):
         table.add_column(heading, no_wrap=True)
     for r in results:
         table.add_row(r.case, f"{r.draws:,}", str(r.bins), f"{r.p:.4f}", f"{r.p_neighbor:.1e}", f"{r.elapsed_s:.0f}")
     about = kernel.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    about |= {"model": asked.model, "dtype": asked.dtype}
+    about |= {"model": options.model, "dtype": options.dtype}
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
     console.print(table)
-    if asked.json:
+    if options.json:
         data = {"machine": about, "results": [asdict(r) for r in results]}
-        asked.json.write_text(json.dumps(data, indent=1) + "\n")
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
     sys.exit(any(r.p < ALPHA for r in results))
 
 

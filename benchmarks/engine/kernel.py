@@ -254,26 +254,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    asked = parser.parse_args()
-    if asked.rounds < FEWEST_ROUNDS:
-        parser.error(f"--rounds: is {asked.rounds}, must be at least {FEWEST_ROUNDS}")
-    device, console = torch.device(asked.device), Console(width=110)
+    options = parser.parse_args()
+    if options.rounds < FEWEST_ROUNDS:
+        parser.error(f"--rounds: is {options.rounds}, must be at least {FEWEST_ROUNDS}")
+    device, console = torch.device(options.device), Console(width=110)
     about = machine(device)
     console.print(", ".join(f"{name} {value}" for name, value in about.items()))
     timings: list[Timing] = []
-    for vocab in asked.vocab:
+    for vocab in options.vocab:
         begin = time.perf_counter()
         dispatch.warm_up(vocab, device)
         console.print(f"warm-up for {vocab:,} logits: {time.perf_counter() - begin:.1f} s")
         if device.type == "cuda":
             check_no_synchronization(vocab)
-        measured = [timing for n in asked.rows for timing in measure(n, vocab, asked.rounds, device)]
+        measured = [timing for n in options.rows for timing in measure(n, vocab, options.rounds, device)]
         show(measured, console)
         timings += measured
     if any(t.disturbed for t in timings):
         console.print("* busy machine, disturbed rounds are included: trust the best times, not the ratios")
-    if asked.json:
-        asked.json.write_text(json.dumps({"machine": about, "timings": [asdict(t) for t in timings]}, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(
+            json.dumps({"machine": about, "timings": [asdict(t) for t in timings]}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

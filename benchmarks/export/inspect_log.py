@@ -136,13 +136,13 @@ def _sample(source: Source, sample: Sample) -> Any:
     from inspect_ai.scorer import Score
 
     prompt = source.prompt(sample.problem_id)
-    asked = ChatMessageUser(content=prompt)
+    question = ChatMessageUser(content=prompt)
     extra: dict[str, Any] = {}
     if sample.text is None:
-        messages = [asked]
+        messages = [question]
         extra["error"] = EvalError(message=str(sample.error), traceback="", traceback_ansi="")
     else:
-        messages = [asked, ChatMessageAssistant(content=sample.text)]
+        messages = [question, ChatMessageAssistant(content=sample.text)]
         stop = _STOP.get(str(sample.finish_reason), "unknown")
         output = ModelOutput.from_content(source.settings.model, sample.text, stop_reason=stop)
         output.usage = ModelUsage(output_tokens=sample.completion_tokens or 0)

@@ -37,14 +37,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    asked, flags = parser.parse_known_args()
-    if min(asked.requests, asked.at_once) < 1:
+    options, flags = parser.parse_known_args()
+    if min(options.requests, options.at_once) < 1:
         parser.error("--requests and --at-once: must be at least 1")
     command = [sys.executable, "-m", "steerdec", "serve", MODEL, "--port", "{port}", "--dtype", "float32", *flags]
     with tempfile.TemporaryDirectory() as folder:
         try:
             with local_server(MODEL, Path(folder) / "server.log", command=command) as url:
-                found = asyncio.run(soak.run(url, asked.requests, asked.at_once, asked.seed))
+                found = asyncio.run(soak.run(url, options.requests, options.at_once, options.seed))
                 about = httpx.get(f"{url}/v1/steering", timeout=10).json()
                 engines = tokens_by_engine(httpx.get(f"{url}/metrics", timeout=10).text)
         except (ServerError, httpx.HTTPError) as e:

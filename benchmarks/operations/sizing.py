@@ -150,9 +150,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What figure 3 of arXiv 2506.01939 takes on Qwen3-8B.")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--samples", type=int, nargs="+", default=[16, 48])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     try:
-        table = [HEAD, *rows(asked.gpus, asked.samples)]
+        table = [HEAD, *rows(options.gpus, options.samples)]
     except ValueError as e:
         parser.error(str(e))
     widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]

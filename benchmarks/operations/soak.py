@@ -194,7 +194,7 @@ def show(soak: Soak, console: Console) -> None:
         table.add_row(name, str(count))
     for status, count in sorted(soak.statuses.items()):
         table.add_row(f"status {status}", str(count))
-    memory = "not told"
+    memory = "not reported"
     if soak.server_mib_warm is not None and soak.server_mib_end is not None:
         memory = f"{soak.server_mib_warm:.0f} -> {soak.server_mib_end:.0f} MiB"
     table.add_row("choices checked", str(soak.checked_choices))
@@ -216,16 +216,16 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    asked = parser.parse_args()
-    if min(asked.requests, asked.at_once) < 1:
+    options = parser.parse_args()
+    if min(options.requests, options.at_once) < 1:
         parser.error("--requests and --at-once: must be at least 1")
     try:
-        soak = asyncio.run(run(asked.endpoint, asked.requests, asked.at_once, asked.seed))
+        soak = asyncio.run(run(options.endpoint, options.requests, options.at_once, options.seed))
     except httpx.HTTPError as e:
-        sys.exit(f"soak: {asked.endpoint}: {e}")
+        sys.exit(f"soak: {options.endpoint}: {e}")
     show(soak, Console(width=110))
-    if asked.json:
-        asked.json.write_text(json.dumps(vars(soak), indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(vars(soak), indent=1) + "\n")
     sys.exit(1 if soak.failures else 0)
 
 

@@ -72,7 +72,9 @@ def _rulings(data: RunData, judged: dict[str, Judgement], instrument: Instrument
         for arm in (claim.arm, claim.against):
             applied = data.applied.get(arm)
             if applied is not None and applied.status == "not applied":
-                ruling = verdicts.replaced(ruling, "not applied", f"{arm} was not steered as asked: {applied.reason}")
+                ruling = verdicts.replaced(
+                    ruling, "not applied", f"{arm} was not steered as requested: {applied.reason}"
+                )
                 break
         rulings[claim.id] = ruling
     for effect, place in design.combined:
@@ -160,7 +162,7 @@ def _warnings(data: RunData, instrument: Instrument) -> tuple[str, ...]:
             )
     for name, applied in data.applied.items():
         if applied.status == "not applied":
-            found.append(f"{name} was not steered as asked: {applied.reason}. Claims about it are not applied.")
+            found.append(f"{name} was not steered as requested: {applied.reason}. Claims about it are not applied.")
     if instrument.verdict == "not shown":
         found.append(f"That A/A equals the baseline is not shown: {instrument.reason}.")
     return tuple(found)

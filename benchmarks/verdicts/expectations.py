@@ -78,11 +78,11 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
     baseline = str(arm_set["baseline"])
     claims = tuple(_claim(claim) for claim in arm_set.get("claims") or ())
     controls = _controls(arms, baseline)
-    asked = [(c["arm"], _against(c)) for c in arm_set.get("comparisons") or ()]
-    pairs = tuple(dict.fromkeys([*controls.items(), *((c.arm, c.against) for c in claims), *asked]))
+    declared = [(c["arm"], _against(c)) for c in arm_set.get("comparisons") or ()]
+    pairs = tuple(dict.fromkeys([*controls.items(), *((c.arm, c.against) for c in claims), *declared]))
     for name in (baseline, *(end for pair in pairs for end in pair)):
         if name not in arms:
-            raise DesignError(f'"{name}" is compared but is no arm of the run (there are: {", ".join(arms)})')
+            raise DesignError(f'"{name}" is compared but is not an arm of the run (there are: {", ".join(arms)})')
     delta = float(arm_set.get("delta", DELTA))
     if not 0 < delta < 1:
         raise DesignError(f"delta is {delta:g}; a fraction between 0 and 1 is allowed, such as 0.02 for 2 points")

@@ -42,7 +42,7 @@ def judge_instrument(identity: Counts, floor: Counts, accuracy: DifferenceEstima
     """
     pairs, differing = int(identity.graded.sum()), int(identity.correct.sum())
     if pairs == 0:
-        return Instrument("unchecked", "no A/A sample stands beside a baseline sample of the same seed")
+        return Instrument("unchecked", "no A/A sample has the same seed as a baseline sample")
     share = f"A/A differs from the baseline in {differing} of {pairs} texts"
     if differing == 0:
         return Instrument("valid", f"A/A gave the baseline's text in all {pairs} pairs", 0.0)

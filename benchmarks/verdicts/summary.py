@@ -72,7 +72,7 @@ def read_run_data(directory: str | Path) -> RunData:
     except (DesignError, SampleError) as e:
         raise SummaryError(f"{path}: {e}") from None
     except (OSError, ValueError, TypeError) as e:
-        raise SummaryError(f"{path / 'run.json'} is no run: {e}") from None
+        raise SummaryError(f"{path / 'run.json'} is not a run: {e}") from None
 
 
 def _data(run: Mapping[str, Any], path: Path) -> RunData:

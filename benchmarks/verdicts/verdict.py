@@ -147,7 +147,7 @@ def place_or_dose(effect: Ruling, place: Ruling, elsewhere: str, borrowed_from: 
 def _combine(effect: Verdict, place: Verdict, elsewhere: str, borrowed_from: str) -> tuple[Verdict, Verdict, str]:
     """Return the verdicts on "place, not dose" and "dose, not place", with their reasons."""
     if "not applied" in (effect, place):
-        return "not applied", "not applied", "an arm was not steered as asked, so place and dose were not compared"
+        return "not applied", "not applied", "an arm was not steered as requested, so place and dose were not compared"
     if effect == "reversed":
         words = "the effect runs the other way than claimed, so the claim about its cause has nothing to stand on"
         return "reversed", "reversed", words

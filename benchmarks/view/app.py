@@ -54,8 +54,8 @@ def app(folder: Path, hosts: list[str]) -> Starlette:
         return HTMLResponse(report_page(read_run(folder, summarize(folder))))
 
     def trace(request: Request) -> Response:
-        asked = request.query_params
-        return _trace(folder, asked.get("problem", ""), asked.get("sample", ""), asked.get("left"), asked.get("right"))
+        query = request.query_params
+        return _trace(folder, query.get("problem", ""), query.get("sample", ""), query.get("left"), query.get("right"))
 
     pages: dict[str, Page] = {"/": overview, "/report": report, "/trace": trace}
     routes = [Route(path, _guarded(page)) for path, page in pages.items()]

@@ -141,7 +141,7 @@ def test_a_matched_arm_borrows_the_effect_of_an_arm_at_the_same_tokens_in_the_sa
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"claims": [claim("a", "B", "Q")]}, '"Q" is compared but is no arm of the run \\(there are: B\\)'),
+        ({"claims": [claim("a", "B", "Q")]}, '"Q" is compared but is not an arm of the run \\(there are: B\\)'),
         ({"claims": [claim("a", "B", "B", "up")]}, 'claim "a": direction "up" is none of greater, higher, less, lower'),
         ({"delta": 0}, "delta is 0; a fraction between 0 and 1"),
         ({"delta": 2}, "delta is 2; a fraction between 0 and 1"),

@@ -70,9 +70,9 @@ def test_steering_that_changes_nothing_is_not_applied(tmp_path: Path, forks: int
     edit_samples(tmp_path, unsteered)
     summary = summarize(tmp_path)
     assert [(claim.verdict, claim.verdict_these_problems) for claim in summary.claims] == [("not applied",) * 2]
-    assert "F-up was not steered as asked" in summary.claims[0].reason
+    assert "F-up was not steered as requested" in summary.claims[0].reason
     assert summary.arms["F-up"].applied == "not applied"
-    assert summary.warnings[0].startswith("F-up was not steered as asked: it steered")
+    assert summary.warnings[0].startswith("F-up was not steered as requested: it steered")
 
 
 def test_arms_that_all_write_the_baselines_texts_check_nothing(tmp_path: Path) -> None:

@@ -392,8 +392,8 @@ def test_a_missing_file_is_named(tmp_path, missing):
 @pytest.mark.parametrize(
     ("run", "line"),
     [
-        ("{", "run.json is no run: .*line 1"),
-        ("[]", "run.json is no run: "),
+        ("{", "run.json is not a run: .*line 1"),
+        ("[]", "run.json is not a run: "),
         ("{}", "run.json has no 'arms'"),
         (json.dumps({"arms": ARM_SET, "problems": {"ids": ["p0"]}}), "run.json has no 'samples'"),
         (json.dumps({"arms": ARM_SET | {"delta": 3}}), "delta is 3"),

@@ -92,7 +92,7 @@ UNTOLD = "an effect, but place and dose cannot be told apart"
         ("", "reversed", "holds", "reversed", "reversed", "the effect runs the other way than claimed"),
         ("", "undecided", "holds", "undecided", "undecided", "no effect shown"),
         ("", "undecided", "no effect", "undecided", "undecided", "no effect shown"),
-        ("", "holds", "not applied", "not applied", "not applied", "an arm was not steered as asked"),
+        ("", "holds", "not applied", "not applied", "not applied", "an arm was not steered as requested"),
         # Where the place claim was tested at another dose, that it shows nothing decides nothing.
         ("F-down", "holds", "holds", "holds", "reversed", "place, not dose, at another dose than that of F-down: "),
         ("F-down", "holds", "no effect", "undecided", "undecided", f"{UNTOLD}, for"),
