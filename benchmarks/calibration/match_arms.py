@@ -20,6 +20,7 @@ from steerdec.records.calibration import Matched, Matching
 
 from ..design.resolving import resolve
 from . import matching
+from .arm_doses import Doses, arm_doses
 from .curves import Curves, measure_curves
 from .matching import Means
 from .measuring import Measured, Measuring, Request
@@ -69,6 +70,7 @@ async def match_arms(
     *,
     tokens: int,
     threshold_nats: float,
+    fork_rate: float,
 ) -> Matching:
     """Return temperatures for every "solve" of the set; an arm without one is left out, with the reason.
 
@@ -100,7 +102,18 @@ async def match_arms(
             break
         await plan.take(number, temperatures, measuring, measures)
         asked = solved
-    rng = np.random.default_rng(measuring.seed)
+    drawn = bootstrap.weights(len(curves.all_tokens), np.random.default_rng(measuring.seed), matching.BOOTSTRAP_DRAWS)
+    draws = [found for weights in drawn if base in (found := curves.contributions(weights))]
+    draw_means = [Means(base, draw) for draw in draws]
+    kept = [pair for pair in pairs if pair.arm.name not in unmatched]
+    resolved = resolve(
+        arm_set,
+        temperature=base,
+        threshold_nats=threshold_nats,
+        fork_rate=fork_rate,
+        solved={pair.arm.name: solved.get(pair.arm.name, base) for pair in pairs},
+    )
+    described = resolved.model_copy(update={"arms": tuple(a for a in resolved.arms if a.name not in unmatched)})
     return Matching(
         temperature=base,
         threshold_nats=threshold_nats,
@@ -113,16 +126,21 @@ async def match_arms(
                 arm=pair.arm.name,
                 matched=pair.other.name,
                 temperature=solved[pair.arm.name],
-                temperature_ci95=_interval(curves, base, pair, rng),
+                temperature_ci95=matching.interval(draw_means, pair.arm, pair.other),
                 target_nats=means.dose_nats(pair.other),
                 dose_nats=means.dose_nats(pair.other) + pair.missed(means, solved[pair.arm.name]),
                 arm_at=matching.temperatures(pair.arm) | {matching.solved_part(pair.arm): solved[pair.arm.name]},
                 matched_at=matching.temperatures(pair.other),
             )
-            for pair in pairs
-            if pair.arm.name not in unmatched
+            for pair in kept
         ),
         unmatched=unmatched,
+        doses=arm_doses(
+            described,
+            Doses(base, curves.contributions(), draws),
+            threshold_nats,
+            {pair.arm.name: pair.other.name for pair in kept},
+        ),
     )
 
 
@@ -195,12 +213,3 @@ def _not_found(means: Means, pair: Pair, temperature: float) -> str:
         f'the dose of "{pair.other.name}", {means.dose_nats(pair.other):+.4f} nats, by '
         f"{pair.missed(means, temperature):+.4f}; allowed is {TOLERANCE_NATS:g}"
     )
-
-
-def _interval(curves: Curves, base: float, pair: Pair, rng: np.random.Generator) -> tuple[float, float]:
-    draws = (
-        Means(base, contributions)
-        for weights in bootstrap.weights(len(curves.all_tokens), rng, matching.BOOTSTRAP_DRAWS)
-        if base in (contributions := curves.contributions(weights))
-    )
-    return matching.interval(draws, pair.arm, pair.other)

@@ -10,6 +10,7 @@ entropy that the other tokens contribute.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ LOWEST, HIGHEST = 0.05, 5.0  # times the base temperature: the curves' ends
 FIRST_LOOKS = (0.25, 0.5, 1.5, 2.5)  # times the base
 SOLVED = "solve"
 BOOTSTRAP_DRAWS = 500
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)  # on (-1, 1)
 
 Floats = NDArray[np.float64]
 
@@ -59,13 +61,42 @@ class Means:
         """Return what "forks", "others" or "all" tokens contribute when sampled at that temperature."""
         if temperature == 0.0:
             return 0.0
-        curves = {"forks": [self._forks], "others": [self._others], "all": [self._forks, self._others]}[part]
-        return sum(float(curve(math.log(temperature))) for curve in curves)
+        return sum(float(curve(math.log(temperature))) for curve in self._of(part))
+
+    def kl_nats(self, part: str, temperature: float) -> float:
+        """Return what "forks", "others" or "all" tokens contribute to the mean of `divergence`."""
+        return sum(float(divergence(curve, temperature, self.base)) for curve in self._of(part))
+
+    def _of(self, part: str) -> list[PchipInterpolator]:
+        return {"forks": [self._forks], "others": [self._others], "all": [self._forks, self._others]}[part]
 
     def dose_nats(self, arm: Arm, **solved: float) -> float:
         """Return what a resolved arm adds to the mean entropy; `solved` replaces its "solve"."""
         at = temperatures(arm) | solved
         return sum(self.nats(part, t) - self.nats(part, self.base) for part, t in at.items())
+
+
+def divergence(curve: PchipInterpolator, temperature: float, base: float) -> Floats:
+    """Return KL(softmax(z / T') || softmax(z / T)), T the base, from the curve of the entropy over ln T'.
+
+    For fixed logits d KL / d T' = (T' / T - 1) dH / d T', with H the entropy at T'. That is linear in H, so from the
+    mean entropy over tokens follows their mean divergence: the integral of |t / T - 1| dH(t) between T and T', here
+    by Gauss's rule between the curve's points. Exactly 0 at T. Below the curve H is taken to grow in proportion to t.
+
+    Args:
+        curve: values [points, ...]; the result is of shape [...].
+    """
+    lowest, found = math.exp(curve.x[0]), np.zeros(curve.c.shape[2:])
+    low, high = sorted((temperature, base))
+    if low == 0.0 and high > 0.0:
+        low = lowest
+        found = found + (1.0 - lowest / (2.0 * base)) * curve(curve.x[0])
+    a, b, rise = math.log(low), math.log(high), curve.derivative()
+    for left, right in itertools.pairwise([a, *(float(knot) for knot in curve.x if a < knot < b), b]):
+        u = left + (right - left) * (_NODES + 1.0) / 2.0
+        weights = (right - left) / 2.0 * _WEIGHTS * np.abs(np.exp(u) / base - 1.0)
+        found = found + np.tensordot(weights, rise(u), axes=1)
+    return np.asarray(found, dtype=np.float64)
 
 
 def temperatures(arm: Arm) -> dict[str, float]:

@@ -125,6 +125,7 @@ async def _calibrate(
         [*first_round, *(one for one in measures if one.round > 0)],
         tokens=tokens,
         threshold_nats=threshold_nats,
+        fork_rate=calibration.fork_rate,
     )
     return calibration.model_copy(update={"matching": solved})
 

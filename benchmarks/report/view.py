@@ -185,7 +185,7 @@ class Measured:
     """Which of the optional columns have a number in at least one row."""
 
     shift: bool
-    kl: bool
+    dose: bool
     texts: bool
     applied: bool
     per_correct: bool
@@ -196,7 +196,7 @@ def _measured(summary: Summary) -> Measured:
     arms = summary.arms.values()
     return Measured(
         shift=any(arm.entropy_shift_nats is not None for arm in arms),
-        kl=any(arm.mean_kl_nats is not None for arm in arms),
+        dose=any(arm.kl_nats is not None for arm in arms),
         texts=any(arm.texts_changed is not None for arm in arms),
         applied=any(arm.applied is not None for arm in arms),
         per_correct=any(arm.tokens_per_correct is not None for arm in arms),

@@ -125,7 +125,7 @@ def repeated_request(run_json: Path) -> tuple[RunRequest, Settings]:
         seed=old.seed,
         temperature=old.temperature,
         max_tokens=old.max_tokens,
-        threshold=Threshold(old.threshold_nats, old.threshold_origin),
+        threshold=Threshold(old.threshold_nats, old.threshold_origin, doses=old.doses),
         replays=replays,
         look_fractions=tuple(look.samples / look.planned for look in old.looks) or (1.0,),
     )

@@ -153,6 +153,7 @@ def _settings(request: RunRequest, target: Target, urls: tuple[str, ...], server
         threshold_nats=threshold.nats,
         threshold_origin=threshold.origin,
         looks=plan_run_looks(request.samples, request.look_fractions, problems.problems),
+        doses=threshold.doses_of(arms),
     )
 
 

@@ -5,7 +5,7 @@ A difference is the mean over problems of (arm - against), each problem weighing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -90,8 +90,10 @@ def _centered(values: Floats, kept: np.ndarray, k: Floats) -> Floats:
     return squares
 
 
-def difference(spread: Spread, population: Population) -> DifferenceEstimate:
+def difference(spread: Spread, population: Population, extra_sd: float = 0.0) -> DifferenceEstimate:
     """Return the mean difference with its 95% interval and p-values in one population.
+
+    `extra_sd`: standard deviation of an error of the difference that is not one of sampling (see `dose_error`).
 
     "problems like these": the problems, or groups of problems, are a sample; Student's t over them.
     "these problems": the problems are fixed and only the sampling within them is random; their variances are added,
@@ -125,14 +127,24 @@ def difference(spread: Spread, population: Population) -> DifferenceEstimate:
             df = clusters - 1.0
         if clusters == 1:
             return _unknown(n, dropped, value, "one problem says nothing about problems like it")
-    return _estimate(value, float(se), df, n, dropped, rare, clusters)
+    if extra_sd > 0 and rare is not None:
+        rare = replace(rare, extra_sd=extra_sd)
+    return _estimate(value, float(se), df, n, dropped, rare, clusters, extra_sd)
 
 
 def _estimate(
-    value: float, se: float, df: float, n: int, dropped: int, rare: RareParts | None, clusters: int
+    value: float,
+    se: float,
+    df: float,
+    n: int,
+    dropped: int,
+    rare: RareParts | None,
+    clusters: int,
+    extra_sd: float,
 ) -> DifferenceEstimate:
-    note = ""
-    if rare is not None and (rare.events < FEW or not se > 0):
+    note, few = "", rare is not None and (rare.events < FEW or not se > 0)
+    se = float(np.hypot(se, extra_sd)) if se > 0 or few else se
+    if few and rare is not None:
         low, high = rare.limits(ALPHA / 2)
         greater, less = rare.p_below(0.0), rare.p_above(0.0)
         note = "few samples or problems differ, so the interval is that of rare events"

@@ -10,6 +10,7 @@ from steerdec.records.summary import Metric, Population
 
 from . import metrics
 from .comparisons import DifferenceEstimate, Spread, difference, equivalence_p
+from .dose_error import DoseError
 from .pairing import Pair
 
 _LENGTHS: tuple[Metric, ...] = ("tokens", "tokens per correct")
@@ -35,15 +36,23 @@ class Evidence:
     bounds: tuple[float, float]
     bounds_ci95: tuple[float, float]
     obstacle: str = ""  # why no verdict can be reached, whatever the numbers
+    dose_error: DoseError | None = None  # of dose matching, None where the arms were not matched
 
 
-def evidence(pair: Pair, metric: Metric, population: Population, delta: float) -> Evidence:
-    """Compare a pair in one metric and population."""
+def evidence(
+    pair: Pair, metric: Metric, population: Population, delta: float, dose_error: DoseError | None = None
+) -> Evidence:
+    """Compare a pair in one metric and population; every error holds that of the dose matching, where there is one."""
     graded = pair.graded_only()
     spread = metrics.spread(graded, metric)
-    found = difference(spread, population)
+    extra_sd, obstacle = 0.0, ""
+    if dose_error is not None:
+        extra_sd = dose_error.sd
+        if not np.isfinite(extra_sd):
+            extra_sd, obstacle = 0.0, "what the score changes per nat is not known, so neither is the matching's error"
+    found = difference(spread, population, extra_sd)
     doubtful = int(pair.ungraded.sum())
-    cases, obstacle = [found], ""
+    cases = [found]
     if metric in _LENGTHS or metric == "truncation":
         table = (pair.arm.truncated, pair.against.truncated)
         if metric in _LENGTHS:
@@ -51,7 +60,7 @@ def evidence(pair: Pair, metric: Metric, population: Population, delta: float) -
         doubtful = int(np.sum(pair.common & (np.isnan(table[0]) | np.isnan(table[1]))))
     if doubtful:
         if metric in ("avg@k", "pass@k"):
-            cases += [difference(metrics.spread(worst, metric), population) for worst in pair.at_worst()]
+            cases += [difference(metrics.spread(worst, metric), population, extra_sd) for worst in pair.at_worst()]
         else:
             obstacle = f"{doubtful} samples have no grade or length, and nothing bounds what they do to {metric}"
     return Evidence(
@@ -69,6 +78,7 @@ def evidence(pair: Pair, metric: Metric, population: Population, delta: float) -
             else (np.nan, np.nan)
         ),
         obstacle=obstacle,
+        dose_error=dose_error,
     )
 
 

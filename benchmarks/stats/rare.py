@@ -25,7 +25,8 @@ _SMALLEST = 1e-12
 class RareParts:
     """A difference as weighted gains minus weighted losses.
 
-    `events`: how many parts are not zero. `largest`: the weight of the largest part there can be.
+    `events`: how many parts are not zero. `largest`: the weight of the largest part there can be. `extra_sd`: standard
+    deviation of an independent normal error of the difference, which the limits hold too.
     """
 
     gain: float
@@ -34,6 +35,7 @@ class RareParts:
     loss_square: float
     largest: float
     events: int
+    extra_sd: float = 0.0
 
     @property
     def value(self) -> float:
@@ -43,8 +45,9 @@ class RareParts:
         """Lower and upper limit, each missed with chance `tail` at most."""
         least_gain, most_gain = _gamma_limits(self.gain, self.gain_square, self.largest, tail)
         least_loss, most_loss = _gamma_limits(self.loss, self.loss_square, self.largest, tail)
-        low = self.value - float(np.hypot(self.gain - least_gain, most_loss - self.loss))
-        high = self.value + float(np.hypot(most_gain - self.gain, self.loss - least_loss))
+        extra = float(-scipy.special.ndtri(tail)) * self.extra_sd if self.extra_sd > 0 else 0.0
+        low = self.value - float(np.hypot(np.hypot(self.gain - least_gain, most_loss - self.loss), extra))
+        high = self.value + float(np.hypot(np.hypot(most_gain - self.gain, self.loss - least_loss), extra))
         return max(low, -1.0), min(high, 1.0)
 
     def p_above(self, null: float) -> float:

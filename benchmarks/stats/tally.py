@@ -60,7 +60,6 @@ class Tally:
     forks: Ints
     entropy_nats: Floats  # mean over the tokens of the sample, NaN if not reported
     sampled_entropy_nats: Floats  # the same of the distributions drawn from
-    kl_nats: Floats  # mean over the tokens of KL(steered || plain), NaN if not known
     repeated: int  # lines replaced by a later one of the same sample
 
     @property
@@ -109,7 +108,7 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         JournalError: the file cannot be read, or a line is not a sample.
     """
     columns = {name: array("q") for name in _INTEGERS}
-    entropy, sampled, kl = array("d"), array("d"), array("d")
+    entropy, sampled = array("d"), array("d")
     at_problem, at_arm = ({name: i for i, name in enumerate(known)} for known in (problems, arms))
     answers: dict[str, int] = {}
     for number, sample in enumerate(read_lines(path), start=1):
@@ -121,7 +120,6 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         columns["seed"].append(sample.seed & (2**63 - 1))
         entropy.append(_nats(sample.mean_entropy_nats))
         sampled.append(_nats(sample.mean_sampled_entropy_nats))
-        kl.append(_nats(getattr(sample, "mean_kl_nats", None)))
         columns["tokens"].append(_count(sample.completion_tokens))
         columns["forks"].append(_count(sample.forks))
         answer = sample.answer
@@ -142,7 +140,6 @@ def read_samples(path: Path, problems: Sequence[str], arms: Sequence[str]) -> Ta
         truncated=truncated,
         entropy_nats=np.array(entropy, dtype=np.float64)[last],
         sampled_entropy_nats=np.array(sampled, dtype=np.float64)[last],
-        kl_nats=np.array(kl, dtype=np.float64)[last],
         repeated=len(entropy) - len(last),
     )
 

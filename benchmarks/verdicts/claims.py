@@ -15,9 +15,11 @@ from ..stats.metrics import spread
 from ..stats.pairing import pair_up
 from . import judging
 from . import verdict as verdicts
+from .dose_matches import NOT_RECORDED
 from .instrument import SEVERITY, Instrument, judge_instrument
 from .judging import Compared, Judgement
 from .run_data import RunData
+from .summary_rows import dose_error_fields
 from .verdict import Ruling
 from .wording import plural
 
@@ -40,7 +42,9 @@ def judge(data: RunData, instrument: Instrument) -> Judged:
     """Judge every claim, and the combined ones, in both populations."""
     design = data.design
     judged = {
-        population: judging.judge_all(design.claims, data.tables, data.looks, population, design.delta, data.groups)
+        population: judging.judge_all(
+            design.claims, data.tables, data.looks, population, design.delta, data.groups, data.dose_matches
+        )
         for population in SCOPES
     }
     rulings = {population: _rulings(data, judged[population], instrument) for population in SCOPES}
@@ -105,6 +109,7 @@ def _row(
     if claim is None or own is None:
         return row
     samples = data.looks[own.look].samples if own.look >= 0 else None
+    matching = own.evidence.dose_error if own.evidence is not None else None
     return row.model_copy(
         update={
             "metric": claim.metric,
@@ -117,6 +122,7 @@ def _row(
             "samples": samples,
             "decided_at": None if samples is None else samples / data.samples,
             "given_up": own.given_up,
+            **dose_error_fields(matching),
         }
     )
 
@@ -163,6 +169,13 @@ def _warnings(data: RunData, instrument: Instrument) -> tuple[str, ...]:
     for name, applied in data.applied.items():
         if applied.status == "not applied":
             found.append(f"{name} was not steered as requested: {applied.reason}. Claims about it are not applied.")
+    unknown = [
+        f"{claim.arm} − {claim.against}"
+        for claim in data.design.claims
+        if data.dose_matches.not_recorded(claim.arm, claim.against)
+    ]
+    if unknown:
+        found.append(f"{', '.join(unknown)}: {NOT_RECORDED}.")
     if instrument.verdict == "not shown":
         found.append(f"That A/A equals the baseline is not shown: {instrument.reason}.")
     return tuple(found)

@@ -66,6 +66,7 @@ class Design:
     delta: float
     asks: Mapping[str, Asks]  # the arms that steer at other than the base temperatures
     temperature: float | None  # of the baseline
+    matched: Mapping[str, str]  # arm whose temperature is solved -> the arm whose dose it has
 
 
 def read_design(arm_set: Mapping[str, Any]) -> Design:
@@ -100,6 +101,7 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
         delta=delta,
         asks={name: asks for name, arm in arms.items() if (asks := _asks(arm)) is not None},
         temperature=arms[baseline].get("temperature"),
+        matched={name: str(arm["matched"]) for name, arm in arms.items() if arm.get("matched") is not None},
     )
 
 

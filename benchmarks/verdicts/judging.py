@@ -23,6 +23,7 @@ from ..stats.evidence import Evidence, evidence
 from ..stats.looks import FUTILE, PlannedLook, adjusted_p, boundaries, chance_of_a_verdict
 from ..stats.pairing import ArmTable, pair_up
 from ..stats.rare import equal_half_width
+from .dose_matches import DoseMatches
 from .verdict import Claim, Corrected, Ruling, explain, too_few, verdict_of
 from .wording import amount
 
@@ -64,6 +65,7 @@ def judge_all(
     population: Population,
     delta: float,
     groups: Ints | None,
+    matches: DoseMatches,
 ) -> dict[str, Judgement]:
     """Return a judgement for each claim, by id.
 
@@ -74,7 +76,7 @@ def judge_all(
     judged: dict[str, Judgement] = {}
     for number in range(len(looks)):
         for compared, state in states.items():
-            _update(state, tables, compared, looks, number, population, deltas[compared], groups)
+            _update(state, tables, compared, looks, number, population, deltas[compared], groups, matches)
         for claim in claims:
             state = states[claim.compared]
             if claim.id in judged or state.look != number or state.evidence is None:
@@ -107,12 +109,15 @@ def _update(
     population: Population,
     delta: float,
     groups: Ints | None,
+    matches: DoseMatches,
 ) -> None:
     arm, against, metric = compared
-    pair = pair_up(tables[arm], tables[against], looks[number].samples, groups)
-    if pair.common.shape[1] < looks[number].samples or not pair.common.all() or not pair.common.size:
+    samples = looks[number].samples
+    pair = pair_up(tables[arm], tables[against], samples, groups)
+    if pair.common.shape[1] < samples or not pair.common.all() or not pair.common.size:
         return
-    found = evidence(pair, metric, population, delta if delta > 0 else 1e-9)
+    matching = matches.error(tables, compared, population, samples, groups)
+    found = evidence(pair, metric, population, delta if delta > 0 else 1e-9, matching)
     state.look, state.evidence = number, found
     if _obstacle(found, population):
         return
@@ -138,6 +143,8 @@ def _chance(found: Evidence, look: PlannedLook, last: PlannedLook, delta: float)
     noise = float(np.mean(found.spread.variance[kept]))
     between = max(0.0, float(np.var(found.spread.differences[kept], ddof=1)) - noise)
     final_se = np.sqrt((between + noise * look.samples / last.samples) / n)
+    if found.dose_error is not None:  # more samples do not lessen it
+        final_se = np.hypot(final_se, found.dose_error.sd)
     within = max(0.0, delta - equal_half_width(float(final_se), n, ALPHA)) if found.spread.bounded else 0.0
     return float(chance_of_a_verdict(found.estimate.value, found.estimate.se, float(final_se), within))
 
@@ -174,7 +181,7 @@ def _judgement(
     obstacle = _obstacle(found, population)
     verdict = "undecided" if obstacle else verdict_of(claim.direction, corrected)
     ci95 = _interval(found.estimate, looks, state.look)
-    reason = explain(claim, verdict, replace(found.estimate, ci95=ci95), corrected, delta)
+    reason = explain(claim, verdict, replace(found.estimate, ci95=ci95), corrected, delta, found.dose_error)
     more = []
     if found.ungraded and not np.isnan(found.bounds[0]):
         score = claim.metric in metrics.SCORES

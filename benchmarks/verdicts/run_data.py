@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from steerdec.records.doses import ArmDose
+
 from ..stats.estimators import Ints
 from ..stats.looks import PlannedLook
 from ..stats.pairing import ArmTable, arm_table
 from ..stats.tally import Tally
 from .application import Applied, applications
+from .dose_matches import DoseMatches
 from .expectations import Design
 
 
@@ -23,10 +26,19 @@ class RunData:
     looks: tuple[PlannedLook, ...]
     groups: Ints | None
     tables: Mapping[str, ArmTable]
+    dose_matches: DoseMatches
 
     @classmethod
-    def of(cls, design: Design, tally: Tally, looks: tuple[PlannedLook, ...], groups: Ints | None = None) -> RunData:
-        return cls(design, tally, looks, groups, {name: arm_table(tally, name) for name in design.arms})
+    def of(
+        cls,
+        design: Design,
+        tally: Tally,
+        looks: tuple[PlannedLook, ...],
+        groups: Ints | None = None,
+        doses: Mapping[str, ArmDose] | None = None,
+    ) -> RunData:
+        tables = {name: arm_table(tally, name) for name in design.arms}
+        return cls(design, tally, looks, groups, tables, DoseMatches(design.baseline, doses or {}, design.matched))
 
     @cached_property
     def applied(self) -> dict[str, Applied]:

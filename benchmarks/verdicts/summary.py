@@ -16,6 +16,7 @@ import numpy as np
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.files import FileError
 from steerdec.records import summary as records
+from steerdec.records.doses import ArmDose
 from steerdec.records.summary import Summary
 
 from ..stats.looks import PlannedLook
@@ -82,7 +83,8 @@ def _data(run: Mapping[str, Any], path: Path) -> RunData:
     groups = run["problems"].get("groups")
     (path / "samples.jsonl").stat()  # for the journal, a missing file is a run without samples
     tally = read_samples(path / "samples.jsonl", problems, design.arms)
-    return RunData.of(design, tally, planned, _group_numbers(groups, problems))
+    doses = {name: ArmDose.model_validate(dose) for name, dose in (run.get("doses") or {}).items()}
+    return RunData.of(design, tally, planned, _group_numbers(groups, problems), doses)
 
 
 def read_looks(value: Any, samples: int) -> tuple[PlannedLook, ...]:

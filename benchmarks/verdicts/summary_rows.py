@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from steerdec.records.doses import ArmDose
 from steerdec.records.summary import (
     ArmSummary,
     Comparison,
@@ -21,6 +23,7 @@ from steerdec.records.summary import Contrast as ContrastSummary
 from ..stats import comparisons, metrics, secondary
 from ..stats import estimators as stats
 from ..stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES, THESE_PROBLEMS
+from ..stats.dose_error import DoseError
 from ..stats.estimators import Counts, Estimate, Floats
 from ..stats.evidence import evidence
 from ..stats.pairing import pair_up
@@ -42,6 +45,10 @@ METHODS = {
     "p_holm": "two-sided, adjusted for the planned looks, then by Holm over all claims, within a population",
     "p_equivalence": "two one-sided tests against plus and minus delta, by Student's t and rare events; the larger p",
     "bounds": "the difference with all ungraded samples wrong in one arm and right in the other (Manski)",
+    "dose_error": "where doses were matched, (slope^2 + its variance) (mismatch^2 + its variance) is added to the "
+    "variance; the slope is the matched arm's own effect over its dose",
+    "dose_nats, kl_nats": "change of the mean entropy, and mean KL(steered || plain), both per token of the baseline's "
+    "text, from the calibration",
     "looks": "error spent by the function of Lan and DeMets that resembles O'Brien and Fleming's bounds",
     "mde": "smallest true difference seen with 80% power at two-sided 5%, before Holm",
     "heterogeneity": "variance between problems beyond the sampling noise, chi-squared interval; shrunken effects",
@@ -84,7 +91,7 @@ def arm_row(data: RunData, name: str, counts: Counts) -> ArmSummary:
         ungraded=int(np.sum(own & ~tally.graded)),
         failed_requests=int(np.sum(own & tally.failed)),
         tokens_per_correct=metrics.arm_value(data.tables[name], "tokens per correct"),
-        mean_kl_nats=_mean_over_tokens(tally, own, tally.kl_nats),
+        **_dose_fields(data.dose_matches.doses.get(name)),
         entropy_shift_nats=shift.value if shift else None,
         entropy_shift_ci95=shift.ci95 if shift else None,
         texts_changed=_ratio(int(changed.correct.sum()), int(changed.graded.sum())) if changed else None,
@@ -97,6 +104,12 @@ def _unboxed(tally: Tally, own: Bools) -> float:
     """Of the complete answers whose grade says so, the share without a box; NaN for other forms of problems."""
     known = own & ~tally.truncated & (tally.box != BOX_INDEX["unknown"])
     return _mean((tally.box[known] == BOX_INDEX["none"]).astype(np.float64))
+
+
+def _dose_fields(dose: ArmDose | None) -> dict[str, Any]:
+    if dose is None:
+        return {}
+    return dose.model_dump(include={"dose_nats", "dose_ci95", "kl_nats", "kl_ci95"})
 
 
 def _mean_over_tokens(tally: Tally, own: Bools, nats: Floats) -> float:
@@ -150,7 +163,8 @@ def _comparison(
     delta = data.design.delta
     if metric not in metrics.SCORES:
         delta = metrics.RELATIVE_DELTA * metrics.arm_value(data.tables[against], metric)
-    found = evidence(pair, metric, population, delta if delta > 0 else 1e-9)
+    matching = data.dose_matches.error(data.tables, compared, population, groups=data.groups)
+    found = evidence(pair, metric, population, delta if delta > 0 else 1e-9, matching)
     corrected = claimed.get((compared, population))
     return Comparison(
         arm=arm,
@@ -168,7 +182,16 @@ def _comparison(
         ungraded_pairs=found.ungraded,
         bounds=found.bounds,
         bounds_ci95=found.bounds_ci95,
+        **dose_error_fields(found.dose_error),
     )
+
+
+def dose_error_fields(matching: DoseError | None) -> dict[str, Any]:
+    """Return the fields of a summary that tell the error of dose matching, half widths of 95% intervals."""
+    if matching is None:
+        return {}
+    off, nats = matching.ci95
+    return {"dose_error": off, "dose_error_nats": nats}
 
 
 def heterogeneity_row(data: RunData, arm: str, against: str) -> Heterogeneity:

@@ -9,6 +9,7 @@ from typing import Literal
 from steerdec.records.summary import Metric, Population, Verdict
 
 from ..stats.comparisons import FEW, PROBLEMS_LIKE_THESE, DifferenceEstimate, minimum_detectable_effect
+from ..stats.dose_error import DoseError
 from ..stats.estimators import ALPHA
 from ..stats.metrics import SCORES
 from .wording import amount, interval, plural, probability
@@ -81,7 +82,14 @@ def too_few(estimate: DifferenceEstimate, population: Population) -> str:
     return f"{what} cannot speak for problems like these; a verdict needs {FEW}"
 
 
-def explain(claim: Claim, verdict: Verdict, estimate: DifferenceEstimate, corrected: Corrected, delta: float) -> str:
+def explain(
+    claim: Claim,
+    verdict: Verdict,
+    estimate: DifferenceEstimate,
+    corrected: Corrected,
+    delta: float,
+    matching: DoseError | None = None,
+) -> str:
     """Return the numbers behind a verdict in one line."""
     score = claim.metric in SCORES
     name = "" if claim.metric == "avg@k" else f" in {claim.metric}"
@@ -92,6 +100,10 @@ def explain(claim: Claim, verdict: Verdict, estimate: DifferenceEstimate, correc
     low, high = estimate.ci95
     if not math.isnan(low):
         text += f", 95% CI {interval(low, high, score=score)}"
+        if matching is not None and math.isfinite(matching.sd):
+            off, nats = matching.ci95
+            amount_off = f"±{100 * off:.2g} points" if score else f"±{off:.2g} tokens"
+            text += f" (of which {amount_off} because doses are matched to ±{nats:.1g} nats)"
     p = min(corrected.greater, corrected.less)
     text += f", corrected p {probability(p)}, {plural(estimate.n_problems, 'problem')}"
     if estimate.dropped:

@@ -15,6 +15,7 @@ from steerdec.common.errors import InvalidInputError
 from steerdec.common.paper import FORK_SHARE
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import ArmSet
+from steerdec.records.doses import ArmDose, parts_of
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 
 MAX_FILE_BYTES = 16 << 20
@@ -63,6 +64,7 @@ class Matching(BaseModel):
     looks: list[float]  # temperatures at which the text's entropies were measured
     matched: tuple[Matched, ...]
     unmatched: dict[str, str] = {}  # arms that no temperature matches, and why
+    doses: dict[str, ArmDose] = {}  # by arm, where temperatures describe it; none in older files
 
 
 class Calibration(BaseModel):
@@ -125,6 +127,7 @@ class Threshold:
     matched: dict[str, Matched] = field(default_factory=dict)  # what `solved` was solved for, by arm name
     unmatched: dict[str, str] = field(default_factory=dict)  # why an arm has no solved temperature, by arm name
     model: str | None = None  # that was calibrated
+    doses: dict[str, ArmDose] = field(default_factory=dict)  # of the calibrated arms, by name
 
     @classmethod
     def of(cls, calibration: Calibration, where: str) -> Threshold:
@@ -141,7 +144,25 @@ class Threshold:
             matched=matched,
             unmatched={} if c.matching is None else c.matching.unmatched,
             model=c.model,
+            doses={} if c.matching is None else c.matching.doses,
         )
+
+    def doses_of(self, arm_set: ArmSet) -> dict[str, ArmDose]:
+        """Return the known doses of a resolved set, by arm: of arms that sample as a calibrated one of that name does.
+
+        A calibrated arm that samples the same under another name counts too, unless its temperature was solved.
+        """
+        base_is_known = self.solved_at is None or self.solved_at == arm_set.temperature
+        known = self.doses if base_is_known else {}
+        by_parts = {dose.parts: dose for dose in known.values() if dose.matched is None}
+        found = {}
+        for arm in arm_set.arms:
+            parts = parts_of(arm, self.nats) if known else None
+            own = known.get(arm.name)
+            dose = own if own is not None and own.parts == parts else by_parts.get(parts or ())
+            if dose is not None and dose.matched in (None, arm.matched):
+                found[arm.name] = dose
+        return found
 
     def tested_again(self, problems: tuple[Problem, ...]) -> int:
         """Return how many of `problems` the threshold was calibrated on."""

@@ -32,7 +32,6 @@ _TYPES: Final[dict[str, Any]] = {
     "replayed_sample": pa.int32(),
     "mean_entropy_nats": pa.float64(),
     "mean_sampled_entropy_nats": pa.float64(),
-    "mean_kl_nats": pa.float64(),
     "entropy_nats": pa.list_(pa.float32()),
     "fork": pa.list_(pa.bool_()),
     "token_text": pa.list_(pa.string()),

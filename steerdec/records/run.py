@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.files import write_atomically
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
+from steerdec.records.doses import ArmDose
 
 NAME = "run.json"
 # From GET /v1/steering: endpoints must not differ in these, and a run is not resumed if they changed.
@@ -85,6 +86,7 @@ class Settings(_Data):
     threshold_nats: float
     threshold_origin: str
     looks: tuple[Look, ...] = ()  # empty: one at the end
+    doses: dict[str, ArmDose] = {}  # by arm, from the calibration; empty where it has none
 
     @property
     def planned_looks(self) -> tuple[Look, ...]:
@@ -116,7 +118,17 @@ def read_settings(path: Path) -> Settings:
 
 
 # Where a run is and who serves it may change; how its samples are made may not.
-_FREE = {"created", "versions", "model_info", "launch", "endpoints", "threshold_origin", "problems.source", "looks"}
+_FREE = {
+    "created",
+    "versions",
+    "model_info",
+    "launch",
+    "endpoints",
+    "threshold_origin",
+    "problems.source",
+    "looks",
+    "doses",
+}
 
 
 def changes(old: Settings, new: Settings, *, extension: bool = False) -> list[str]:

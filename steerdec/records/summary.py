@@ -55,7 +55,10 @@ class ArmSummary(_Data):
     failed_requests: int
     unboxed_rate: Number = None  # share of the complete answers that have no \\boxed{...}
     tokens_per_correct: Number = None
-    mean_kl_nats: Number = None  # of the steered from the plain distribution, per token
+    dose_nats: Number = None  # change of the mean entropy on the baseline's text, from the calibration
+    dose_ci95: Interval = None
+    kl_nats: Number = None  # mean KL(steered || plain) per token of that text
+    kl_ci95: Interval = None
     entropy_shift_nats: Number = None
     entropy_shift_ci95: Interval = None
     texts_changed: Number = None  # share of the texts that differ from the control's at the same seed
@@ -103,6 +106,8 @@ class Comparison(_Data):
     ungraded_pairs: int | None = None
     bounds: Interval = None
     bounds_ci95: Interval = None
+    dose_error: Number = None  # half width, in the metric, that dose matching adds in squares; None: not matched
+    dose_error_nats: Number = None  # half width of how far apart the matched doses may be
 
 
 class ClaimSummary(_Data):
@@ -127,6 +132,8 @@ class ClaimSummary(_Data):
     p_adjusted: Number = None  # over claims, directions and looks
     samples: int | None = None  # per problem and arm, the samples behind the verdict
     decided_at: Number = None  # share of the planned samples
+    dose_error: Number = None  # half width, in the metric, that dose matching adds in squares; None: not matched
+    dose_error_nats: Number = None  # half width of how far apart the matched doses may be
     given_up: bool = False  # a verdict has become unlikely, so nothing has to be sampled for it anymore
 
 

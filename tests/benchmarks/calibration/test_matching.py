@@ -277,6 +277,26 @@ def test_causal_is_solved_to_a_thousandth_of_a_nat(solved: Any) -> None:
         assert m.dose_nats == pytest.approx(m.target_nats, abs=1e-3)
 
 
+def test_the_file_has_both_doses_of_every_arm(solved: Any) -> None:
+    """Closed forms: forks of 2 t nats diverge by (T' - T)^2 / T, and others of t^2 / 2 by T'^3/3T - T'^2/2 + T^2/6."""
+    found = load_calibration(solved[0]).matching
+    assert found is not None
+    assert set(found.doses) == {arm.name for arm in load_arm_set("causal").arms}
+    for name, dose in found.doses.items():
+        at = {part.tokens: part.temperature for part in dose.parts}
+        if name.startswith(("F", "N")):
+            forks_t, others_t = at["forks"], at["others"]
+            others = 0.8 * (others_t**3 / (3 * BASE) - others_t**2 / 2 + BASE**2 / 6)
+            assert dose.kl_nats == pytest.approx(0.2 * (forks_t - BASE) ** 2 / BASE + others, abs=2e-3), name
+    assert found.doses["A/A"].kl_nats == found.doses["B"].kl_nats == 0.0
+    for m in found.matched:
+        dose = found.doses[m.arm]
+        assert dose.matched == m.matched
+        assert dose.dose_nats == pytest.approx(m.dose_nats, abs=1e-9)
+        assert dose.mismatch_nats == pytest.approx(m.dose_nats - m.target_nats, abs=1e-9)
+        assert dose.mismatch_se_nats is not None
+
+
 def test_no_text_is_sampled_twice_and_all_rounds_stay_within_the_announced_tokens(solved: Any) -> None:
     """The temperatures take turns over the samples, at base temperatures throughout."""
     sampled = [body for body in solved[1] if "seed" in body]
