@@ -71,20 +71,29 @@ def done_samples(folder: Path, plan: SamplingPlan) -> bytearray:
 
 def _extended(folder: Path, old: Settings, new: Settings) -> Settings:
     """Write and return the settings of an extended run: past looks stay, the coming ones are planned anew."""
-    if old.samples == new.samples and old.arms == new.arms:
+    had, has = old.problems.n, new.problems.n
+    if old.samples == new.samples and old.arms == new.arms and had == has:
         return old
     made = [look for look in old.planned_looks if _made(folder, old, look)]
-    to_come = [look for look in new.planned_looks if not made or look.samples > made[-1].samples]
+    if has > had:
+        made = [look.model_copy(update={"problems": look.problems or had}) for look in made]
+    to_come = [look for look in new.planned_looks if not made or _later(look, made[-1], has)]
     ended = any(look.at_the_end for look in made)
     if ended:  # no error is left to spend, so nothing can be decided before the new end
         to_come = to_come[-1:]
     extended = new.model_copy(update={"looks": (*made, *to_come), "created": old.created})
     extended.write(folder)
     arms = f"{len(old.arms.arms)} -> {len(new.arms.arms)} arms"
-    announce(f"the run is extended: {old.samples} -> {new.samples} samples, {arms}")
+    announce(f"the run is extended: {had} -> {has} problems, {old.samples} -> {new.samples} samples, {arms}")
     if ended and to_come:
         announce("its last look was made, so verdicts stay as they are; more samples only narrow the intervals")
     return extended
+
+
+def _later(look: Look, before: Look, n_problems: int) -> bool:
+    """Return whether a look at all `n_problems` has all samples of an earlier one, and more."""
+    had = before.problems or n_problems
+    return look.samples >= before.samples and look.samples * n_problems > before.samples * had
 
 
 def _numbers(looks: Iterable[Look]) -> str:
@@ -93,7 +102,8 @@ def _numbers(looks: Iterable[Look]) -> str:
 
 def _made(folder: Path, settings: Settings, look: Look) -> bool:
     """Return whether samples beyond a look exist, or all of its own: then its decisions may have been seen."""
+    problems = set(settings.problems.ids[: look.problems])
     have: Counter[str] = Counter()
     for sample in read_samples(folder / SAMPLES):
-        have[sample.arm] += sample.sample < look.samples
-    return max(have.values(), default=0) >= look.samples * settings.problems.n
+        have[sample.arm] += sample.sample < look.samples and sample.problem_id in problems
+    return max(have.values(), default=0) >= look.samples * len(problems)

@@ -83,9 +83,9 @@ class Progress:
         kept = self._at_an_earlier_end()
         still_needed: set[str] | None = None
         for look in self._looks:
-            skip = self._skip(look.samples, needed)
+            skip = self._skip(look, needed)
             if not all(skip):
-                missing = sum(not have for have in self._skip(self._samples, needed))
+                missing = sum(not have for have in self._skip(self._looks[-1], needed))
                 return Stage(look=look, skip=skip, total=sum(self.done) + missing)
             if look is self._looks[-1]:
                 break
@@ -100,17 +100,19 @@ class Progress:
 
         The user wants more of them, although nothing is left to decide.
         """
-        ends = [look.samples for look in self._looks[:-1] if look.at_the_end]
+        ends = [look for look in self._looks[:-1] if look.at_the_end]
         if not ends:
             return set()
         names = {arm.name for arm in self._plan.arms}
-        return names - {item.arm.name for item in self._plan.items(self.done) if item.sample < ends[-1]}
+        skip = self._skip(ends[-1], names)
+        return names - {item.arm.name for item in self._plan.items(skip)}
 
-    def _skip(self, samples: int, arms: set[str]) -> bytearray:
-        """Return one byte per sample of the plan: 0 if it is missing and among the first `samples` of `arms`."""
+    def _skip(self, look: Look, arms: set[str]) -> bytearray:
+        """Return one byte per sample of the plan: 0 if it is missing and the look needs it in one of `arms`."""
         skip = bytearray(self.done)
+        problems = {problem.id for problem in self._plan.problems[: look.problems]}
         for planned in self._plan.items(self.done):
-            if planned.sample >= samples or planned.arm.name not in arms:
+            if planned.sample >= look.samples or planned.arm.name not in arms or planned.problem.id not in problems:
                 skip[planned.number] = 1
         return skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..design.plan import SamplingPlan
 from .endpoint_health import Retry
 from .folder import done_samples, open_folder
 from .looks import Progress, plan_run_looks
+from .more_problems import in_order_of_run
 from .preflight import Server, check_prompt_lengths, probe_arms, survey
 from .replays import check_prompts, check_server
 from .run_request import DEFAULT_TEMPERATURE, RunRequest, read_request, repeated_request, resolved
@@ -62,6 +63,8 @@ async def _run(
 ) -> Finished:
     async with target.opened(urls) as endpoints:
         server, endpoints = await survey(endpoints)
+        ordered = in_order_of_run(folder, request.problem_set, extend=request.extend)
+        request = replace(request, problem_set=ordered)
         settings = open_folder(folder, _settings(request, target, urls, server), extend=request.extend)
         problems = request.problem_set.problems
         plan = SamplingPlan(problems, settings.arms.arms, settings.samples, settings.seed, request.replays)
@@ -141,6 +144,7 @@ def _settings(request: RunRequest, target: Target, urls: tuple[str, ...], server
             n=len(problems.problems),
             ids=tuple(problem.id for problem in problems.problems),
             groups={p.id: p.group for p in problems.problems if p.group is not None} or None,
+            hashes=tuple(problem.digest for problem in problems.problems),
         ),
         prompt=request.prompt,
         thinking=request.thinking,

@@ -28,10 +28,19 @@ _LIMIT = 8.0
 
 @dataclass(frozen=True)
 class PlannedLook:
-    """A look when every problem has `samples` samples per arm, out of `planned` (the plan at the time)."""
+    """A look when every problem has `samples` samples per arm, out of `planned` (the plan at the time).
+
+    `problems`: the look is at that many of the first problems. None in every look of a run without added problems.
+    """
 
     samples: int
     planned: int
+    problems: int | None = None
+
+    @property
+    def information(self) -> int:
+        """Samples of all problems, in a unit that is the same for all looks of a run."""
+        return self.samples * (self.problems or 1)
 
 
 def plan_looks(samples: int, fractions: Iterable[float] = FRACTIONS) -> tuple[PlannedLook, ...]:
@@ -75,7 +84,7 @@ def _log_boundaries(looks: tuple[PlannedLook, ...], alpha: float) -> tuple[float
     The information is taken to grow with the samples. Where the effect varies between problems it grows more slowly
     after the first look, the looks depend on each other more, and the bounds are a little too strict.
     """
-    information = [look.samples for look in looks]
+    information = [look.information for look in looks]
     cumulative = np.maximum.accumulate([float(spent(alpha, look.samples / look.planned)) for look in looks])
     bounds, density, grid = [], np.zeros(0), np.zeros(0)
     before = 0.0

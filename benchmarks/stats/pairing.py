@@ -30,9 +30,9 @@ class ArmTable:
     failed: Bools
     seed: Ints
 
-    def first(self, samples: int) -> ArmTable:
-        """Return the samples with an index below `samples`."""
-        return ArmTable(**{name: table[:, :samples] for name, table in vars(self).items()})
+    def first(self, samples: int | None, problems: int | None = None) -> ArmTable:
+        """Return the samples with an index below `samples`, of the first `problems`; None: all of them."""
+        return ArmTable(**{name: table[:problems, :samples] for name, table in vars(self).items()})
 
 
 def arm_table(tally: Tally, arm: str) -> ArmTable:
@@ -100,10 +100,17 @@ class Pair:
         return replace(self, arm=_only(self.arm, keep), against=_only(self.against, keep))
 
 
-def pair_up(arm: ArmTable, against: ArmTable, samples: int | None = None, groups: Ints | None = None) -> Pair:
-    """Put two arms side by side; with `samples`, only the samples with a lower index."""
-    if samples is not None:
-        arm, against = arm.first(samples), against.first(samples)
+def pair_up(
+    arm: ArmTable,
+    against: ArmTable,
+    samples: int | None = None,
+    groups: Ints | None = None,
+    problems: int | None = None,
+) -> Pair:
+    """Put two arms side by side; with `samples`, only lower indices; with `problems`, only the first ones."""
+    if samples is not None or problems is not None:
+        arm, against = arm.first(samples, problems), against.first(samples, problems)
+        groups = groups if groups is None else groups[:problems]
     common = arm.present & against.present
     by_seed = bool(np.all(arm.seed[common] == against.seed[common]))
     return Pair(_only(arm, common), _only(against, common), by_seed, groups)

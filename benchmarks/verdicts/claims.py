@@ -146,6 +146,7 @@ def _looks(data: RunData, judged: dict[str, Judgement], settled: set[str]) -> tu
         rows.append(
             Look(
                 samples=look.samples,
+                problems=look.problems,
                 fraction=look.samples / look.planned,
                 made=number <= reached,
                 decided=tuple(name for name, own in judged.items() if name in settled and own.look == number),
@@ -185,7 +186,7 @@ def interim_sentence(data: RunData, missing: int) -> str:
     """Return the sentence about an unfinished run; empty if it is finished."""
     if not missing:
         return ""
-    at = ", ".join(str(look.samples) for look in data.looks)
+    at = ", ".join(dict.fromkeys(str(look.samples) for look in data.looks))
     return (
         f"The run is not finished: {plural(missing, 'sample')} missing. All figures are interim; verdicts are "
         f"made only at the planned looks ({at} samples of every problem)."

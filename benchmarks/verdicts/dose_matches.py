@@ -36,13 +36,14 @@ class DoseMatches:
         population: Population,
         samples: int | None = None,
         groups: Ints | None = None,
+        problems: int | None = None,
     ) -> DoseError | None:
         """Return the error of the matching in one difference, None where the doses are not matched, or not recorded."""
         arm, against, metric = compared
         found = []
         for name in self._solved(arm, against):
             if (known := self._mismatch(name)) is not None:
-                pair = pair_up(tables[name], tables[self.baseline], samples, groups).graded_only()
+                pair = pair_up(tables[name], tables[self.baseline], samples, groups, problems).graded_only()
                 effect = difference(metrics.spread(pair, metric), population)
                 found.append(Mismatch(*known, effect))
         return dose_error(found)

@@ -25,7 +25,7 @@ from ..stats.pairing import ArmTable, pair_up
 from ..stats.rare import equal_half_width
 from .dose_matches import DoseMatches
 from .verdict import Claim, Corrected, Ruling, explain, too_few, verdict_of
-from .wording import amount
+from .wording import amount, plural
 
 Compared = tuple[str, str, Metric]
 
@@ -112,11 +112,11 @@ def _update(
     matches: DoseMatches,
 ) -> None:
     arm, against, metric = compared
-    samples = looks[number].samples
-    pair = pair_up(tables[arm], tables[against], samples, groups)
+    samples, problems = looks[number].samples, looks[number].problems
+    pair = pair_up(tables[arm], tables[against], samples, groups, problems)
     if pair.common.shape[1] < samples or not pair.common.all() or not pair.common.size:
         return
-    matching = matches.error(tables, compared, population, samples, groups)
+    matching = matches.error(tables, compared, population, samples, groups, problems)
     found = evidence(pair, metric, population, delta if delta > 0 else 1e-9, matching)
     state.look, state.evidence = number, found
     if _obstacle(found, population):
@@ -142,7 +142,8 @@ def _chance(found: Evidence, look: PlannedLook, last: PlannedLook, delta: float)
         return 1.0
     noise = float(np.mean(found.spread.variance[kept]))
     between = max(0.0, float(np.var(found.spread.differences[kept], ddof=1)) - noise)
-    final_se = np.sqrt((between + noise * look.samples / last.samples) / n)
+    final_n = n * (last.problems or 1) / (look.problems or 1)
+    final_se = np.sqrt((between + noise * look.samples / last.samples) / final_n)
     if found.dose_error is not None:  # more samples do not lessen it
         final_se = np.hypot(final_se, found.dose_error.sd)
     within = max(0.0, delta - equal_half_width(float(final_se), n, ALPHA)) if found.spread.bounded else 0.0
@@ -191,6 +192,8 @@ def _judgement(
     given_up = verdict == "undecided" and not last and (state.chance < FUTILE or bool(obstacle))
     if len(looks) > 1:
         at = f"look {state.look + 1} of {len(looks)}, at {looks[state.look].samples} samples"
+        if (problems := looks[state.look].problems) is not None:
+            at += f" of {plural(problems, 'problem')}"
         more.append(at if verdict != "undecided" or last or given_up else f"interim: {at}")
     if given_up and not obstacle:
         more.append(f"the chance of a verdict at the end is {100 * state.chance:.0f}%, so its arms need not go on")

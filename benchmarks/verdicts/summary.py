@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def read_run_data(directory: str | Path) -> RunData:
 def _data(run: Mapping[str, Any], path: Path) -> RunData:
     design = read_design(run["arms"])
     problems, k = [str(name) for name in run["problems"]["ids"]], int(run["samples"])
-    planned = read_looks(run.get("looks"), k)
+    planned = read_looks(run.get("looks"), k, len(problems))
     groups = run["problems"].get("groups")
     (path / "samples.jsonl").stat()  # for the journal, a missing file is a run without samples
     tally = read_samples(path / "samples.jsonl", problems, design.arms)
@@ -87,11 +89,11 @@ def _data(run: Mapping[str, Any], path: Path) -> RunData:
     return RunData.of(design, tally, planned, _group_numbers(groups, problems), doses)
 
 
-def read_looks(value: Any, samples: int) -> tuple[PlannedLook, ...]:
+def read_looks(value: Any, samples: int, n_problems: int) -> tuple[PlannedLook, ...]:
     """Return the planned looks of a `run.json`; without any, one at the end.
 
     A look is the number of samples per problem, or {"samples", "planned"} if the run was extended since: `planned` is
-    then the size of the run when the look was planned.
+    then the size of the run when the look was planned. If problems were added later, it also has "problems".
 
     Raises:
         ValueError: a look is not possible.
@@ -100,11 +102,19 @@ def read_looks(value: Any, samples: int) -> tuple[PlannedLook, ...]:
         return (PlannedLook(samples, samples),)
     planned = []
     for look in value:
-        at, of = (look["samples"], look["planned"]) if isinstance(look, Mapping) else (look, samples)
-        planned.append(PlannedLook(int(at), int(of)))
-    rising = [look.samples for look in planned]
-    if sorted(set(rising)) != rising or rising[0] < 1 or any(look.samples > look.planned for look in planned):
-        raise ValueError(f"looks are at {rising} samples; rising numbers from 1 to the samples planned are allowed")
+        one = look if isinstance(look, Mapping) else {"samples": look, "planned": samples}
+        problems = one.get("problems")
+        planned.append(
+            PlannedLook(int(one["samples"]), int(one["planned"]), None if problems is None else int(problems))
+        )
+    if any(look.problems is not None for look in planned):
+        planned = [replace(look, problems=n_problems) if look.problems is None else look for look in planned]
+    at = [look.samples for look in planned]
+    rising = all(a.information < b.information and a.samples <= b.samples for a, b in pairwise(planned))
+    if not rising or at[0] < 1 or any(look.samples > look.planned for look in planned):
+        raise ValueError(f"looks are at {at} samples; rising numbers from 1 to the samples planned are allowed")
+    if any(look.problems is not None and not 0 < look.problems <= n_problems for look in planned):
+        raise ValueError(f"a look is at more or fewer problems than the run has, which are {n_problems}")
     return tuple(planned)
 
 

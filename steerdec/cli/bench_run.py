@@ -68,7 +68,9 @@ def run(
             f"dropped; 1: only at the end. Default: {LOOKS}.",
         ),
     ] = None,
-    extend: Annotated[bool, typer.Option("--extend", help="Add samples or arms to the run in --out.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add samples, problems or arms to the run in --out.")
+    ] = False,
     show_scores: Annotated[
         bool,
         typer.Option(
@@ -95,6 +97,8 @@ def run(
     --arms causal --threshold qwen3.json --samples 32 --max-tokens 28672 --out runs/aime25
 
     steerdec bench run --problems embedded --model SmolLM2-135M-Instruct --samples 32 --extend --out runs/first
+
+    steerdec bench run --problems larger.jsonl --endpoint http://gpu1:8000 --extend --out runs/mine
 
     steerdec bench run --repeat runs/first/run.json --out runs/again
     """

@@ -27,6 +27,11 @@ class Problem:
     kind: str = "integer"
     group: str | None = None
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits of a SHA-256 over id, problem, answer, and the group if any."""
+        return _sha256([_row(self)])[:16]
+
 
 @dataclass(frozen=True)
 class ProblemSet:
@@ -39,9 +44,7 @@ class ProblemSet:
     @property
     def sha256(self) -> str:
         """Return a hex digest over the (id, problem, answer), and the group if any, of every problem, in any order."""
-        rows = sorted((p.id, p.problem, p.answer) if p.group is None else (p.id, p.problem, p.answer, p.group)
-                      for p in self.problems)  # fmt: skip
-        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+        return _sha256(sorted(map(_row, self.problems)))
 
     @cached_property
     def repeated_texts(self) -> list[tuple[str, ...]]:
@@ -50,3 +53,11 @@ class ProblemSet:
         for problem in self.problems:
             ids.setdefault(" ".join(problem.problem.split()), []).append(problem.id)
         return [tuple(same) for same in ids.values() if len(same) > 1]
+
+
+def _row(p: Problem) -> tuple[str, ...]:
+    return (p.id, p.problem, p.answer) if p.group is None else (p.id, p.problem, p.answer, p.group)
+
+
+def _sha256(rows: list[tuple[str, ...]]) -> str:
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()

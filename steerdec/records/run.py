@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.files import write_atomically
@@ -37,6 +37,7 @@ class ProblemsUsed(_Data):
     n: int
     ids: tuple[str, ...]
     groups: dict[str, str] | None = None  # by problem id, of those that have one
+    hashes: tuple[str, ...] | None = None  # `Problem.digest` in the order of `ids`; None in older files
 
 
 class LaunchedServer(_Data):
@@ -52,15 +53,21 @@ class Look(_Data):
     """A planned look, when every problem has `samples` samples per arm.
 
     `planned` is the planned number of samples when the look was planned; a run may be extended later.
+    `problems`: the look is at that many of the first problems, all that the run had then; None: at all of them.
     """
 
     samples: int
     planned: int
+    problems: int | None = None
 
     @property
     def at_the_end(self) -> bool:
         """Return whether the run was planned to end with this look."""
         return self.samples == self.planned
+
+    @model_serializer(mode="wrap")
+    def _without_all_problems(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class Settings(_Data):
@@ -128,23 +135,28 @@ _FREE = {
     "problems.source",
     "looks",
     "doses",
+    "problems.hashes",
 }
 
 
 def changes(old: Settings, new: Settings, *, extension: bool = False) -> list[str]:
     """Return why a run under `old` cannot be resumed under `new`, as "field: old -> new", most important first.
 
-    With `extension`, more samples and further arms, comparisons and claims are allowed.
+    With `extension`, more samples and further problems, arms, comparisons and claims are allowed. Whether the old problems
+    are unchanged among more of them is not checked here: only the ids are compared.
     """
+    more_problems = set(old.problems.ids) < set(new.problems.ids)
     return [
         f"{place}: {_short(before)} -> {_short(after)}"
         for place, before, after in _changes("", _compared(old), _compared(new))
-        if not (extension and _extends(place, before, after))
+        if not (extension and _extends(place, before, after, more_problems))
     ]
 
 
-def _extends(place: str, old: Any, new: Any) -> bool:
+def _extends(place: str, old: Any, new: Any, more_problems: bool) -> bool:
     """Return whether a change adds to a run and keeps everything it has."""
+    if place.startswith("problems."):
+        return more_problems
     if place == "samples":
         return bool(new > old)
     if place.startswith(("arms.arms.", "arms.claims.")) and place.count(".") == 2:

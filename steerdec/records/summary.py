@@ -197,9 +197,13 @@ class Heterogeneity(_Data):
 
 
 class Look(_Data):
-    """One planned look: its data and decisions. `dropped`: arms that no undecided claim needs anymore."""
+    """One planned look: its data and decisions. `dropped`: arms that no undecided claim needs anymore.
+
+    `problems`: how many of the first problems it is at, if problems were added between looks; else None.
+    """
 
     samples: int
+    problems: int | None = None
     fraction: float
     made: bool
     decided: tuple[str, ...] = ()

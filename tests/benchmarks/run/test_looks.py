@@ -13,6 +13,7 @@ import pytest
 from steerdec.benchmarks.run import looks, session
 from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.targets import Target
+from steerdec.benchmarks.verdicts.summary import summarize
 from steerdec.common.errors import InvalidInputError
 from steerdec.problems.sets import Problem
 from steerdec.records.run import SettingsError
@@ -58,7 +59,6 @@ def make(
     request = session.read_request(
         str(files[0]),
         str(files[1]),
-        limit=None,
         prompt=None,
         thinking=None,
         samples=samples,
@@ -67,7 +67,7 @@ def make(
         max_tokens=64,
         threshold=None,
         force=False,
-        **({"look_fractions": FRACTIONS} | more),
+        **({"look_fractions": FRACTIONS, "limit": None} | more),
     )
     target = Target(endpoints=(url,), model=None, dtype=None, concurrency=16, timeout_s=60.0, api_key=None)
     return session.run(request, target, folder, retry)
@@ -147,6 +147,103 @@ def test_a_run_is_extended_by_samples_and_arms_only_on_request(
         write_arms(files[1], [ARMS[0], changed, ARMS[2], more], CLAIMS)
         with pytest.raises(SettingsError, match="fork_temperature"):
             make(files, server.url, folder, samples=6, look_fractions=(1.0,), extend=True)
+
+
+def write_problems(path: Path, numbers: list[int], **changed: str) -> None:
+    """Write the problems of these numbers, in this order; `changed` has other answers by id."""
+    texts = list(PROBLEMS)
+    lines = [{"id": f"p{i}", "problem": texts[i], "answer": changed.get(f"p{i}", PROBLEMS[texts[i]])} for i in numbers]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_is_extended_by_problems(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, old = tmp_path / "run", list(range(12))
+    write_problems(files[0], old)
+    with ScriptedEndpoint(Script(PROBLEMS, chance)) as server:
+        make(files, server.url, folder, samples=2, look_fractions=(1.0,))
+        before = (folder / "samples.jsonl").read_text()
+        write_problems(files[0], [15, *reversed(old), 13])
+        with pytest.raises(SettingsError, match=r"holds a smaller run: problems.*; --extend"):
+            make(files, server.url, folder, samples=2)
+        capsys.readouterr()
+        make(files, server.url, folder, samples=2, extend=True)
+        said = capsys.readouterr().err
+        assert "12 -> 14 problems, 2 -> 2 samples" in said
+        assert "verdicts stay as they are" in said
+        assert (folder / "samples.jsonl").read_text().startswith(before)
+        run = json.loads((folder / "run.json").read_text())
+        assert run["problems"]["ids"] == [f"p{i}" for i in (*old, 15, 13)]
+        assert run["problems"]["n"] == len(run["problems"]["hashes"]) == 14
+        assert run["looks"] == [{"samples": 2, "planned": 2, "problems": 12}, {"samples": 2, "planned": 2}]
+        assert set(counts(folder).values()) == {2 * 14}
+        asked = len(server.bodies)
+        make(files, server.url, folder, samples=2)
+        assert len(server.bodies) == asked, "the same command, with or without --extend, finds a whole run"
+        make(files, server.url, folder, samples=3, extend=True)
+        looks = json.loads((folder / "run.json").read_text())["looks"]
+        assert looks == [*run["looks"], {"samples": 3, "planned": 3}]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "changed", "words"),
+    [
+        ([*range(1, 15)], {}, 'lacks problem "p0" of the run'),
+        ([*range(2, 15)], {}, r'lacks problem "p0" \(and 1 more\) of the run'),
+        ([*range(15)], {"p3": "7"}, 'another text, answer or group of problem "p3" than in the run'),
+        ([*range(12)], {"p3": "7"}, "under other settings: problems.sha256"),
+    ],
+)
+def test_problems_that_are_not_those_of_the_run_are_refused(
+    files: tuple[Path, Path], tmp_path: Path, numbers: list[int], changed: dict[str, str], words: str
+) -> None:
+    folder = tmp_path / "run"
+    write_problems(files[0], list(range(12)))
+    with ScriptedEndpoint(Script(PROBLEMS, chance)) as server:
+        make(files, server.url, folder, samples=1, look_fractions=(1.0,))
+        kept = [(folder / name).read_text() for name in ("run.json", "samples.jsonl")]
+        write_problems(files[0], numbers, **changed)
+        with pytest.raises(SettingsError, match=words) as e:
+            make(files, server.url, folder, samples=1, extend=True)
+        assert "\n" not in str(e.value)
+        assert [(folder / name).read_text() for name in ("run.json", "samples.jsonl")] == kept
+        # A run.json from before problems had hashes of their own knows the hash of the set.
+        settings = json.loads(kept[0])
+        del settings["problems"]["hashes"]
+        (folder / "run.json").write_text(json.dumps(settings))
+        if "p3" in words:
+            with pytest.raises(SettingsError, match="has other texts, answers or groups of the same problems"):
+                make(files, server.url, folder, samples=1, extend=True)
+
+
+def test_a_stopped_run_takes_more_problems_and_keeps_the_looks_it_made(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A larger --limit draws the same problems and more. The looks made stay at the old ones, as judged then."""
+    folder = tmp_path / "run"
+    with ScriptedEndpoint(Script(PROBLEMS, chance)) as server:
+        make(files, server.url, folder, samples=8, limit=12)
+        path = folder / "samples.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["sample"] < 3))
+        make(files, server.url, folder, samples=8, limit=18, extend=True)
+        run = json.loads((folder / "run.json").read_text())
+        have, asked = counts(folder), len(server.bodies)
+        make(files, server.url, folder, samples=8, limit=18)
+        assert len(server.bodies) == asked
+    assert (run["problems"]["limit"], run["problems"]["n"]) == (18, 18)
+    assert run["looks"] == [
+        {"samples": 1, "planned": 8, "problems": 12},
+        {"samples": 2, "planned": 8, "problems": 12},
+        {"samples": 2, "planned": 8},
+        {"samples": 4, "planned": 8},
+        {"samples": 8, "planned": 8},
+    ]
+    assert have["B"] == 8 * 18
+    made = summarize(folder).looks
+    assert [look.problems for look in made] == [12, 12, 18, 18, 18]
+    assert all(look.made for look in made)
 
 
 @pytest.mark.parametrize("text", ["", "0", "1.5", "1/0", "a", "-1/2", "1/2;1", "nan"])

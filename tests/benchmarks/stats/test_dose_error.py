@@ -14,7 +14,7 @@ from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES, d
 from steerdec.benchmarks.stats.dose_error import HALF_WIDTH, DoseError, Mismatch, dose_error
 from steerdec.benchmarks.stats.estimators import student
 from steerdec.benchmarks.stats.rare import rare_parts
-from steerdec.benchmarks.verdicts.summary import summarise
+from steerdec.benchmarks.verdicts.summary import summarize
 from tests.support.studies import Truth, write_study
 
 
@@ -120,7 +120,7 @@ def study(folder: Path, error_se: float | None) -> Any:
         dose = {"parts": parts, "dose_nats": 0.2, "dose_ci95": [0.1, 0.3], "kl_nats": 0.05, "kl_ci95": [0.04, 0.06]}
         run["doses"] = {"N-up": dose | {"matched": "F-up", "mismatch_nats": 0.0, "mismatch_se_nats": error_se}}
     (folder / "run.json").write_text(json.dumps(run))
-    return summarise(folder)
+    return summarize(folder)
 
 
 def test_a_claim_says_what_its_matching_adds(tmp_path: Path) -> None:

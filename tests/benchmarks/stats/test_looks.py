@@ -58,6 +58,13 @@ def test_a_run_extended_before_its_end_spends_what_is_left_and_one_extended_afte
     assert adjusted_p(1e-9, (PlannedLook(32, 32), PlannedLook(64, 64)), 1) == 1.0
 
 
+def test_more_problems_count_as_information() -> None:
+    """Half the samples of 20 problems are a quarter of all samples of 40, and half the error was planned for them."""
+    added = boundaries((PlannedLook(8, 16, 20), PlannedLook(16, 16, 40)))
+    assert added == pytest.approx(boundaries((PlannedLook(4, 8), PlannedLook(16, 16))))
+    assert added[0] == boundaries((PlannedLook(8, 16), PlannedLook(16, 16)))[0], "what was spent stays spent"
+
+
 def test_the_chance_of_a_verdict():
     assert chance_of_a_verdict(0.10, 0.02, 0.01, 0.0) > 0.99
     assert chance_of_a_verdict(0.0, 0.0142, 0.01, 0.0) < 0.06

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES
-from steerdec.benchmarks.verdicts.summary import summarize
+from steerdec.benchmarks.verdicts.summary import SummaryError, summarize
 from tests.support.studies import STEERED, Truth, coverage, studies, study, verdicts, write_study
 
 
@@ -97,6 +97,35 @@ def test_between_planned_looks_there_is_no_verdict_and_a_decided_one_stays(tmp_p
     decided = next(claim for claim in (found[4], found[9]) if claim.verdict == "holds")
     assert found[32].model_copy(update={"p_adjusted": None}) == decided.model_copy(update={"p_adjusted": None})
     assert decided.samples in (4, 8)
+
+
+def test_a_verdict_stays_that_of_the_problems_it_was_made_from(tmp_path: Path) -> None:
+    """20 problems were added after the end, on which F-up only loses: the interval moves, the verdict does not."""
+    write_study(Truth(40, 8, effect=0.25), tmp_path, seed=2)
+    looks = [{"samples": 8, "planned": 8, "problems": 20}, {"samples": 8, "planned": 8}]
+    edit_run(tmp_path, looks=looks)
+
+    def lose(sample):
+        added = int(sample["problem_id"][1:]) >= 20
+        return sample | ({"grade": "incorrect"} if added and sample["arm"] == "F-up" else {})
+
+    before = summarize(tmp_path).claims[0]
+    edit_samples(tmp_path, lose)
+    summary = summarize(tmp_path)
+    assert summary.claims[0].verdict == before.verdict == "holds"
+    assert summary.claims[0].diff == before.diff
+    assert "look 1 of 2, at 8 samples of 20 problems" in summary.claims[0].reason
+    row = next(row for row in summary.comparisons if (row.arm, row.scope) == ("F-up", PROBLEMS_LIKE_THESE))
+    assert (row.diff or 0.0) < (before.diff or 0.0) - 0.1
+    assert [(look.problems, look.decided) for look in summary.looks] == [(20, ("F-up",)), (40, ())]
+
+
+@pytest.mark.parametrize("problems", [0, 41])
+def test_a_look_at_problems_the_run_does_not_have_is_named(tmp_path: Path, problems: int) -> None:
+    write_study(Truth(40, 2), tmp_path, seed=2)
+    edit_run(tmp_path, looks=[{"samples": 1, "planned": 2, "problems": problems}, {"samples": 2, "planned": 2}])
+    with pytest.raises(SummaryError, match=r"run.json is no run: "):
+        summarize(tmp_path)
 
 
 def test_an_unfinished_run_without_planned_looks_has_no_verdict(tmp_path: Path) -> None:
