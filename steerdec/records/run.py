@@ -142,8 +142,8 @@ _FREE = {
 def changes(old: Settings, new: Settings, *, extension: bool = False) -> list[str]:
     """Return why a run under `old` cannot be resumed under `new`, as "field: old -> new", most important first.
 
-    With `extension`, more samples and further problems, arms, comparisons and claims are allowed. Whether the old problems
-    are unchanged among more of them is not checked here: only the ids are compared.
+    With `extension`, more samples and further problems, arms, comparisons and claims are allowed. Of more problems only
+    the ids are compared; whether the old ones are unchanged is not checked here.
     """
     more_problems = set(old.problems.ids) < set(new.problems.ids)
     return [
