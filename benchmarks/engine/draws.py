@@ -28,12 +28,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from steerdec import models
+from steerdec.common.chi_square import chi_square
 from steerdec.kernels import reference
 from steerdec.policies import registry
 from steerdec.steering import encoding, params
@@ -141,23 +141,6 @@ def expected(
         p[order[ordered.cumsum(0) - ordered >= top_p]] = 0.0
         p /= p.sum()
     return p.numpy()
-
-
-def chi_square(tokens: NDArray[np.int64], p: NDArray[np.float64]) -> tuple[float, int]:
-    """Return the p value of the draws under `p`, and the number of bins; tokens expected fewer than 10 times share one.
-
-    The p value is 0 if a token was drawn that has probability 0 under `p`.
-    """
-    if (p[tokens] == 0).any():
-        return 0.0, 0
-    n = len(tokens)
-    counts = np.bincount(tokens, minlength=len(p))
-    common = p * n >= 10
-    observed = np.append(counts[common], counts[~common].sum())
-    theory = np.append(p[common], p[~common].sum()) * n
-    if theory[-1] < 5:
-        observed, theory = observed[:-1], theory[:-1] * observed[:-1].sum() / theory[:-1].sum()
-    return float(stats.chisquare(observed, theory).pvalue), len(observed)
 
 
 def p_values(llm: LLM, case: Case, tokens: NDArray[np.int64]) -> tuple[float, float, int]:

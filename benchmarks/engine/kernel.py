@@ -161,8 +161,8 @@ def waited_for_a_core_s() -> float:
     return sum(map(int, waits)) / 1e9
 
 
-def measure(n: int, vocab: int, rounds: int, device: torch.device) -> list[Timing]:
-    """Time every contender `rounds` times on [n, vocab], interleaved."""
+def measure(n: int, vocab: int, rounds: int, device: torch.device, tries: int = TRIES) -> list[Timing]:
+    """Time every contender `rounds` times on [n, vocab], interleaved; at most `tries` times as often in all."""
     generator = np.random.default_rng([n, vocab])
     time_of = stopwatch(device)
     running = contenders(n, vocab, device)
@@ -171,7 +171,7 @@ def measure(n: int, vocab: int, rounds: int, device: torch.device) -> list[Timin
     inputs = itertools.cycle([torch.randn(n, vocab, device=device) * spread for _ in range(copies)])
     quiet: list[dict[str, float]] = []
     busy: list[dict[str, float]] = []
-    for attempt in range(-3, TRIES * rounds):
+    for attempt in range(-3, tries * rounds):
         runs = {name: time_of(running[name][0], next(inputs)) for name in generator.permutation(list(running))}
         if attempt >= 0:  # the first three warm up what can be
             made = busy if any(disturbed for _, disturbed in runs.values()) else quiet

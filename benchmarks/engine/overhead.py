@@ -134,24 +134,30 @@ class TakingTurns(EntropySteering):
         return logits
 
 
+def started(model: str, dtype: str, requests: int, tokens: int, lanes: telemetry.LaneFile) -> LLM:
+    """Start vLLM with the plugin in it."""
+    on_cpu = {"enforce_eager": True, "gpu_memory_utilization": 0.3} if not torch.cuda.is_available() else {}
+    return LLM(
+        model=str(models.fetch(model)),
+        dtype=dtype,
+        max_model_len=tokens + 128,
+        max_num_seqs=requests,
+        max_num_batched_tokens=max(8192, requests * 128),
+        enable_chunked_prefill=False,
+        async_scheduling=False,
+        additional_config={CONFIG_KEY: {"lanes": asdict(lanes)}},
+        logits_processors=[TakingTurns],
+        **on_cpu,
+    )
+
+
 class Engine:
     """vLLM with the plugin loaded, whose arm is chosen step by step."""
 
-    def __init__(self, model: str, dtype: str, requests: int, tokens: int, lanes: telemetry.LaneFile) -> None:
-        on_cpu = {"enforce_eager": True, "gpu_memory_utilization": 0.3} if not torch.cuda.is_available() else {}
-        self.llm = LLM(
-            model=str(models.fetch(model)),
-            dtype=dtype,
-            max_model_len=tokens + 128,
-            max_num_seqs=requests,
-            max_num_batched_tokens=max(8192, requests * 128),
-            enable_chunked_prefill=False,
-            async_scheduling=False,
-            additional_config={CONFIG_KEY: {"lanes": asdict(lanes)}},
-            logits_processors=[TakingTurns],
-            **on_cpu,
-        )
-        core: Any = self.llm.llm_engine.engine_core
+    def __init__(self, llm: LLM) -> None:
+        """Reach into `llm`, which was started with TakingTurns and without asynchronous scheduling."""
+        self.llm = llm
+        core: Any = llm.llm_engine.engine_core
         runner = core.engine_core.model_executor.driver_worker.worker.model_runner
         self._batch = getattr(runner, "input_batch", None)  # V1
         self._processors: list[Any] = (
@@ -272,7 +278,7 @@ def main() -> None:
         parser.error(f"--tokens: is {options.tokens}, must be at least {len(ARMS) + 1}, one turn of every arm")
     console = Console(width=110)
     with telemetry.created(options.tokens + 128, max_lanes=options.requests + 1) as lanes:
-        engine = Engine(options.model, dtype, options.requests, options.tokens, lanes)
+        engine = Engine(started(options.model, dtype, options.requests, options.tokens, lanes))
         pool = telemetry.LanePool(lanes)
         batches, admission_s = measure(engine, pool, options.requests, options.tokens, options.batches, console)
     results = compared(batches, options.requests)

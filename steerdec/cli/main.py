@@ -165,6 +165,7 @@ def main() -> None:
     from steerdec.cli.arms import arms_app
     from steerdec.cli.bench import bench_app
     from steerdec.cli.calibrate import calibrate
+    from steerdec.cli.check import check
     from steerdec.cli.compare_models import compare_models
     from steerdec.cli.lenses import lenses
     from steerdec.cli.mask import mask
@@ -172,6 +173,8 @@ def main() -> None:
     from steerdec.cli.phantom import phantom
     from steerdec.cli.profile import profile
 
+    vllms_own = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("check", context_settings=vllms_own)(check)
     app.add_typer(bench_app, name="bench")
     app.add_typer(arms_app, name="arms")
     model_app.command("phantom")(phantom)

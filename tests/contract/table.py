@@ -36,6 +36,11 @@ REQUEST: Final = ("steerdec/vllm_plugin/request.py",)
 ROUTES: Final = ("server/routes.py",)
 BODY: Final = ("server/body.py",)
 LAUNCH: Final = ("server/launch/command.py", "server/launch/flags.py")
+ENGINE_PROGRAMS: Final = (
+    "benchmarks/engine/draws.py",
+    "benchmarks/engine/overhead.py",
+    "benchmarks/engine/rounding.py",
+)
 
 TABLE: Final = (
     Used(("steerdec/processor.py", "server/routes.py"), "vllm", texts=("__version__",)),
@@ -152,6 +157,7 @@ TABLE: Final = (
             *(
                 "steerdec/vllm_plugin/request.py",
                 "steerdec/vllm_plugin/runner_v2.py",
+                "steerdec/vllm_plugin/private/admission_stack.py",
                 "server/routes.py",
                 "steerdec/processor.py",
             ),
@@ -263,11 +269,20 @@ TABLE: Final = (
         attributes=("token_ids", "stop_reason"),
     ),
     # Programs that measure the engine itself -----------------------------------------------------
+    Used((*ENGINE_PROGRAMS, "steerdec/check/engine.py"), "vllm", "LLM"),
+    Used(("steerdec/check/engine.py",), "vllm", "LLM.from_engine_args", ("cls", "engine_args")),
+    Used(("steerdec/check/engine.py",), "vllm.engine.arg_utils", "EngineArgs", attributes=("max_logprobs",)),
+    Used(("steerdec/check/engine.py",), "vllm.engine.arg_utils", "EngineArgs.from_cli_args", ("cls", "args")),
+    Used(("steerdec/check/engine.py",), "vllm.engine.arg_utils", "EngineArgs.add_cli_args", ("parser",)),
+    Used(("steerdec/check/engine.py",), "vllm.platforms", "current_platform"),
+    Used(("steerdec/check/engine.py",), "vllm.utils.argparse_utils", "FlexibleArgumentParser"),
     Used(
-        ("benchmarks/engine/draws.py", "benchmarks/engine/overhead.py", "benchmarks/engine/rounding.py"), "vllm", "LLM"
-    ),
-    Used(
-        ("benchmarks/engine/draws.py", "benchmarks/engine/overhead.py", "benchmarks/engine/rounding.py"),
+        (
+            *ENGINE_PROGRAMS,
+            "steerdec/check/engine.py",
+            "steerdec/check/identity.py",
+            "steerdec/check/launches.py",
+        ),
         "vllm",
         "SamplingParams",
         attributes=("max_tokens",),

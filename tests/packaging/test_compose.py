@@ -22,13 +22,18 @@ def test_compose_runs_commands_that_steerdec_takes() -> None:
     measured = assert_understood([filled(word) for word in services()["bench"]["command"]])
     assert measured["endpoint"] == ["http://server:8000"]
     assert measured["out"] == Path("/runs/first")
+    checked = assert_understood([filled(word) for word in services()["check"]["command"]])
+    assert checked["model"] == "Qwen/Qwen3-8B"
 
 
 def test_compose_starts_the_server_alone_and_the_rest_when_asked() -> None:
     assert {name for name, service in services().items() if "profiles" not in service} == {"server"}
     bench = services()["bench"]
     assert bench["depends_on"]["server"]["condition"] == "service_healthy"
-    assert bench["healthcheck"]["disable"], "the image's asks for a server"
+    assert all(services()[name]["healthcheck"]["disable"] for name in ("bench", "check")), (
+        "the image's asks for a server"
+    )
+    assert services()["check"]["deploy"] == services()["server"]["deploy"]
 
 
 def test_compose_and_dockerfile_name_the_same_target_and_base() -> None:
