@@ -29,7 +29,7 @@ from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
 
 MOST_REQUESTS = 256  # at once
-RANDOM_PROMPTS = 48
+RANDOM_PROMPTS = 256
 TELLING_NATS = (0.8, 4.5)  # entropies of a next token that tell much about a temperature
 TEXTS = (
     "I have been asked many times which of all the creatures in the world I like best, and my favorite animal is the",

@@ -24,7 +24,13 @@ def results(reporter: Reporter, engine: Engine) -> Iterator[Result]:
     tokens = 6 if small else 12
     n = int(np.clip(COMPARED_ENTRIES // (vocab * tokens), 2, 16))
     reporter.progress(f"telemetry against all log-probabilities: {n} requests of {tokens} tokens")
-    sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": tokens, "detokenize": False, "logprobs": -1}
+    sampling: dict[str, Any] = {
+        "temperature": 1.0,
+        "max_tokens": tokens,
+        "detokenize": False,
+        "logprobs": -1,
+        "ignore_eos": True,
+    }
     requests = [engine.recorded(STEERING, seed=i, **sampling) for i in range(n)]
     outputs = engine.generate(engine.prompts(n), [params for params, _ in requests])
     compared = wrong = 0
