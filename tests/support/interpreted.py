@@ -6,6 +6,8 @@ What is arranged:
   another one's name is given.
 - The interpreter counts `tl.range` in Python's integers where the compiler counts in tensors, and vLLM's kernel for
   top-k and top-p calls a tensor's method on the count.
+- Conditions joined by `&` come out as integers, which the interpreter's loads and stores refuse as masks; vLLM's kernel
+  for n-gram drafts has such.
 - The interpreter patches the language anew for each function that a kernel calls, and computes in 64 bits whether an
   integer overflowed, for an assertion that is off. Here the one is done once and the other not: half the time.
 """
@@ -54,3 +56,19 @@ def _counted(start: Any, end: Any = None, step: Any = 1, **_: Any) -> Iterator[A
 
 
 interpreter._patch_lang = _patch_once
+
+
+def _with_bool_mask(name: str, place: int) -> None:
+    """Let the interpreter's load or store take a mask of integers; it is argument number `place`."""
+    access = getattr(interpreter.InterpreterBuilder, name)
+
+    def called(builder: Any, *handles: Any) -> Any:
+        mask = handles[place]
+        as_bool = interpreter.TensorHandle(mask.data.astype(bool), tl.int1)
+        return access(builder, *handles[:place], as_bool, *handles[place + 1 :])
+
+    setattr(interpreter.InterpreterBuilder, name, called)
+
+
+_with_bool_mask("create_masked_load", 1)
+_with_bool_mask("create_masked_store", 2)

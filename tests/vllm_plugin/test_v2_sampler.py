@@ -1,4 +1,4 @@
-"""Steering inside vLLM's own V2 sampler: the cases of `CASES` beside this file, in Triton's interpreter.
+"""Steering inside vLLM's own V2 sampler and whole V2 engine: the cases of `CASES` here, in Triton's interpreter.
 
 In a process of its own, because the interpreter must be chosen before triton is imported.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-CASES = ("v2_sampler_cases", "launch_cases", "step_cases")
+CASES = ("v2_sampler_cases", "launch_cases", "step_cases", "v2_engine_cases", "v2_drafts_cases")
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("cases", CASES)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_on_v2_with_tritons_kernels(cases: str) -> None:
