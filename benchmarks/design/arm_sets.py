@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib import resources
 from itertools import chain, count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
+from steerdec.common.errors import reason_of
+from steerdec.common.files import read_at_most
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 
 BUILT_IN: Final = ("quick", "figure3", "causal")
-
-
 MAX_FILE_BYTES: Final = 1 << 20
 
 
@@ -39,6 +39,18 @@ def with_engine_floor(arm_set: ArmSet, batch_invariant: bool) -> ArmSet:
     return ArmSet.model_validate(arm_set.model_copy(update={"arms": (*arm_set.arms, again)}).model_dump())
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's own loader keeps the last of several equal keys, in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ArmError(f'line {key.start_mark.line + 1}: field "{key.value}" is there already')
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_arm_set(name_or_path: str) -> ArmSet:
     """Load a built-in set by name, else the set in the file.
 
@@ -50,17 +62,16 @@ def load_arm_set(name_or_path: str) -> ArmSet:
     else:
         path = Path(name_or_path)
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise ArmError(f"{path} is too large for an arm set; at most {MAX_FILE_BYTES} bytes are allowed")
-            text = path.read_text("utf-8")
-        except FileNotFoundError:
-            raise ArmError(
-                f'--arms: "{name_or_path}" is neither a built-in set ({", ".join(BUILT_IN)}) nor a file (YAML or JSON)'
-            ) from None
+            text = read_at_most(path, MAX_FILE_BYTES).decode()
         except (OSError, UnicodeDecodeError) as e:
-            raise ArmError(f"{path} cannot be read ({e})") from None
+            if isinstance(e, FileNotFoundError) or not name_or_path.strip():
+                known = ", ".join(BUILT_IN)
+                raise ArmError(
+                    f'--arms: "{name_or_path}" is neither a built-in set ({known}) nor a file (YAML or JSON)'
+                ) from None
+            raise ArmError(f"{path} cannot be read ({reason_of(e)})") from None
     try:
-        arm_set = parse_arm_set(yaml.safe_load(text))
+        arm_set = parse_arm_set(yaml.load(text, _EachKeyOnce))
     except (yaml.YAMLError, RecursionError) as e:
         raise ArmError(f"{name_or_path} is neither YAML nor JSON ({' '.join(str(e).split())})") from None
     except ArmError as e:

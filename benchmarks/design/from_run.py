@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from ..stats.looks import plan_looks
 from ..stats.pairing import pair_up
 from ..verdicts.summary import read_run_data
 from .forecast import Assumptions, Forecast, forecast
+
+MAX_PROBLEMS: Final = 5_000  # of a simulated study; thousands of them are held at once
 
 
 class PlanError(InvalidInputError):
@@ -69,7 +72,13 @@ def observe(folder: str | Path) -> Observed:
 
 
 def sizes(n_problems: int, samples: int) -> Iterator[tuple[int, int]]:
-    """Yield the size itself, twice the problems, and twice the samples: what a doubled budget can buy."""
+    """Yield the size itself, twice the problems, and twice the samples: what a doubled budget can buy.
+
+    Raises:
+        PlanError: so many problems cannot be simulated.
+    """
+    if not 2 <= n_problems <= MAX_PROBLEMS:
+        raise PlanError(f"--problems: {n_problems} cannot be planned from a run; allowed are 2 to {MAX_PROBLEMS}")
     yield n_problems, samples
     yield 2 * n_problems, samples
     yield n_problems, 2 * samples

@@ -80,15 +80,10 @@ def _temperature(arm: Arm, field: str, value: Any, base: float, solved: dict[str
     elif isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
     else:
-        raise ArmError(f'{place}: {_shown(value)} is not a number, "base", "x1.67" or "solve"')
+        raise ArmError(f'{place}: {params.shown(value)} is not a number, "base", "x1.67" or "solve"')
     if not (number == 0.0 or params.MIN_TEMPERATURE <= number <= params.MAX_TEMPERATURE):
         raise ArmError(
-            f"{place}: {_shown(value)} is {number:g}; allowed are 0 and {params.MIN_TEMPERATURE:g} "
+            f"{place}: {params.shown(value)} is {number:g}; allowed are 0 and {params.MIN_TEMPERATURE:g} "
             f"to {params.MAX_TEMPERATURE:g}"
         )
     return number
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -66,7 +66,7 @@ def _place(settings: Settings) -> str:
     """Return the path of the record without its suffix; the same run always has the same one."""
     developer, _, model = settings.model.strip("/").rpartition("/")
     folders = (settings.problems.name, developer.rpartition("/")[2] or "unknown", model)
-    digest = hashlib.sha256(settings.model_dump_json().encode()).digest()
+    digest = hashlib.sha256(settings.as_json().encode()).digest()
     safe = [re.sub(r"[^\w.@=-]", "_", folder) for folder in folders]
     return "/".join(["data", *safe, str(UUID(bytes=digest[:16], version=4))])
 

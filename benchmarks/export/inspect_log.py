@@ -71,7 +71,7 @@ def _spec(source: Source, arm: Arm) -> Any:
     from inspect_ai.model import GenerateConfig
 
     settings = source.settings
-    run_id = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:22]
+    run_id = hashlib.sha256(settings.as_json().encode()).hexdigest()[:22]
     sampling = {name: value for name, value in settings.sampling.items() if name in ("top_p", "top_k")}
     steering = None if arm.steering is None else {"steering": arm.steering}
     return EvalSpec(

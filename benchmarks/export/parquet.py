@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from steerdec.common.errors import reason_of
 from steerdec.common.files import FileError
 from steerdec.records.folder import load_run
 
@@ -21,11 +22,11 @@ def write(folder: Path, out: Path) -> list[Path]:
     """
     run = load_run(folder)
     table = run.to_arrow(tokens=True)
-    table = table.replace_schema_metadata({"steerdec_run": run.settings.model_dump_json()})
+    table = table.replace_schema_metadata({"steerdec_run": run.settings.as_json()})
     path = out / NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path, compression="zstd")
-    except OSError as e:
-        raise FileError(f"{path} cannot be written ({e.strerror or e})") from None
+    except (OSError, UnicodeEncodeError) as e:  # pyarrow takes paths in UTF-8 only
+        raise FileError(f"{path} cannot be written ({reason_of(e)})") from None
     return [path]

@@ -16,6 +16,7 @@ from steerdec.common.errors import InvalidInputError
 from steerdec.common.files import write_atomically
 from steerdec.common.multiplicity import holm
 from steerdec.pages import html, wording
+from steerdec.records.folder import load_run
 from steerdec.records.run import Settings
 from steerdec.records.summary import Comparison, Summary
 
@@ -54,6 +55,8 @@ def write_comparison(dir_a: str | Path, dir_b: str | Path, out: str | Path) -> P
         SettingsError, JournalError, SummaryError: a file of either run is missing or malformed; one line.
         NotComparableError: the runs share no problem, or no difference.
     """
+    for folder in (dir_a, dir_b):
+        load_run(folder)  # says what is wrong with a run.json before anything is computed from it
     folders = tuple(read_run(folder, summarize(folder)) for folder in (dir_a, dir_b))
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from steerdec.common.errors import SteerdecError
+from steerdec.common.validation import shown
 
 Count = Annotated[int, Field(ge=0)]
 Nats = Annotated[FiniteFloat, Field(ge=0.0)]
@@ -98,7 +99,7 @@ def parse_answer(body: bytes, *, max_tokens: int, steering: dict[str, Any] | Non
         raise MalformedAnswerError(f"{place}: {first['msg']}") from None
     choice, tokens = response.choices[0], response.usage.completion_tokens
     if choice.finish_reason not in ("stop", "length"):
-        raise MalformedAnswerError(f'finish_reason is {choice.finish_reason!r}, not "stop" or "length"')
+        raise MalformedAnswerError(f'finish_reason is {shown(choice.finish_reason)}, not "stop" or "length"')
     if tokens > max_tokens:
         raise MalformedAnswerError(f"{tokens} tokens were generated; the request allowed {max_tokens}")
     if choice.token_ids is not None and len(choice.token_ids) != tokens:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from steerdec.common.errors import SteerdecError
+from steerdec.common.errors import SteerdecError, reason_of
 
 CONTROL_BYTES = 1 << 20  # for answers about the server, and for errors
 LONGEST_RETRY_AFTER_S = 300.0
@@ -79,7 +79,8 @@ def endpoint_url(text: str) -> str:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        httpx.URL(url)  # knows which names no host can have
+    except (ValueError, httpx.InvalidURL):
         good = False
     if not good or parts.query or parts.fragment or parts.username or re.search(r"\s", url):
         raise ValueError(f'"{text}" is not an endpoint; expected http://HOST:PORT or https://HOST:PORT')
@@ -178,9 +179,9 @@ class Endpoint:
         except TimeoutError:
             raise BrokenError(f"{self.url} gave no whole answer within {timeout_s:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as e:
-            raise UnreachableError(f"{self.url} cannot be reached ({_line(e)})") from None
+            raise UnreachableError(f"{self.url} cannot be reached ({reason_of(e)})") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as e:
-            raise BrokenError(f"{self.url} broke the connection off ({_line(e)})") from None
+            raise BrokenError(f"{self.url} broke the connection off ({reason_of(e)})") from None
         if content is None:
             raise BrokenError(f"{self.url} answered with more than {max_bytes} bytes")
         if not good:
@@ -205,10 +206,6 @@ async def _bounded(response: httpx.Response, max_bytes: int) -> bytes | None:
             return None
         parts.append(part)
     return b"".join(parts)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _server_message(content: bytes) -> str:

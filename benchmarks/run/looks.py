@@ -7,6 +7,7 @@ every claim that needs it is decided, or has no prospect of being decided.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,11 +20,15 @@ from steerdec.records.run import Look, Settings
 
 from ..design.plan import SamplingPlan
 
+_FRACTION = re.compile(r"[0-9.]{1,20}(/[0-9]{1,20})?")  # a Fraction would also take 1e999999999, for hours
+
 
 def parse_fractions(text: str) -> tuple[float, ...]:
     """Return the fractions of "1/8,1/4,1/2,1". Raises InvalidInputError."""
     try:
-        fractions = tuple(float(Fraction(part.strip())) for part in text.split(","))
+        parts = [part.strip() for part in text.split(",")]
+        fractions = tuple(float(Fraction(part)) for part in parts if _FRACTION.fullmatch(part))
+        fractions *= len(fractions) == len(parts)
     except (ValueError, ZeroDivisionError):
         fractions = ()
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):

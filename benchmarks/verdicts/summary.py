@@ -70,11 +70,13 @@ def read_run_data(directory: str | Path) -> RunData:
         raise SummaryError(str(e)) from None
     except FileNotFoundError as e:
         raise SummaryError(f"{e.filename} is missing; a summary needs run.json and samples.jsonl") from None
+    except OSError as e:
+        raise SummaryError(f"{e.filename} cannot be read ({e.strerror})") from None
     except KeyError as e:
         raise SummaryError(f"{path / 'run.json'} has no {e}") from None
     except (DesignError, SampleError) as e:
         raise SummaryError(f"{path}: {e}") from None
-    except (OSError, ValueError, TypeError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise SummaryError(f"{path / 'run.json'} is not a run: {e}") from None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from steerdec import models
+from steerdec.common.files import exists
 from steerdec.steering.admission import EXACT_REJECTION
 from steerdec.telemetry.lanes import LaneFile
 from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
@@ -134,7 +135,7 @@ def _model(model: str | None) -> tuple[str, str]:
         raise LaunchUsageError("MODEL: must not be empty")
     if model is None or model == models.SMOLLM2.name:
         return models.SMOLLM2.name, str(models.fetch(None))
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists():
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or exists(model):
         return model, str(models.fetch(model))
     return model, model  # vLLM fetches from the hub itself
 

@@ -16,6 +16,8 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from steerdec.common.files import read_at_most
+
 from .errors import LaunchUsageError
 
 ADDITIONAL_CONFIG: Final = "--additional-config"
@@ -30,6 +32,7 @@ _ONE_VALUE: Final = (
     *(("--data-parallel-size-local", "-dpl"), ("--data-parallel-rank", "-dpn")),
     *(("--data-parallel-start-rank", "-dpr"), _SPECULATIVE_NAMES),
 )
+_MAX_CONFIG_BYTES: Final = 1 << 20
 _SOME_VALUES: Final = ("--logits-processors", "--served-model-name")
 _ON_OR_OFF: Final = (
     *(("--enforce-eager",), ("--enable-chunked-prefill",)),
@@ -236,10 +239,10 @@ def _of_config_file(path: str) -> list[str]:
     if not path.endswith((".yaml", ".yml")):
         raise LaunchUsageError(f"--config {path!r}: vLLM takes files whose names end in .yaml or .yml")
     try:
-        config = yaml.safe_load(Path(path).read_text())
+        config = yaml.safe_load(read_at_most(Path(path), _MAX_CONFIG_BYTES).decode())
     except OSError as e:
         raise LaunchUsageError(f"--config {path!r}: {e.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise LaunchUsageError(f"--config {path!r}: not valid YAML ({' '.join(str(e).split())})") from None
     if not isinstance(config, dict):
         raise LaunchUsageError(f"--config {path!r}: must hold `flag: value` lines")

@@ -11,6 +11,8 @@ import errno
 import socket
 from collections.abc import Iterator
 
+from steerdec.common.errors import reason_of
+
 from .errors import LaunchError
 
 
@@ -45,5 +47,5 @@ def _check_free(host: str, port: int, where: str) -> None:
             probe.bind((host, port))
     except (OSError, OverflowError, ValueError, TypeError) as e:  # the last two: not a host name
         taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-        reason = "another program uses this port" if taken else f"cannot listen there ({e})"
+        reason = "another program uses this port" if taken else f"cannot listen there ({reason_of(e)})"
         raise LaunchError(f"{where}: {reason}; choose another") from None

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from steerdec.common.files import read_at_most
 from steerdec.policies import registry
 from steerdec.steering import params
 from steerdec.telemetry import lanes as telemetry
@@ -24,6 +25,7 @@ from .supervisor import StoppedError, StopSignals, supervise
 # How long a stop may take beyond vLLM's own --shutdown-timeout. vLLM ends its engine, then waits forever for
 # requests that will not be answered; Docker waits 10 s in all.
 STOP_S: Final = 5
+MAX_STEERING_BYTES: Final = 1 << 20  # of a file
 
 
 def serve(launch: Launch) -> int:
@@ -85,7 +87,7 @@ def given_steering(text: str) -> dict[str, Any]:
     """
     if not text.lstrip().startswith("{"):
         try:
-            text = Path(text).read_text()
+            text = read_at_most(Path(text), MAX_STEERING_BYTES).decode()
         except (OSError, UnicodeDecodeError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) else "it is not text"
             raise LaunchError(f"--steering: {text!r} is neither a JSON object nor a readable file ({reason})") from None

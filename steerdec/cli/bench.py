@@ -48,9 +48,11 @@ def report(folder: Folder) -> None:
     from steerdec.benchmarks.report.table import print_table
     from steerdec.benchmarks.report.write import write_report
     from steerdec.benchmarks.verdicts.summary import write_summary
+    from steerdec.records.folder import load_run
     from steerdec.records.summary import read_summary
 
     with exit_on_known_errors():
+        load_run(folder)  # says what is wrong with run.json before anything is computed or written
         summary = read_summary(write_summary(folder))
         page = write_report(folder, summary)
         print_table(summary, Console())

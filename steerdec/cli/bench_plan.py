@@ -91,7 +91,9 @@ def _plan_from(
     run: Path, target: float, problems: int | None, samples: int | None, tokens_per_s: float | None, price: float | None
 ) -> None:
     from steerdec.benchmarks.design import from_run
+    from steerdec.records.folder import load_run
 
+    load_run(run)  # says what is wrong with its run.json
     seen = from_run.observe(run)
     assumed, points = seen.assumptions, 100 * target
     print(f"from {run}: {seen.pair[0]} - {seen.pair[1]}, the noisiest of the claimed comparisons")

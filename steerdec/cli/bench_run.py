@@ -11,6 +11,7 @@ import typer
 
 from steerdec.cli import options
 from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, exit_on_known_errors, fail, number
+from steerdec.common.files import exists
 
 SAMPLES = 16
 LOOKS = "1/8,1/4,1/2,1"
@@ -167,6 +168,6 @@ def run(
 
 def _how_to_continue(out: Path) -> str:
     samples = out / "samples.jsonl"
-    if not samples.exists():
+    if not exists(samples):
         return ""
     return f"the samples so far are in {out}; the same command continues from there"

@@ -10,6 +10,7 @@ import typer
 
 from steerdec.cli import options
 from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError, exit_on_known_errors, number
+from steerdec.common.files import exists
 from steerdec.steering.params import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 
@@ -67,8 +68,10 @@ def calibrate(
     from steerdec.benchmarks.run.targets import Target
 
     def how_to_continue() -> str:
-        journal = out.with_name(out.name + ".samples.jsonl")
-        return f"the samples so far are in {journal}; the same command continues from there" if journal.exists() else ""
+        journal = f"{out}.samples.jsonl"
+        if not exists(journal):
+            return ""
+        return f"the samples so far are in {journal}; the same command continues from there"
 
     with exit_on_known_errors(how_to_continue):
         if problems is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -189,6 +190,9 @@ def main() -> None:
         app.command(name)(command)
     model_app.command("organism")(model_organism)
     model_app.command("organism-study")(model_organism_study)
+    for stream in (sys.stdout, sys.stderr):  # a path that is not UTF-8 is printed with escapes
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(standalone_mode=False)  # else typer frames usage errors in a box of many lines
     except _USAGE_ERROR as e:

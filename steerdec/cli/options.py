@@ -14,7 +14,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from steerdec.common.errors import InvalidInputError, SteerdecError
+from steerdec.common.errors import InvalidInputError, SteerdecError, reason_of
+from steerdec.common.files import exists
 
 API_KEY_VARIABLE = "STEERDEC_API_KEY"
 MAX_TOKENS = 2048
@@ -112,7 +113,7 @@ def one_source(endpoints: list[str] | None, model: str | None, dtype: str | None
         raise UsageError("give either --endpoint URL (of a running `steerdec serve`) or --model MODEL")
     if dtype is not None and model is None:
         raise UsageError("--dtype goes with --model")
-    if model is not None and (Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1):
+    if model is not None and (exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1):
         try:
             fetch(model)  # a folder is looked at only; hub ids are left to the server
         except ModelError as e:
@@ -135,9 +136,11 @@ def api_key() -> str | None:
 
 def out_folder(out: Path) -> Path:
     """Return `out` if it is, or can become, a folder to write in. Raises UsageError."""
-    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    parent = next(p for p in (out.absolute(), *out.absolute().parents) if exists(p))
     if not parent.is_dir():
         raise UsageError(f"--out: {parent} is a file, not a folder")
+    if max(len(os.fsencode(part)) for part in out.absolute().parts) > os.pathconf(parent, "PC_NAME_MAX"):
+        raise UsageError(f"--out: a name in {out} is too long")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out: {parent} cannot be written in")
     return out
@@ -166,7 +169,7 @@ def exit_on_known_errors(hint: str | Callable[[], str] = "") -> Iterator[None]:
     except SteerdecError as e:
         fail(with_hint(e) if e.resumable else e, e.exit_status)
     except OSError as e:
-        fail(with_hint(e), 1)
+        fail(with_hint(reason_of(e) if e.filename is None else f"{e.filename}: {reason_of(e)}"), 1)
     except KeyboardInterrupt:
         fail(with_hint("stopped"), 130)
     finally:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from steerdec.cli.options import exit_on_known_errors, number
+from steerdec.cli.options import exit_on_known_errors, number, out_folder
 
 # Filled in by `study`, which imports torch.
 PARTS = ("lenses", "causal", "grpo")
@@ -39,7 +39,7 @@ def model_organism(
         from steerdec.organism.build import build
         from steerdec.organism.train import Training
 
-        folder = build(out, training=Training(seed=seed))
+        folder = build(out_folder(out), training=Training(seed=seed))
     print(folder)
 
 
@@ -84,10 +84,14 @@ def model_organism_study(
         wanted = tuple(parts.split(","))
         if unknown := [part for part in wanted if part not in PARTS]:
             raise InputError(f"--parts: {unknown[0]!r} is not one of {', '.join(PARTS)}")
+        try:
+            base = tuple(map(number(0.01, 100), temperatures.split(",")))
+        except typer.BadParameter as e:
+            raise InputError(f"--temperatures: {e.message}") from None
         sizes = study.Sizes(
             study.LensStudy(problems=problems, resamples=resamples),
-            causal.Causal(temperatures=tuple(map(number(0.01, 100), temperatures.split(","))), samples=samples),
+            causal.Causal(temperatures=base, samples=samples),
             training.Study(seeds=tuple(range(seeds)), grpo=GRPO(steps=steps)),
         )
-        study.study(model, out, sizes, wanted)
+        study.study(model, out_folder(out), sizes, wanted)
     print(out / study.TABLES)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from steerdec.cli.options import fail
+from steerdec.common.errors import reason_of
 
 
 def phantom(
@@ -49,8 +50,8 @@ def phantom(
         truth = folder.write_phantom(folder.kind_named(kind), out, fork_right)
     except folder.PhantomError as e:
         fail(e, 2)
-    except OSError as e:
-        fail(f"--out: {out} cannot be written ({e.strerror})", 1)
+    except (OSError, UnicodeEncodeError) as e:  # tokenizers takes paths in UTF-8 only
+        fail(f"--out: {out} cannot be written ({reason_of(e)})", 1)
     print(f"{out}: {truth['about']}")
     for arm, known in truth["arms"].items():
         print(f"{arm:15}{100 * known['avg_at_k']:6.1f}%   dose {known['dose_nats']:+.4f} nats per token")

@@ -10,7 +10,10 @@ Each room derives its own errors from these, so the command line catches one cla
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+_NUMBER: Final = re.compile(r"^\[Errno -?\d+\] ")  # which other libraries keep when they wrap a system error
 
 
 class SteerdecError(Exception):
@@ -18,6 +21,12 @@ class SteerdecError(Exception):
 
     exit_status: ClassVar[int] = 1
     resumable: ClassVar[bool] = False  # work done before it is kept, and the same command continues from there
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed as one line; a system error is said without its number and path."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return _NUMBER.sub("", " ".join(str(text).split()))
 
 
 class InvalidInputError(SteerdecError, ValueError):

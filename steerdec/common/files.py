@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import gzip
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -42,15 +45,34 @@ class FolderLock:
         os.close(self._fd)
 
 
+def exists(path: Path | str) -> bool:
+    """Return whether there is such a file or folder; Path's own raises OSError for a name that is too long."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
+def read_at_most(path: Path, limit_bytes: int, *, gzipped: bool = False) -> bytes:
+    """Return the content of a file, which may be a pipe. Raises OSError, also where it is larger than the limit."""
+    with gzip.open(path) if gzipped else path.open("rb") as file:
+        content: bytes = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {limit_bytes} bytes", str(path))
+    return content
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` as a whole; after a crash or a power cut it holds the one or the other.
+
+    A lone surrogate, as in a path that is not UTF-8, is written as its escape, which is what JSON has for it.
 
     Raises:
         FileError: the file cannot be written; it is unchanged.
     """
-    fresh = path.with_name(path.name + ".new")
+    fresh = Path(f"{path}.new")
     try:
-        with fresh.open("w", encoding="utf-8") as file:
+        with fresh.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -59,7 +81,8 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as e:
         raise FileError(f"{path} cannot be written ({e.strerror})") from None
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is none, or the name too long: said above
+            fresh.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -68,6 +68,8 @@ def _record(line: bytes) -> Record | None:
         return None
     try:
         value = json.loads(line)
+        if b"\\ud" in line.lower():  # half of a surrogate pair, perhaps: read as `encode` would have written it
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

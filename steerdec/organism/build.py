@@ -15,11 +15,12 @@ import torch
 
 import steerdec
 from steerdec import models
-from steerdec.common.errors import AnalysisError, InputError
-from steerdec.common.files import FolderLock, write_atomically
+from steerdec.common.errors import AnalysisError, InputError, reason_of
+from steerdec.common.files import FolderLock, exists, write_atomically
 from steerdec.common.json import write_json
 from steerdec.common.progress import RunProgress
 from steerdec.organism import task, vocabulary
+from steerdec.organism.checkpoint import load, save
 from steerdec.organism.train import Size, Training, batch, new_model, optimizer_of, rate_at, step_loss, torch_threads
 
 RECIPE: Final = 1  # raised when the code changes the weights, so that a cache of older ones is not taken
@@ -54,7 +55,7 @@ def build(
     """
     training, size = training or Training(), size or Size()
     wanted = settings(training, size)
-    if out.exists():
+    if exists(out):
         if about(out).get("settings") == wanted:
             return out
         raise InputError(f"--out: {out} exists and is not this organism; choose another folder")
@@ -66,7 +67,7 @@ def build(
         shutil.copytree(source, fresh)
         fresh.rename(out)
     except OSError as e:
-        raise AnalysisError(f"{out} cannot be written ({e.strerror or e})") from None
+        raise AnalysisError(f"{e.filename or out} cannot be written ({reason_of(e)})") from None
     return out
 
 
@@ -99,8 +100,7 @@ def trained(
         model = new_model(size, training.seed)
         optimizer = optimizer_of(model, training)
         done = 0
-        if checkpoint.exists():
-            held = torch.load(checkpoint, weights_only=True)
+        if (held := load(checkpoint)) is not None:
             model.load_state_dict(held["model"])
             optimizer.load_state_dict(held["optimizer"])
             done = int(held["step"])
@@ -117,16 +117,10 @@ def trained(
                 if on_step is not None:
                     on_step(step, loss)
                 if (step + 1) % _SAVE_EVERY == 0:
-                    _save(
+                    save(
                         {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint
                     )
         return model.eval().requires_grad_(False)
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    fresh = path.with_name(path.name + ".new")
-    torch.save(state, fresh)
-    fresh.replace(path)
 
 
 def write(folder: Path, model: Any, wanted: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from steerdec.benchmarks.run.local_server import local_server
 from steerdec.common.child import python_child
-from steerdec.common.errors import AnalysisError
+from steerdec.common.errors import AnalysisError, reason_of
 from steerdec.organism.build import CALIBRATION, PROBLEMS
 from steerdec.organism.vocabulary import LONGEST_RESPONSE
 
@@ -101,6 +101,6 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as e:
-        raise AnalysisError(f"{path} cannot be read ({e})") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise AnalysisError(f"{path} cannot be read ({reason_of(e)})") from None
     return found if isinstance(found, dict) else {}

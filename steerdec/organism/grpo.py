@@ -20,6 +20,7 @@ from torch import Tensor
 
 from steerdec.analysis.train import equation6
 from steerdec.organism import generate, task
+from steerdec.organism.checkpoint import load, save
 from steerdec.organism.vocabulary import IDS, PAD, PROMPT_TOKENS
 
 FORKS: Final = "top 20%"
@@ -101,8 +102,7 @@ def train(
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     rewards: list[float] = []
-    if checkpoint.exists():
-        held = torch.load(checkpoint, weights_only=True)
+    if (held := load(checkpoint)) is not None:
         model.load_state_dict(held["model"])
         optimizer.load_state_dict(held["optimizer"])
         rewards = list(held["rewards"])
@@ -122,10 +122,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
-            fresh = checkpoint.with_name(checkpoint.name + ".new")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rewards": rewards}
-            torch.save(state, fresh)
-            fresh.replace(checkpoint)
+            save(state, checkpoint)
         if on_step is not None:
             on_step(step, rewards[-1])
     model.requires_grad_(False)

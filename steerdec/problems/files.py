@@ -20,10 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from steerdec.common.files import read_at_most
 from steerdec.common.numerals import read_integer, read_number
+from steerdec.common.validation import shown
 from steerdec.problems.problem import Problem, ProblemError
 
 KINDS = ("integer", "number", "math")
+
+MAX_BYTES = 1 << 30
 
 Row = Mapping[str, Any]
 
@@ -45,9 +49,7 @@ _UNIT = re.compile(
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield (FILE:LINE, object) for every line that is not blank. Raises ProblemError."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = read_at_most(path, MAX_BYTES, gzipped=path.suffix == ".gz")
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise ProblemError(
             f"{path}: cannot be unpacked ({e}); a name with .gz has to be a gzipped JSONL file"
@@ -66,7 +68,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         except (ValueError, RecursionError) as e:
             raise ProblemError(f"{where}: not JSON ({e}); one object per line is needed") from None
         if not isinstance(row, dict):
-            raise ProblemError(f"{where}: {type(row).__name__} instead of an object with id, problem, answer")
+            raise ProblemError(f"{where}: {shown(row)} is not an object with id, problem, answer")
         yield where, row
 
 

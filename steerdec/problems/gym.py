@@ -28,8 +28,10 @@ from urllib.parse import parse_qsl
 
 from steerdec.common.child import python_child
 from steerdec.common.errors import InvalidInputError
+from steerdec.common.validation import shown
 
 DEFAULT_SIZE = 50
+MAX_SIZE = 100_000
 SPARE = 10  # entries made per requested problem, before a task counts as exhausted
 NO_ANSWER = "(any that scores 1)"  # tasks like graph_color have no reference answer
 
@@ -118,9 +120,9 @@ def _parse(name: str) -> tuple[str, int, int, dict[str, Any]]:
         except ValueError:
             options[key] = text
     size, seed = options.pop("size", DEFAULT_SIZE), options.pop("seed", 0)
-    for key, value, least in (("size", size, 1), ("seed", seed, 0)):
-        if type(value) is not int or value < least:
-            raise GymError(f"{name}: {key} is {value!r}; it has to be an integer of at least {least}")
+    for key, value, least, most in (("size", size, 1, MAX_SIZE), ("seed", seed, 0, 2**53)):
+        if type(value) is not int or not least <= value <= most:
+            raise GymError(f"{name}: {key} is {shown(value)}; it has to be an integer from {least} to {most}")
     return task, size, seed, options
 
 

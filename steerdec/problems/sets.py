@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from steerdec.common.files import exists
 from steerdec.problems import embedded, gym, hub
 from steerdec.problems.files import problems_of, read_rows
 from steerdec.problems.problem import Problem, ProblemError, ProblemSet
@@ -56,7 +57,7 @@ def _load(name: str) -> tuple[list[Problem], str]:
     except (hub.HubError, gym.GymError) as e:
         raise ProblemError(str(e)) from None
     path = Path(name)
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         names = ", ".join([*hub.SETS, *embedded.SETS])
         raise ProblemError(f"--problems: {name!r} is neither a file nor a problem set; there are {names}, gym:TASK")
     problems = problems_of(read_rows(path))

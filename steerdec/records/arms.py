@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.validation import said_plainly
@@ -133,7 +133,9 @@ class ArmSet(_Data):
     name: Annotated[str, Field(min_length=1, max_length=80)]
     about: str = ""
     temperature: Annotated[float, Field(gt=0.0, le=params.MAX_TEMPERATURE)] | None = None  # base, unless a run says
-    threshold_nats: Annotated[float, Field(ge=0.0)] | None = None  # unless the run or the server has a calibration
+    threshold_nats: Annotated[FiniteFloat, Field(ge=0.0)] | None = (
+        None  # unless the run or the server has a calibration
+    )
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02  # scores closer than this count as equal
     baseline: Name
     replays: dict[Name, Replay] = {}
@@ -151,6 +153,9 @@ class ArmSet(_Data):
         if self.arm(self.baseline).steering is not None:
             raise ArmError(f'arm "{self.baseline}": the baseline takes no steering')
         pairs = [(c.arm, c.baseline) for c in self.claims] + [(c.arm, c.baseline) for c in self.comparisons]
+        for name, against in pairs:
+            if name == against:
+                raise ArmError(f'"{name}" is compared with itself')
         for end in (end for pair in pairs for end in pair):
             if end not in names:
                 raise ArmError(f'"{end}" is compared but is not an arm (there are: {", ".join(names)})')
@@ -221,6 +226,7 @@ def _place(value: Any, loc: tuple[int | str, ...]) -> str:
     """Return `loc` in words: an arm by its name if it has one, other entries of a list counted from 1."""
     if len(loc) >= 2 and loc[0] == "arms" and isinstance(loc[1], int):
         entry = value["arms"][loc[1]]
-        name = str(entry.get("name", loc[1] + 1) if isinstance(entry, dict) else loc[1] + 1)
+        given = entry.get("name") if isinstance(entry, dict) else None
+        name = given if isinstance(given, str) else str(loc[1] + 1)
         return " ".join([f'arm "{" ".join(name.split())}"', *map(str, loc[2:])])
     return " ".join(str(part + 1 if isinstance(part, int) else part) for part in loc)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from steerdec.common.errors import InvalidInputError
+from steerdec.common.files import read_at_most
 from steerdec.common.paper import FORK_SHARE
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import ArmSet
@@ -98,9 +99,7 @@ def problem_hash(problem: Problem) -> str:
 def load_calibration(path: Path) -> Calibration:
     """Return the calibration in the file. Raises CalibrationError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise CalibrationError(f"{path} is too large for a calibration; at most {MAX_FILE_BYTES} bytes are allowed")
-        calibration = Calibration.model_validate_json(path.read_bytes())
+        calibration = Calibration.model_validate_json(read_at_most(path, MAX_FILE_BYTES))
     except FileNotFoundError:
         raise CalibrationError(f'--threshold: "{path}" is neither a number of nats nor a calibration file') from None
     except OSError as e:
@@ -184,6 +183,8 @@ class Threshold:
 
 def parse_threshold(text: str) -> Threshold:
     """Return the threshold of `--threshold`: a number of nats, else a calibration file. Raises CalibrationError."""
+    if not text.strip():
+        raise CalibrationError('--threshold: "" is neither a number of nats nor a calibration file')
     try:
         nats = float(text)
     except ValueError:

@@ -62,12 +62,20 @@ class Run:
         """Yield the samples in the order they arrived; a line that was cut off at the end of the file is left out.
 
         Raises:
-            JournalError: a line is not a sample, or the file is missing or cannot be read.
+            JournalError: a line is not a sample of this run, or the file is missing or cannot be read.
         """
         path = self.folder / sample_file.NAME
         if not path.exists():
             raise JournalError(f"{path} is missing: nothing was sampled yet")
-        return read_samples(path)
+        return self._own(path)
+
+    def _own(self, path: Path) -> Iterator[Sample]:
+        arms, problems = {arm.name for arm in self.settings.arms.arms}, set(self.settings.problems.ids)
+        for number, sample in enumerate(read_samples(path), start=1):
+            for field, name, known in (("arm", sample.arm, arms), ("problem_id", sample.problem_id, problems)):
+                if name not in known:
+                    raise JournalError(f'{path} line {number}: {field} "{name[:60]}" is not of this run')
+            yield sample
 
     def to_arrow(self, *, tokens: bool = False) -> pa.Table:
         """Return one row per sample: the fields of samples.jsonl, and `correct` (null where a sample is ungraded).

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from steerdec.common.errors import InvalidInputError
 from steerdec.common.files import write_atomically
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 from steerdec.records.doses import ArmDose
+from steerdec.records.samples import MAX_SAMPLES
 
 NAME = "run.json"
 # From GET /v1/steering: endpoints must not differ in these, and a run is not resumed if they changed.
@@ -27,6 +39,14 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _iso_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
 class ProblemsUsed(_Data):
     """`source` and `limit` load the set again, `sha256` proves that it is the same."""
 
@@ -34,10 +54,16 @@ class ProblemsUsed(_Data):
     source: str
     limit: int | None
     sha256: str
-    n: int
+    n: Annotated[int, Field(ge=0)]
     ids: tuple[str, ...]
     groups: dict[str, str] | None = None  # by problem id, of those that have one
     hashes: tuple[str, ...] | None = None  # `Problem.digest` in the order of `ids`; None in older files
+
+    @model_validator(mode="after")
+    def _counted(self) -> ProblemsUsed:
+        if self.n != len(set(self.ids)):
+            raise ValueError(f"n is {self.n}, but there are {len(set(self.ids))} different ids")
+        return self
 
 
 class LaunchedServer(_Data):
@@ -74,7 +100,7 @@ class Settings(_Data):
     """The content of `run.json`."""
 
     steerdec: str
-    created: str
+    created: Annotated[str, AfterValidator(_iso_time)]
     versions: dict[str, str]
     model: str
     model_info: dict[str, Any]
@@ -85,12 +111,12 @@ class Settings(_Data):
     prompt: str
     thinking: bool | None
     arms: ArmSet
-    samples: int
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
     seed: int
-    temperature: float
-    max_tokens: int
+    temperature: Annotated[FiniteFloat, Field(gt=0.0)]
+    max_tokens: Positive
     sampling: dict[str, float | int]
-    threshold_nats: float
+    threshold_nats: Annotated[FiniteFloat, Field(ge=0.0)]
     threshold_origin: str
     looks: tuple[Look, ...] = ()  # empty: one at the end
     doses: dict[str, ArmDose] = {}  # by arm, from the calibration; empty where it has none
@@ -100,9 +126,14 @@ class Settings(_Data):
         """Return the looks, at least the one at the end."""
         return self.looks or (Look(samples=self.samples, planned=self.samples),)
 
+    def as_json(self) -> str:
+        """Return the content of the file. Paths that are not UTF-8 are escaped; pydantic's own JSON refuses them."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode()
+
     def write(self, folder: Path) -> None:
         """Write `run.json` into the folder. Raises FileError."""
-        write_atomically(folder / NAME, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / NAME, self.as_json())
 
 
 def read_settings(path: Path) -> Settings:

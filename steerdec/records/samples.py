@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from steerdec.common import journal
 from steerdec.common.journal import JournalError
+from steerdec.common.validation import shown
 
 NAME: Final = "samples.jsonl"
 GradeName = Literal["correct", "incorrect", "ungraded"]
-Count = Annotated[int, Field(strict=True, ge=0)]
+MAX_SAMPLES: Final = 100_000  # of one problem under one arm
+Index = Annotated[int, Field(strict=True, ge=0, lt=MAX_SAMPLES)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Nats = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -28,8 +32,8 @@ class Sample:
 
     problem_id: str
     arm: str
-    sample: Count
-    seed: Annotated[int, Field(strict=True)] = 0
+    sample: Index
+    seed: Seed = 0
     text: str | None = None
     answer: str | None = None
     grade: GradeName
@@ -45,7 +49,7 @@ class Sample:
     # `position` on.
     position: Count | None = None
     replayed_arm: str | None = None
-    replayed_sample: Count | None = None
+    replayed_sample: Index | None = None
     # One entry per generated token, for the few samples that keep their tokens.
     entropy_nats: list[Nats | None] | None = None
     fork: list[Annotated[bool, Field(strict=True)]] | None = None
@@ -81,13 +85,8 @@ def _from_record(record: journal.Record, place: str) -> Sample:
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "missing" else f" (it is {_shown(first['input'])})"
+        given = "" if first["type"] == "missing" else f" (it is {shown(first['input'])})"
         raise JournalError(f"{place} is not a sample: {field}: {first['msg']}{given}") from None
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_samples(path: Path) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""How much memory scoring may use."""
+"""How much memory scoring may use, and on which device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from steerdec.analysis.traces.loading import free_host_bytes
+from steerdec.analysis.traces.loading import free_host_bytes, load
+from steerdec.common.errors import InputError
 
 GIB = 1 << 30
 
@@ -36,3 +37,9 @@ def test_free_memory_is_the_machine_s_or_less_where_a_cgroup_limits_it(
 
 def test_without_proc_there_is_still_an_answer(tmp_path: Path) -> None:
     assert free_host_bytes(tmp_path) > 0
+
+
+@pytest.mark.parametrize("device", ["nope", " ", "meta", "cuda:99", "cpu:x", "mps"])
+def test_a_device_that_cannot_score_is_named_before_anything_is_loaded(device: str) -> None:
+    with pytest.raises(InputError, match=r"^--device: "):
+        load("no/such/model", device=device)

@@ -24,6 +24,12 @@ def test_a_name_that_the_system_does_not_take() -> None:
         models.fetch("a" * 300)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name(name: str) -> None:
+    with pytest.raises(models.ModelError, match=r"^MODEL: must not be empty$"):
+        models.fetch(name)
+
+
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(models.ModelError, match=r"is a folder without config\.json, not a model$"):
         models.fetch(str(tmp_path))

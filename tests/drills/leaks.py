@@ -88,15 +88,16 @@ def _one(
     assert clean is None or (status == 0) == clean, f"{name}: status {status}"
     _, alive = psutil.wait_procs(family, 60)
     assert alive == [], f"{name}: {alive}"
-    time.sleep(1)  # the resource tracker of a killed launcher's server
-    remove_stale()  # which the next start does first
+    os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
+    if clean is None:  # a launcher that was killed cannot: the next start removes its leftovers first
+        time.sleep(1)  # the resource tracker of its server
+        remove_stale()
+        scratch.remove_stale()
     left = [path for path in shared if Path(path).exists()]
     assert left == [], f"{name}: {left}"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
-    os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
-    scratch.remove_stale()
     kept = sorted(path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_"))
     assert kept == [], f"{name}: {kept}"
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 
 from steerdec.analysis.train import equation6
+from steerdec.cli.organism import model_organism
 from steerdec.common.errors import InputError
 from steerdec.grading.grade import grade
-from steerdec.organism import build, generate, grpo, task, vocabulary
+from steerdec.organism import build, checkpoint, generate, grpo, task, vocabulary
 from steerdec.organism.grpo import ARMS, GRPO
 from steerdec.organism.train import Size, Training, batch, new_model, rate_at
 
@@ -48,6 +50,20 @@ def test_a_stopped_build_resumes_to_the_same_weights(tmp_path: Path, monkeypatch
     assert equal(whole, resumed)
     assert not equal(whole, new_model(SMALL, SHORT.seed))
     assert not equal(whole, build.trained(Training(**vars(SHORT) | {"seed": 1}), SMALL, tmp_path / "other.pt"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 torn", b"not a checkpoint"])
+def test_a_checkpoint_that_was_cut_off_is_left_aside(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.pt"
+    assert checkpoint.load(path) is None
+    path.write_bytes(content)
+    assert checkpoint.load(path) is None
+    checkpoint.save({"step": 3, "model": {"w": torch.ones(2)}}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert checkpoint.load(path) is None
+    checkpoint.save({"step": 3}, path)
+    assert checkpoint.load(path) == {"step": 3}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
@@ -101,6 +117,16 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
 def model() -> Any:
     """An untrained organism."""
     return new_model(SMALL, 0).eval().requires_grad_(False)
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(typer.Exit) as ended:
+        model_organism(out=tmp_path / "file" / "x", seed=987)
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().err == f"steerdec: --out: {tmp_path / 'file'} is a file, not a folder\n"
 
 
 def test_samples_follow_their_uniform_numbers_whatever_the_batch(model: Any) -> None:

@@ -78,8 +78,8 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
 BAD_LINES: list[tuple[Any, str]] = [
     ("{", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ("[1]", "list instead of an object"),
-    ("null", "NoneType instead of an object"),
+    ("[1]", "[1] is not an object"),
+    ("null", "null is not an object"),
     ({"problem": "p", "answer": "1"}, "id is missing"),
     ({"id": "b", "answer": "1"}, "problem is missing"),
     ({"id": "b", "problem": "p"}, "answer is missing"),
@@ -282,8 +282,10 @@ def test_gym_problems_are_different_ones_and_neighboring_seeds_share_none() -> N
     [
         ("gym:chain_sums", "'chain_sums' is not a task of reasoning_gym; the nearest are chain_sum"),
         ("gym:chain_sum?nope=1", "chain_sum has no 'nope'; it takes size, seed, min_terms"),
-        ("gym:chain_sum?size=0", "size is 0; it has to be an integer of at least 1"),
-        ("gym:chain_sum?seed=x", "seed is 'x'"),
+        ("gym:chain_sum?size=0", "size is 0; it has to be an integer from 1 to 100000"),
+        ("gym:chain_sum?size=1000000000000", "size is 1000000000000; it has to be an integer from 1 to 100000"),
+        ("gym:chain_sum?size=true", "size is true; it has to be an integer"),
+        ("gym:chain_sum?seed=x", 'seed is "x"'),
         ("gym:chain_sum?size", "not of the form key=value"),
         ("gym:chain_sum?min_terms=0", "refuses this configuration (min_terms must be positive)"),
         ("gym:coin_flip?size=9&min_trials=1&max_trials=1", "different problems"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_a_wrong_set_is_refused_in_one_line_that_names_the_place(value: Any, nam
         ({"fork_temperature": 0.005}, ["fork_temperature", "0.005", "0.01"]),
         ({"fork_temperature": "x0.001"}, ["fork_temperature", "x0.001"]),
         ({"fork_temperature": "hot"}, ["fork_temperature", "hot"]),
-        ({"fork_temperature": True}, ["fork_temperature", "True"]),
+        ({"fork_temperature": True}, ["fork_temperature", "true"]),
         ({"fork_temperature": -1}, ["fork_temperature", "-1"]),
         ({"fork_temperature": "x1e3"}, ["x1e3"]),
         ({"forktemperature": 1}, ["forktemperature"]),
@@ -249,3 +250,32 @@ def test_an_engine_that_is_not_batch_invariant_runs_the_baseline_twice() -> None
     assert with_engine_floor(twice, batch_invariant=False) == twice
     causal = load_arm_set("causal")
     assert with_engine_floor(causal, batch_invariant=False) == causal, "it has such an arm already"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("threshold_nats: .inf", "threshold_nats: "),
+        ("claims: [{id: c, statement: s, arm: B, baseline: B, direction: higher}]", '"B" is compared with itself'),
+        ("comparisons: [{arm: B, baseline: B}]", '"B" is compared with itself'),
+        ("baseline: C", 'line 5: field "baseline" is there already'),
+        ("about: " + "x" * 2**20, "larger than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_says_what_it_cannot_mean_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "arms.yaml"
+    file.write_text(f"name: mine\nbaseline: B\narms:\n- {{name: B, role: baseline}}\n{text}\n")
+    with pytest.raises(ArmError, match=re.escape(says)):
+        load_arm_set(str(file))
+
+
+def test_what_is_no_file_is_refused() -> None:
+    with pytest.raises(ArmError, match=r"^/dev/zero cannot be read \(it is larger than 1048576 bytes\)$"):
+        load_arm_set("/dev/zero")
+    with pytest.raises(ArmError, match=r'^--arms: "" is neither a built-in set'):
+        load_arm_set("")
+
+
+def test_a_name_that_yaml_takes_for_something_else_is_counted() -> None:
+    with pytest.raises(ArmError, match=r'^arm "1" name: true is not a text$'):
+        parse_arm_set({"name": "x", "baseline": "B", "arms": [{"name": True, "role": "baseline"}]})

@@ -244,6 +244,8 @@ def test_a_refused_stream_is_not_counted(server: InProcess) -> None:
     server.behind = None
     assert post(server, stream=True, steering=STEERING)[0] == 200
     assert counted() == before + 1
+    assert post(server, vllm_xargs={"steering": json.dumps(STEERING)})[0] == 200
+    assert counted() == before + 2
 
 
 # Bodies that cost too much -----------------------------------------------------------------------

@@ -28,7 +28,7 @@ from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import token_classes
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import journal
-from steerdec.common.errors import InputError
+from steerdec.common.errors import InputError, reason_of
 from steerdec.common.json import nan_if_null
 from steerdec.records.calibration import Threshold
 from steerdec.records.mask_file import MaskedRequest, write_mask
@@ -217,8 +217,10 @@ def _lens_settings(folder: Path) -> dict[str, Any]:
     path = folder / store.SETTINGS
     try:
         settings = json.loads(path.read_bytes())
-    except (OSError, ValueError) as e:
-        raise InputError(f"--lenses: {path} cannot be read ({e}); give a folder of `steerdec lenses`") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(
+            f"--lenses: {path} cannot be read ({reason_of(e)}); give a folder of `steerdec lenses`"
+        ) from None
     if not isinstance(settings, dict) or settings.get("analysis") != "lenses":
         raise InputError(f"--lenses: {folder} was not made by `steerdec lenses`")
     return settings

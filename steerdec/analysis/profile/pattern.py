@@ -95,6 +95,7 @@ def pattern(
         for i, q in enumerate(QUANTILES)
     }
     ranked = _frequent(traces, h, group, decode, min_count)
+    upper = (len(ranked) + 1) // 2  # of few tokens, none is listed as both
     return Pattern(
         tokens=len(h),
         problems=n,
@@ -103,8 +104,8 @@ def pattern(
         share_below_0_01=mean_of((h < CERTAIN_NATS).astype(np.float64)),
         entropy_share_of_top_fifth=mean_of(np.where(h >= p80, h, 0.0), h),
         histogram=tuple(int(c) for c in np.bincount(np.floor(h / BIN_NATS + 1e-9).astype(np.int64))),
-        most_uncertain=tuple(ranked[:shown]),
-        least_uncertain=tuple(ranked[::-1][:shown]),
+        most_uncertain=tuple(ranked[:upper][:shown]),
+        least_uncertain=tuple(ranked[upper:][::-1][:shown]),
         frequent=len(ranked),
         min_count=min_count,
     )

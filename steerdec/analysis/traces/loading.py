@@ -66,9 +66,7 @@ def load(
 
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device: {device} is not available; torch finds no GPU")
+    where = _device(device)
     torch_dtype: Any = DTYPES[dtype] if dtype else "auto" if where.type == "cuda" else torch.float32
     folder = models.fetch(name)
     if not sys.stderr.isatty():
@@ -93,7 +91,7 @@ def check_same_tokenizer(first: Any, second: Any, names: tuple[str, str]) -> Non
     one, two = first.get_vocab(), second.get_vocab()
     if one != two:
         unlike = sorted((k for k in one.keys() | two.keys() if one.get(k) != two.get(k)), key=str)
-        shown = ", ".join(f"{k!r} is {one.get(k)} and {two.get(k)}" for k in unlike[:_FEW])
+        shown = ", ".join(f"{k!r} is {one.get(k, 'absent')} and {two.get(k, 'absent')}" for k in unlike[:_FEW])
         raise InputError(
             f"{names[0]} and {names[1]} have different tokenizers ({len(unlike)} tokens differ: {shown}); "
             "only models with one tokenizer can be compared token by token"
@@ -125,6 +123,20 @@ def check_fits(traces: Iterable[Trace], loaded: Loaded) -> None:
                 f"{trace.where} holds token id {largest}; {loaded.name} has a vocabulary of {vocabulary}: "
                 "is the trace from another tokenizer?"
             )
+
+
+def _device(name: str | None) -> torch.device:
+    """Return the device of that name. Raises InputError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f'--device: "{name}" is not a device to score on; allowed are cpu, cuda, and cuda:N')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "no"
+        raise InputError(f"--device: {name} is not available; torch finds {found} GPU{'s' * (found not in ('no', 1))}")
+    return device
 
 
 def free_bytes(device: torch.device) -> int:

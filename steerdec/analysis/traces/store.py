@@ -18,7 +18,7 @@ import numpy as np
 from steerdec.analysis.traces.scoring import Scores
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import journal
-from steerdec.common.errors import InputError
+from steerdec.common.errors import InputError, reason_of
 from steerdec.common.files import FolderLock, write_atomically
 
 SETTINGS: Final = "analysis.json"
@@ -52,8 +52,10 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Store]:
 def _check_same(path: Path, wanted: dict[str, Any]) -> None:
     try:
         old = json.loads(path.read_bytes())
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} is not the JSON of an analysis ({e})") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{path} is not the JSON of an analysis ({reason_of(e)})") from None
+    if not isinstance(old, dict):
+        raise InputError(f"{path} is not the JSON of an analysis (it is not an object)")
     for key in {**old, **wanted}:
         if old.get(key) != wanted.get(key):
             raise InputError(

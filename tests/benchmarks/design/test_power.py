@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from steerdec.benchmarks.design import from_run
+from steerdec.benchmarks.design.from_run import PlanError
 from steerdec.benchmarks.design.power import plan, usual_sd
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, THESE_PROBLEMS, difference, spread_of_samples
 from steerdec.cli.bench import bench_app
@@ -101,3 +103,9 @@ def test_a_simulated_study_sees_the_effect_in_80_percent_of_runs(scope):
 def test_impossible_plans_are_refused(change, line):
     with pytest.raises(ValueError, match=line):
         plan(**{"n_problems": 60, "k": 16, "arms": 6} | change)
+
+
+@pytest.mark.parametrize("n_problems", [0, 1, 5_001, 10**9])
+def test_more_or_fewer_problems_than_can_be_simulated_are_refused(n_problems):
+    with pytest.raises(PlanError, match=f"--problems: {n_problems} cannot be planned"):
+        list(from_run.sizes(n_problems, 4))

@@ -317,7 +317,11 @@ def test_an_endpoint_may_be_given_with_or_without_v1(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "h:1", "ftp://h", "http://", "http://h:99999", "http://u:p@h", "http://h?x=1", "http://a b"]
+    "text",
+    [
+        *("", "h:1", "ftp://h", "http://", "http://h:99999", "http://u:p@h", "http://h?x=1", "http://a b"),
+        *("http://\u2603.example", "http://\udcff"),
+    ],
 )
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an endpoint"):

@@ -246,7 +246,9 @@ def test_a_stopped_run_takes_more_problems_and_keeps_the_looks_it_made(
     assert all(look.made for look in made)
 
 
-@pytest.mark.parametrize("text", ["", "0", "1.5", "1/0", "a", "-1/2", "1/2;1", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "1.5", "1/0", "a", "-1/2", "1/2;1", "nan", "1e999999999", "1/8,", "\u0661/\u0662"]
+)
 def test_looks_that_cannot_be_made_are_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="--looks"):
         looks.parse_fractions(text)

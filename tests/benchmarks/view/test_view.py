@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +17,7 @@ from starlette.testclient import TestClient
 
 from steerdec.benchmarks.report.write import write_report
 from steerdec.benchmarks.view.app import app
+from steerdec.benchmarks.view.serve import HostError, PortError, serve
 from tests.benchmarks.report.test_report import Page, flat
 from tests.support.make_run import HOSTILE, make_run
 
@@ -117,3 +120,24 @@ def test_the_command_serves_the_run_until_it_is_interrupted(finished: Path) -> N
         refused = subprocess.run([*command[:-1], port], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr == f"steerdec: cannot listen on 127.0.0.1:{port} (Address already in use)\n"
+
+
+@pytest.mark.parametrize("host", ["a" * 80, "\u2603..", "127.0.0.1\0", "192.0.2.1"])
+def test_a_host_that_cannot_be_used_is_one_line(finished: Path, host: str) -> None:
+    with pytest.raises(PortError, match=r"cannot listen on .* \([^[\n]+\)$"):
+        serve(finished, host, 0)
+
+
+def test_an_empty_host_is_not_every_network(finished: Path) -> None:
+    with pytest.raises(HostError, match="must not be empty"):
+        serve(finished, "", 0)
+
+
+def test_a_sample_of_an_arm_that_the_run_does_not_have_is_one_line(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write(json.dumps({"problem_id": "x", "arm": "ghost", "sample": 0, "grade": "correct"}) + "\n")
+    for page in ("/", "/report", "/trace?problem=x&sample=0"):
+        broken = client(folder).get(page)
+        assert (broken.status_code, broken.text.count("\n")) == (503, 1)
+        assert "ghost" in broken.text
