@@ -96,7 +96,7 @@ def test_a_simulated_study_sees_the_effect_in_80_percent_of_runs(scope):
         ({"k": 0}, "k is 0; at least 1"),
         ({"arms": -1}, "arms is -1; at least 1"),
         ({"p_bar": 1.2}, "p_bar 1.2"),
-        ({"p_bar": 0.9, "p_sd": 0.4}, "p_sd 0.4 is no spread"),
+        ({"p_bar": 0.9, "p_sd": 0.4}, "p_sd is 0.4, impossible with p_bar 0.9"),
         ({"effect_sd": -0.1}, "effect_sd is -0.1; 0 or more"),
     ],
 )
