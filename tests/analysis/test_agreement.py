@@ -139,6 +139,7 @@ def nominal(rate: float) -> bool:
     return bool(scipy.stats.binomtest(round(200 * rate), 200, 0.05).pvalue > 0.01)
 
 
+@pytest.mark.thorough
 def test_independent_scores_are_rejected_at_the_nominal_rate_by_both_nulls() -> None:
     shift, shuffle = rates()
     assert nominal(shift)
@@ -151,16 +152,19 @@ def test_planted_agreement_is_found_by_both_nulls() -> None:
     assert shuffle > 0.9
 
 
+@pytest.mark.thorough
 def test_a_trend_in_both_is_no_agreement_to_the_shifts() -> None:
     assert nominal(rates(trend=2.0)[0])
 
 
+@pytest.mark.thorough
 def test_the_same_kind_of_token_is_no_agreement_to_the_shuffles_alone() -> None:
     shift, shuffle = rates(kind=1.5)
     assert shift > 0.9
     assert nominal(shuffle)
 
 
+@pytest.mark.thorough
 def test_slow_rhythms_are_no_agreement_to_the_shifts_which_shuffles_take_them_for() -> None:
     shift, shuffle = rates(slow=0.8)
     assert shift < 0.11  # the ends that are joined cost a little

@@ -368,7 +368,7 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(folders: Path, t
     (tmp_path / "unknown" / "config.json").write_text('{"model_type": "nobody"}')
     cases = {
         "missing": f"TUNED: {tmp_path}/missing: no such model folder",
-        "other-words": "have different tokenizers (1 tokens differ: '<more>' is None and 257)",
+        "other-words": "have different tokenizers (1 tokens differ: '<more>' is absent and 257)",
         "bf16": "are stored in different dtypes:",
         "wide": "have different shapes:",
         "deep": "have different tensors: model.layers.2.",
