@@ -140,7 +140,7 @@ def test_documented_docker_commands_name_what_is_there(words: list[str]) -> None
         profiles = {p for service in services().values() for p in service.get("profiles", [])}
         assert {words[i + 1] for i, word in enumerate(words) if word == "--profile"} <= profiles
         if "run" in words:
-            service, *arguments = [word for word in words[words.index("run") + 1 :] if not word.startswith("--rm")]
+            service, *arguments = [word for word in words[words.index("run") + 1 :] if word not in ("--rm", "--build")]
             assert service in services()
             if arguments:
                 assert_understood(arguments)
