@@ -60,17 +60,17 @@ tests-of-% thorough-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
 tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
 # tests bring (triton_utils/dispatcher.py).
-ENGINE := tests/vllm_plugin/test_engine.py
+ENGINE := tests/vllm_plugin/test_engine.py tests/check/test_engine_part.py
 tests-of-engine:
 	$(BIN)/python -m pytest $(COVERED) -m "not thorough" $(ENGINE)
 tests-of-servers:
-	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" --ignore=$(ENGINE)
+	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" $(ENGINE:%=--ignore=%)
 tests-of-rest:
-	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" --ignore=$(ENGINE)
+	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" $(ENGINE:%=--ignore=%)
 thorough-of-engine:
 	$(BIN)/python -m pytest -m thorough $(ENGINE)
 thorough-of-rest:
-	$(BIN)/python -m pytest -m thorough --ignore=$(ENGINE)
+	$(BIN)/python -m pytest -m thorough $(ENGINE:%=--ignore=%)
 
 check: setup
 	$(BIN)/ruff check .
