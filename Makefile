@@ -60,17 +60,19 @@ tests-of-% thorough-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
 tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
 # tests bring (triton_utils/dispatcher.py).
-ENGINE := tests/vllm_plugin/test_engine.py tests/check/test_engine_part.py
+ENGINE := tests/vllm_plugin/test_engine.py
+CHECK := tests/check/test_engine_part.py
 tests-of-engine:
 	$(BIN)/python -m pytest $(COVERED) -m "not thorough" $(ENGINE)
+	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) $(CHECK)
 tests-of-servers:
-	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" $(ENGINE:%=--ignore=%)
+	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" --ignore=$(ENGINE) --ignore=$(CHECK)
 tests-of-rest:
-	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" $(ENGINE:%=--ignore=%)
+	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" --ignore=$(ENGINE) --ignore=$(CHECK)
 thorough-of-engine:
 	$(BIN)/python -m pytest -m thorough $(ENGINE)
 thorough-of-rest:
-	$(BIN)/python -m pytest -m thorough $(ENGINE:%=--ignore=%)
+	$(BIN)/python -m pytest -m thorough --ignore=$(ENGINE) --ignore=$(CHECK)
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`steerdec check`: what passes, what falls short, and how it is said. test_defect.py runs it whole."""
+"""`steerdec check`: what passes, what falls short, and how it is said. whole_check.py runs it whole."""
 
 from __future__ import annotations
 

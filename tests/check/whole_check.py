@@ -1,6 +1,6 @@
 """The whole check on the real engine: it passes, and a kernel that applies another factor makes it fail.
 
-Minutes each, so `make test` leaves them out; run them with `pytest -m thorough tests/check`.
+Many minutes, and it wants a machine with nothing else running: `python -m pytest tests/check/whole_check.py`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def checked(phantom: Path, package: Path, out: Path) -> tuple[int, dict[str, dic
 
 
 @pytest.mark.engine
-@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_everything_but_speed_passes(phantom: Path, tmp_path: Path) -> None:
     _, found, stderr = checked(phantom, ROOT, tmp_path / "check.json")
@@ -60,7 +59,6 @@ def test_everything_but_speed_passes(phantom: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_a_defect_of_the_kernel_fails_by_itself_and_in_the_engine(phantom: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
