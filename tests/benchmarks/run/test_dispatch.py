@@ -83,11 +83,10 @@ def test_everything_is_answered_once_and_each_endpoint_keeps_its_limit(serve: Se
 
 
 def test_hundreds_are_in_flight_at_once(serve: Serve) -> None:
-    server = serve(script(latency_s=0.5))
-    begun_s = time.monotonic()
-    assert not failed(send_all(300, [server.url], connections=200, timeout_s=30))
+    # Answers take so long that a busy machine, too, has sent most of the first 200 by the first answer.
+    server = serve(script(latency_s=4.0))
+    assert not failed(send_all(250, [server.url], connections=200, timeout_s=120))
     assert server.most_at_once > 150
-    assert time.monotonic() - begun_s < 15
 
 
 @pytest.mark.parametrize(
