@@ -80,7 +80,7 @@ def test_one_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -
     ):
         pass
     assert "\n" not in str(e.value)
-    assert time.monotonic() - begun_s < 30
+    assert time.monotonic() - begun_s < 300
 
 
 CRASHING = """
@@ -111,10 +111,10 @@ def test_the_end_of_a_log_tells_what_was_raised_and_not_where(tmp_path: Path) ->
 
 def test_one_that_never_gets_ready_is_given_up_and_stopped(tmp_path: Path) -> None:
     sleepy = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
-    log = tmp_path / "log"
+    log = tmp_path / "log"  # has the id by then, on a busy machine too
     with (
-        pytest.raises(ServerError, match="not ready within 1 s"),
-        local_server("m", log, command=sleepy, start_timeout_s=1),
+        pytest.raises(ServerError, match="not ready within 6 s"),
+        local_server("m", log, command=sleepy, start_timeout_s=6),
     ):
         pass
     assert gone_soon(int(log.read_text()))
