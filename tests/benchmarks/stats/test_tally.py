@@ -77,7 +77,7 @@ def test_columns(tmp_path):
         line(sample=0, answer=None, finish_reason="length", forks=2, mean_entropy_nats=0.25),
         line(sample=1, answer="8", completion_tokens=None, error="refused", grade="ungraded"),
         line(sample=2, answer="9"),
-        line(sample=3, answer="8", seed=2**64 - 1),
+        line(sample=3, answer="8", seed=2**63 - 1),
     )
     assert found.answer[0] == -1
     assert found.answer[1] == found.answer[3] != found.answer[2]
@@ -127,8 +127,8 @@ def test_no_samples_yet(tmp_path):
         (line() | {"problem_id": "p9"}, 'line 2: problem_id "p9" is not of this run; allowed: p0, p1, p2'),
         (line() | {"arm": "C"}, 'line 2: arm "C" is not of this run; allowed: B, A/A'),
         (line() | {"grade": "right"}, "line 2 .* grade: Input should be 'correct', 'incorrect' or 'ungraded'"),
-        (line() | {"seed": "first"}, "line 2 .*'first'"),
-        (line() | {"mean_entropy_nats": "low"}, "line 2 .*'low'"),
+        (line() | {"seed": "first"}, 'line 2 .*"first"'),
+        (line() | {"mean_entropy_nats": "low"}, 'line 2 .*"low"'),
     ],
 )
 def test_a_line_that_is_no_sample_is_named(tmp_path, bad, message):
