@@ -233,6 +233,9 @@ def test_a_file_that_is_in_the_way_of_the_journal_is_kept(tmp_path: Path) -> Non
     problems = write_problems(tmp_path / "first.jsonl", list(PROBLEMS)[:3])
     journal = calibrate_session.journal_path(tmp_path / "c.json")
     journal.write_text('{"mine": 1}\n')
-    with ScriptedEndpoint(Script(PROBLEMS)) as server, pytest.raises(InvalidInputError, match="in the way"):
+    with (
+        ScriptedEndpoint(Script(PROBLEMS)) as server,
+        pytest.raises(InvalidInputError, match="is not the journal of a calibration"),
+    ):
         calibrated(server.url, problems, tmp_path / "c.json")
     assert journal.read_text() == '{"mine": 1}\n'

@@ -87,5 +87,5 @@ def test_a_file_that_is_not_what_it_should_be_is_named(folder: Path, name: str, 
 
 def test_an_unknown_grade_is_named_with_its_line(folder: Path) -> None:
     append(folder, {"problem_id": "p", "arm": "B", "sample": 7, "grade": "wrong"})
-    with pytest.raises(JournalError, match=r"samples.jsonl line \d+ is not a sample: grade: .*'wrong'"):
+    with pytest.raises(JournalError, match=r'samples.jsonl line \d+ is not a sample: grade: .*"wrong"'):
         read_run(folder)
