@@ -204,7 +204,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 def test_a_chain_that_is_none_is_refused() -> None:
     with pytest.raises(ChainError, match="do not add up to 1"):
         Chain({"a": (Option(" x", 0.5, None),)}, {})
-    with pytest.raises(ChainError, match="leads elsewhere"):
+    with pytest.raises(ChainError, match="leads to a different state than elsewhere"):
         Chain({"a": (Option(" x", 1.0, "b"),), "b": (Option(" x", 1.0, None),)}, {})
     with pytest.raises(PhantomError):
         truth_of(KINDS["reversed"], 0.0)
