@@ -188,7 +188,8 @@ def test_a_killed_launcher_takes_its_server_with_it(two_front_ends: Running) -> 
         two_front_ends.process.kill()
         _, left = psutil.wait_procs(children, 60)  # until they are reaped too, which is up to the system's init
         assert left == []
-    assert all(isinstance(one.exception(), httpx.TransportError) for one in begun)
+    # Where the engine dies a moment before its front end, that still answers 500.
+    assert all(isinstance(one.exception(), httpx.TransportError) or one.result().status_code == 500 for one in begun)
     remove_stale()  # if no other start on this machine, as in the tests beside these, was faster
     assert lane_files(two_front_ends.url) == []
 
