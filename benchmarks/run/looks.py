@@ -24,7 +24,7 @@ _FRACTION = re.compile(r"[0-9.]{1,20}(/[0-9]{1,20})?")  # a Fraction would also 
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:
-    """Return the fractions of "1/8,1/4,1/2,1". Raises InvalidInputError."""
+    """Return the fractions of "1/8,1/4,1/2,3/4,1". Raises InvalidInputError."""
     try:
         parts = [part.strip() for part in text.split(",")]
         fractions = tuple(float(Fraction(part)) for part in parts if _FRACTION.fullmatch(part))
@@ -33,7 +33,7 @@ def parse_fractions(text: str) -> tuple[float, ...]:
         fractions = ()
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise InvalidInputError(
-            f'--looks: "{text}" is not a list of fractions above 0 and at most 1, as in 1/8,1/4,1/2,1'
+            f'--looks: "{text}" is not a list of fractions above 0 and at most 1, as in 1/8,1/4,1/2,3/4,1'
         )
     return fractions
 

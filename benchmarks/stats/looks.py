@@ -18,8 +18,8 @@ import scipy.stats
 
 from .estimators import Floats
 
-FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the planned samples
-FUTILE = 0.15  # below this predicted chance of a verdict at the end, a claim is given up
+FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the planned samples
+FUTILE = 0.10  # below this predicted chance of a verdict at the end, a claim is given up
 
 _LEVELS = np.concatenate([np.geomspace(1e-9, 0.01, 15), np.linspace(0.02, 0.2, 10), np.linspace(0.3, 0.95, 6)])
 _GRID = 161  # points of the numerical integration, over 8 standard deviations

@@ -102,7 +102,7 @@ def _plan_from(
         f"sampling noise of one pair of samples: {100 * assumed.noise_variance**0.5:.0f} points",
         f"{assumed.claims} claims share the 5%; equal means within {100 * assumed.delta:g} points",
         f"{seen.arms} arms of {seen.mean_tokens:.0f} tokens a sample; all of them stop with this comparison",
-        "looks at 1/8, 1/4, 1/2 and all of the samples",
+        "looks at 1/8, 1/4, 1/2, 3/4 and all of the samples",
     ):
         print(f"assumed: {line}")
     for n, k in from_run.sizes(problems or seen.n_problems, samples or seen.samples):

@@ -14,7 +14,7 @@ from steerdec.cli.options import CONCURRENCY, MAX_TOKENS, TIMEOUT_S, UsageError,
 from steerdec.common.files import exists
 
 SAMPLES = 16
-LOOKS = "1/8,1/4,1/2,1"
+LOOKS = "1/8,1/4,1/2,3/4,1"
 
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; resumed if it exists.")]
 

@@ -225,6 +225,8 @@ def telemetry(script: Script, body: Body, tokens: int) -> Body:
         fork = [i % 5 == 0 or steering["select"] == "all" for i in range(tokens)]
     if steering.get("select") == "first":
         fork = [i < steering["first_tokens"] for i in range(tokens)]
+    if steering.get("scope", "all") != "all":  # its text has no thinking block
+        fork, at = [False] * tokens, (own, own)
     told: Body = {
         "tokens": tokens,
         "forks": sum(fork),

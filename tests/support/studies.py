@@ -240,7 +240,7 @@ def kinds() -> dict[str, Truth]:
             truth = Truth(n, 8, STEERED, effect=0.05, effect_sd=0.1, shared=shared)
             found[f"coverage, n {n}, shared {shared:.0%}"] = truth
         found[f"A/A loses 3 points, n {n}"] = Truth(n, 16, NOISY, bias=-0.03, engine_noise=0.95)
-        found[f"null, 4 looks, n {n}"] = Truth(n, 8, STEERED, looks=True)
+        found[f"null, planned looks, n {n}"] = Truth(n, 8, STEERED, looks=True)
         for effect in (-0.1, 0.0, 0.1):
             truth = Truth(n, 4, STEERED, effect=effect, shared=0.5, lost=0.7)
             found[f"70% of the wrong answers lost, effect {100 * effect:+.0f}, n {n}"] = truth
@@ -255,7 +255,7 @@ def kinds() -> dict[str, Truth]:
         for shared in SHARED:
             found[f"null, n {n}, shared {shared:.0%}"] = Truth(n, 8, STEERED, shared=shared)
         found[f"null with spread, n {n}, shared 50%"] = Truth(n, 8, STEERED, effect_sd=0.1, shared=0.5)
-        found[f"null with spread, 4 looks, n {n}"] = Truth(n, 8, STEERED, effect_sd=0.1, looks=True)
+        found[f"null with spread, planned looks, n {n}"] = Truth(n, 8, STEERED, effect_sd=0.1, looks=True)
         found[f"A/A is sound, n {n}"] = Truth(n, 16, NOISY, engine_noise=0.95)
     return found
 

@@ -6,13 +6,20 @@ here is made of both. Only what no real server does on demand (errors, hangs, cu
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
+from steerdec.benchmarks.run import session
+from steerdec.benchmarks.run.endpoint_health import Retry
+from steerdec.benchmarks.run.targets import Target
+from steerdec.benchmarks.verdicts.summary import summarize
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
 from tests.support.serving import PATIENCE_S
 
@@ -156,3 +163,47 @@ def test_steering_that_is_wrong_is_refused_with_its_field(client: httpx.Client, 
     assert set(error) == {"message", "type", "param", "code"}
     assert error["code"] == 400
     assert error["message"].startswith("steering.")
+
+
+NO_OP: dict[str, Any] = {
+    "name": "no-op",
+    "baseline": "B",
+    "arms": [
+        {"name": "B", "role": "baseline"},
+        {"name": "F-up", "role": "treatment", "steering": {"fork_temperature": "x1.667"}},
+        {"name": "F-down", "role": "treatment", "steering": {"fork_temperature": "x0.333"}},
+        # Two tokens that the model does not write, and the scripted endpoint does not either.
+        {
+            "name": "S-up",
+            "role": "treatment",
+            "steering": {
+                "select": "all",
+                "fork_temperature": "x1.667",
+                "scope": "thinking",
+                "thinking_start_id": 3,
+                "thinking_end_id": 4,
+            },
+        },
+    ],
+    "claims": [
+        {"id": f"{arm}-{to}", "statement": f"{arm} is {to}.", "arm": arm, "baseline": "B", "direction": to}
+        for arm in ("F-up", "F-down", "S-up")
+        for to in ("higher", "lower")
+    ],
+}
+
+
+def test_steering_that_steers_nothing_is_not_applied(client: httpx.Client, tmp_path: Path) -> None:
+    """No token has 20 nats, and the scope never begins: nothing is claimed of such arms, in either direction."""
+    (arms := tmp_path / "no-op.yaml").write_text(yaml.safe_dump(NO_OP))
+    (problems := tmp_path / "problems.jsonl").write_text(
+        "".join(json.dumps({"id": f"p{i}", "problem": f"{i}: {PROBLEM}", "answer": "7"}) + "\n" for i in range(10))
+    )
+    asked: dict[str, Any] = {"limit": None, "prompt": None, "thinking": None, "samples": 2, "seed": 1}
+    asked |= {"temperature": 0.6, "max_tokens": MAX_TOKENS, "threshold": "20", "force": False}
+    url = str(client.base_url)
+    target = Target(endpoints=(url,), model=None, dtype=None, concurrency=16, timeout_s=PATIENCE_S, api_key=None)
+    done = session.run(session.read_request(str(problems), str(arms), **asked), target, tmp_path / "run", Retry())
+    assert done.failed == 0
+    verdicts = {row.id: (row.verdict, row.verdict_these_problems) for row in summarize(tmp_path / "run").claims}
+    assert verdicts == {row["id"]: ("not applied", "not applied") for row in NO_OP["claims"]}
