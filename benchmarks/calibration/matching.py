@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,15 @@ class Means:
 
     def dose_nats(self, arm: Arm, **solved: float) -> float:
         """Return what a resolved arm adds to the mean entropy; `solved` replaces its "solve"."""
-        at = temperatures(arm) | solved
+        return self._dose_nats(temperatures(arm) | solved)
+
+    def _dose_nats(self, at: Mapping[str, float]) -> float:
         return sum(self.nats(part, t) - self.nats(part, self.base) for part, t in at.items())
+
+    def excess(self, arm: Arm, part: str, target_nats: float) -> Callable[[float], float]:
+        """Return, as a function of the logarithm of the temperature of `part`, the arm's dose above the target."""
+        at = temperatures(arm)  # once: it parses the arm's steering
+        return lambda log_t: self._dose_nats(at | {part: math.exp(log_t)}) - target_nats
 
 
 def divergence(curve: PchipInterpolator, temperature: float, base: float) -> Floats:
@@ -175,11 +182,8 @@ def solve(means: Means, arm: Arm, other: Arm) -> float:
     Raises:
         ArmError: no temperature between the curves' ends gives it.
     """
-    target, part = means.dose_nats(other), solved_part(arm)
-
-    def excess(log_t: float) -> float:
-        return means.dose_nats(arm, **{part: math.exp(log_t)}) - target
-
+    target = means.dose_nats(other)
+    excess = means.excess(arm, solved_part(arm), target)
     ends = math.log(means.low), math.log(means.high)
     at_low, at_high = map(excess, ends)
     if not at_low <= 0.0 <= at_high:

@@ -55,6 +55,7 @@ def _step(policy: type[Steering], backend: str) -> Callable[..., Any]:
     return step
 
 
+@cache
 def temperature_fields() -> tuple[str, ...]:
     """Return the fields, of all policies, that hold a temperature; arm sets may state these relative to the base."""
     names = {name for policy in POLICIES.values() for name in policy.model_fields if name.endswith("_temperature")}

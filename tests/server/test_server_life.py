@@ -168,9 +168,9 @@ def test_two_front_ends_share_the_lanes_and_one_page_of_metrics(two_front_ends: 
     for _ in range(12):
         assert two_front_ends.post(**asked).json()["choices"][0]["steering"]["tokens"] == 5
     assert [now - then for now, then in zip(counted(url), before, strict=True)] == [12, 60, 60]
-    found = asyncio.run(soak.run(url, requests=60, at_once=12, seed=1))
+    found = asyncio.run(soak.run(url, requests=30, at_once=12, seed=1))
     assert found.failures == []
-    assert found.checked_choices > 20
+    assert found.checked_choices > 10
 
 
 def test_a_killed_launcher_takes_its_server_with_it(two_front_ends: Running) -> None:

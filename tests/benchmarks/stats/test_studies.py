@@ -143,7 +143,7 @@ def test_a_claim_without_a_chance_is_given_up_and_its_arms_are_not_needed(tmp_pa
     given_up = 0
     for seed in range(3):
         write_study(Truth(60, 16, effect=0.0, shared=0.0, looks=True), tmp_path, seed)
-        edit_samples(tmp_path, lambda sample: sample if sample["sample"] < 8 else None)
+        edit_samples(tmp_path, lambda sample: sample if sample["sample"] < 12 else None)
         summary = summarize(tmp_path)
         given_up += summary.claims[0].given_up
         assert summary.claims[0].given_up == (summary.arms_needed == ())
