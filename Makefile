@@ -62,13 +62,16 @@ tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # tests bring (triton_utils/dispatcher.py).
 ENGINE := tests/vllm_plugin/test_engine.py
 CHECK := tests/check/test_engine_part.py
+# Follow the engine's tests, so that the three groups take about as long.
+AFTER := tests/vllm_plugin tests/kernels tests/transformers tests/grading
 tests-of-engine:
 	$(BIN)/python -m pytest $(COVERED) -m "not thorough" $(ENGINE)
 	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) $(CHECK)
+	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) -m "not engine and not thorough" --ignore=$(ENGINE) $(AFTER)
 tests-of-servers:
 	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" --ignore=$(ENGINE) --ignore=$(CHECK)
 tests-of-rest:
-	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" --ignore=$(ENGINE) --ignore=$(CHECK)
+	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" $(AFTER:%=--ignore=%) --ignore=$(CHECK)
 thorough-of-engine:
 	$(BIN)/python -m pytest -m thorough $(ENGINE)
 thorough-of-rest:

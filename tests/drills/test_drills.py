@@ -46,9 +46,14 @@ def test_idle_connections(server_url: str) -> None:
     clients.idle_connections(server_url)
 
 
-# The wall clock says when a run or a calibration was made, and how far off the date in a Retry-After header is (which
-# is bounded); everything else is measured with clocks that cannot jump.
+# The wall clock says when a file was made, how far off the date in a Retry-After header is (which is bounded), and how
+# old a file is: after a jump a folder of a dead process stays until a later start, and the page of a run shows a wrong
+# age. Everything else is measured with clocks that cannot jump.
 WALL_CLOCK = {
+    "steerdec/analysis/masks/run.py": "created",
+    "steerdec/check/report.py": "created",
+    "server/launch/scratch.py": "st_mtime",
+    "benchmarks/view/progress.py": "st_mtime",
     "benchmarks/run/session.py": "created",
     "benchmarks/calibration/calibrate.py": "created",
     "benchmarks/run/endpoints.py": "parsedate_to_datetime",
@@ -57,10 +62,10 @@ WALL_CLOCK = {
 
 def test_only_dates_are_taken_from_the_wall_clock() -> None:
     for folder in ("steerdec", "server", "benchmarks"):
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             name = str(path.relative_to(ROOT))
             for node in ast.walk(ast.parse(path.read_text())):
-                if not isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return):
+                if not isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.If):
                     continue
                 text = ast.unparse(node)
                 if any(call in text for call in ("time.time(", " time()", "datetime.now(", "utcnow(", "today(")):

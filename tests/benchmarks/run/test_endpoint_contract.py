@@ -149,7 +149,7 @@ def test_log_probabilities_name_each_token(client: httpx.Client, prompt: dict[st
 def test_equal_seeds_give_equal_answers_and_other_seeds_may_not(client: httpx.Client) -> None:
     first, again = (completed(client, CHAT)["choices"][0]["message"]["content"] for _ in range(2))
     assert first == again
-    others = {completed(client, CHAT, seed=seed)["choices"][0]["message"]["content"] for seed in range(10)}
+    others = {completed(client, CHAT, seed=seed)["choices"][0]["message"]["content"] for seed in range(4)}
     assert len(others) > 1
 
 

@@ -57,7 +57,7 @@ def run(url: str, folder: Path, arms: dict[str, Any], **changes: Any) -> list[di
     path = folder.parent / f"{arms['name']}.yaml"
     path.write_text(yaml.safe_dump(arms))
     asked: dict[str, Any] = {"limit": 3, "prompt": None, "thinking": None, "samples": 3, "seed": 1}
-    asked |= {"temperature": 0.6, "max_tokens": 32, "threshold": "0.6", "force": False} | changes
+    asked |= {"temperature": 0.6, "max_tokens": 20, "threshold": "0.6", "force": False} | changes
     target = Target(endpoints=(url,), model=None, dtype=None, concurrency=16, timeout_s=120.0, api_key=None)
     assert session.run(session.read_request("embedded", str(path), **asked), target, folder, Retry()).failed == 0
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
