@@ -72,18 +72,22 @@ def chunked(file: telemetry.LaneFile) -> None:
 
 
 def speculative(file: telemetry.LaneFile) -> None:
-    """V1 under speculative decoding. The processor named: vLLM does not start. Found by its entry point only: vLLM
-    drops it in silence, so a steered request is refused."""
-    with pytest.raises(Exception, match=r"(?i)logits processors are not supported when speculative"):
-        engine(models.fetch(), file, speculative_config=DRAFT)
+    """V1 under speculative decoding, the processor found by its entry point only: vLLM drops it in silence, so a
+    steered request is refused."""
     llm = engine(models.fetch(), file, speculative_config=DRAFT, logits_processors=None)
     with pytest.raises(VLLMValidationError, match="drops logits processors under speculative decoding"):
         llm.generate(PROMPTS[:1], SamplingParams(extra_args={"steering": {}}), use_tqdm=False)
     assert llm.generate(PROMPTS[:1], SamplingParams(max_tokens=2), use_tqdm=False)
 
 
+def speculative_named(file: telemetry.LaneFile) -> None:
+    """V1 under speculative decoding, the processor named: vLLM does not start."""
+    with pytest.raises(Exception, match=r"(?i)logits processors are not supported when speculative"):
+        engine(models.fetch(), file, speculative_config=DRAFT)
+
+
 if __name__ == "__main__":
     name = sys.argv[1]
     with telemetry.created(CAPACITY, max_lanes=65) as lane_file:
-        {f.__name__: f for f in (preempted, chunked, speculative)}[name](lane_file)
+        {f.__name__: f for f in (preempted, chunked, speculative, speculative_named)}[name](lane_file)
     print(f"{name}: held", flush=True)
