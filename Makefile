@@ -50,7 +50,7 @@ FAST := tests/common tests/records tests/pages tests/steering tests/telemetry te
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not engine" $(FAST)
 
-# The tests marked `thorough`, which take minutes each: .ci/run runs them after `make test`.
+# The tests marked `thorough`, more of what the others test in less: before a release, or after a change to what they test.
 test-thorough: setup
 	@$(MAKE) --no-print-directory --jobs 2 thorough-of-engine thorough-of-rest
 

@@ -111,7 +111,7 @@ def test_without_a_defect_every_number_is_right(
 @pytest.mark.parametrize(
     ("defect", "numbers"),
     [
-        ("threshold 0.05", ["forks per response", "forks per token"]),
+        thorough("threshold 0.05", ["forks per response", "forks per token"]),
         ("inverted", ["avg@k", "draws by state"]),
         ("shifted", ["entropy per token"]),
         thorough("threshold -0.05", ["forks per response", "forks per token"]),

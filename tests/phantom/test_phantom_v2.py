@@ -20,6 +20,7 @@ ARMS = "B,A/A,F-up,F-down,N-up,P-up,entropy_target"
 
 
 @pytest.mark.engine
+@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_every_number_is_right_on_the_v2_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ def test_it_does_on_every_backend_what_its_reference_says(backend: str) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.thorough
 def test_it_is_an_arm_of_a_run(weights: Path, tmp_path: Path) -> None:
     arms = {
         "name": "toy",

@@ -267,7 +267,11 @@ def test_masked_rows_are_steered_over_what_is_left(llm: LLM, pool: telemetry.Lan
         assert not records.fork.any()
 
 
-@pytest.mark.parametrize("case", ["preempted", "chunked", "speculative", "speculative_named"])
+@pytest.mark.parametrize(
+    "case",
+    ["preempted", "speculative"]
+    + [pytest.param(one, marks=pytest.mark.thorough) for one in ("chunked", "speculative_named")],
+)
 def test_engines_of_another_make(case: str) -> None:
     """Cases that need an engine of their own. A second one in this process fails in vLLM, which on building it
     walks all imported modules and stumbles over the llvmlite that the first one brought; hence a process each."""

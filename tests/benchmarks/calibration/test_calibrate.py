@@ -183,7 +183,7 @@ def varying(fork: bool, t: float) -> float:
     return 2 * t if fork else 0.5 * t**2
 
 
-@pytest.mark.parametrize("stop_at", [25, 95, 110])
+@pytest.mark.parametrize("stop_at", [95, *(pytest.param(at, marks=pytest.mark.thorough) for at in (25, 110))])
 def test_a_stopped_calibration_continues_and_comes_to_the_same(
     tmp_path: Path, stop_at: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

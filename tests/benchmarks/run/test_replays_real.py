@@ -81,7 +81,7 @@ def masked(trace: Trace) -> MaskedRequest:
     )
 
 
-@pytest.mark.parametrize("prompt", ["few-shot", "number"])
+@pytest.mark.parametrize("prompt", [pytest.param("few-shot", marks=pytest.mark.thorough), "number"])
 def test_nearly_greedy_every_prefix_is_gone_on_with_as_it_was(
     server_url: str, weights: Path, tmp_path: Path, prompt: str
 ) -> None:

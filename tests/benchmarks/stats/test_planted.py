@@ -63,8 +63,8 @@ def test_arms_that_do_not_differ_raise_an_alarm_no_more_often_than_they_may(done
     ("planted", "helps", "by_place", "by_dose"),
     [
         ("place", "holds", "holds", "reversed"),
-        ("dose", "holds", "no effect", "holds"),
-        ("nothing", "no effect", "no effect", "no effect"),
+        pytest.param("dose", "holds", "no effect", "holds", marks=pytest.mark.thorough),
+        pytest.param("nothing", "no effect", "no effect", "no effect", marks=pytest.mark.thorough),
         ("nothing, too few to tell", "undecided", "undecided", "undecided"),
     ],
 )
