@@ -9,21 +9,37 @@ if TYPE_CHECKING:
     from steerdec.policies.dynatemp.fields import DynaTemp
     from steerdec.policies.edt.fields import Edt
     from steerdec.policies.entropy_target.fields import EntropyTarget
+    from steerdec.policies.p_less.fields import PLess
     from steerdec.policies.registry import parse
     from steerdec.policies.split.fields import Split
+    from steerdec.policies.uniform_top_k.fields import UniformTopK
     from steerdec.records.folder import load_run
     from steerdec.steering.params import Steering, SteeringError
 
-__all__ = ["DynaTemp", "Edt", "EntropyTarget", "Split", "Steering", "SteeringError", "__version__", "load_run", "parse"]
+__all__ = [
+    "DynaTemp",
+    "Edt",
+    "EntropyTarget",
+    "PLess",
+    "Split",
+    "Steering",
+    "SteeringError",
+    "UniformTopK",
+    "__version__",
+    "load_run",
+    "parse",
+]
 __version__ = "0.1.0"
 
 _MODULES: Final = {
     "DynaTemp": "steerdec.policies.dynatemp.fields",
     "Edt": "steerdec.policies.edt.fields",
     "EntropyTarget": "steerdec.policies.entropy_target.fields",
+    "PLess": "steerdec.policies.p_less.fields",
     "Split": "steerdec.policies.split.fields",
     "Steering": "steerdec.steering.params",
     "SteeringError": "steerdec.steering.params",
+    "UniformTopK": "steerdec.policies.uniform_top_k.fields",
     "load_run": "steerdec.records.folder",
     "parse": "steerdec.policies.registry",
 }

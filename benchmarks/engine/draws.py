@@ -49,7 +49,7 @@ PROMPT: Final = (
 ANIMALS: Final = (" dog", " cat", " horse")
 FIRST_SEED: Final = 10_000
 BATCH: Final = 10_000  # draws between two lines of progress
-ALPHA: Final = 1e-3  # a case fails below this; with six cases one run in 170 does by chance
+ALPHA: Final = 1e-3  # a case fails below this; with eight cases one run in 125 does by chance
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ CASES: Final = {
     "hot": Case(HOT, 0.8),
     "cold": Case(COLD, 1.0),
     "others": Case(OTHERS, 1.0),
+    "p_less": Case({"policy": "p_less", "fork_temperature": 2.0, "threshold_nats": 0.3}, 0.8),
+    "uniform_top_k": Case({"policy": "uniform_top_k", "k": 4, "threshold_nats": 0.3}, 0.8),
     "hot-top-p": Case(HOT, 0.8, top_p=0.9),
     "grammar": Case({"select": "all", "fork_temperature": 2.0}, 1.0, choices=ANIMALS),
 }

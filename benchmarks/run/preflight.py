@@ -13,6 +13,7 @@ from typing import Any
 
 from steerdec.common.errors import SteerdecError
 from steerdec.common.progress import announce
+from steerdec.policies.registry import parse
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import Problem
 from steerdec.records.arms import Arm
@@ -191,6 +192,8 @@ def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
     applied = arm.applied()
     for fork, temperature in zip(answer.fork or [], answer.temperature or [], strict=True):
         expected = applied.fork if fork else applied.other
+        if temperature is None and fork and not parse(steering).reports_fork_temperature:
+            continue
         if temperature is None:
             return f"no temperature was reported for a {'fork' if fork else 'non-fork'}"
         if expected is not None and not math.isclose(temperature, expected, rel_tol=1e-4, abs_tol=1e-6):

@@ -46,6 +46,8 @@ CASES: Final = (
     Case("entropy_target", {"policy": "entropy_target", "delta_nats": 0.3, "select": "entropy"}),
     Case("dynatemp", {"policy": "dynatemp"}),
     Case("edt", {"policy": "edt"}),
+    Case("p_less", {"policy": "p_less", "fork_temperature": 1.6}),
+    Case("uniform_top_k", {"policy": "uniform_top_k"}),
     Case("top-p", {"fork_temperature": 1.3, "other_temperature": 0.5}, {"top_p": 0.9}),
     Case("masked", {"fork_temperature": 1.6, "other_temperature": 0.5}, {"allowed_token_ids": []}),
 )
@@ -160,8 +162,9 @@ def expected(row: Tensor, steering: dict[str, Any], top_p: float, off: float = 0
     z = row.double()
     encoded = encoding.encode(registry.parse(steering), T, params.PAPER_THRESHOLD_NATS)
     table = torch.tensor([encoded.floats], dtype=torch.float64), torch.tensor([encoded.ints(0)])
-    outcome = reference.steer_(z.clone()[None], *table, torch.tensor([0]), torch.tensor([0]))
-    return truncated(z / (float(outcome.temperature[0]) + off), top_p)
+    steered = z.clone()
+    outcome = reference.steer_(steered[None], *table, torch.tensor([0]), torch.tensor([0]))
+    return truncated(torch.where(steered.isneginf(), steered, z / (float(outcome.temperature[0]) + off)), top_p)
 
 
 def plain(row: Tensor, top_p: float) -> NDArray[np.float64]:

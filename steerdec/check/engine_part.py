@@ -17,7 +17,8 @@ CHECKS: Final = {
     "telemetry": ("telemetry: entropy and fork", "telemetry: one record per token"),
     "launches": ("steps: host synchronization", "steps: launches"),
     "distribution": tuple(
-        f"distribution: {case}" for case in ("split", "entropy_target", "dynatemp", "edt", "top-p", "masked")
+        f"distribution: {case}"
+        for case in ("split", "entropy_target", "dynatemp", "edt", "p_less", "uniform_top_k", "top-p", "masked")
     ),
     "speed": ("speed: idle", "speed: steering", "speed: with telemetry"),
 }

@@ -19,6 +19,7 @@ from steerdec.check.results import Result, judged
 from steerdec.kernels import dispatch, reference
 from steerdec.policies import registry
 from steerdec.policies.entropy_target.fields import EntropyTarget
+from steerdec.policies.steered import Steered
 from steerdec.softmax.reference import entropy_nats
 from steerdec.steering import encoding, params
 
@@ -26,6 +27,7 @@ T: Final = 0.6
 FIELDS: Final[dict[str, dict[str, Any]]] = {
     "split": {"fork_temperature": 1.3, "other_temperature": 0.4},
     "entropy_target": {"delta_nats": 0.3},
+    "p_less": {"fork_temperature": 2.0},
 }
 SELECTORS: Final[dict[str, dict[str, Any]]] = {
     "entropy": {},
@@ -40,6 +42,7 @@ PASSED_OVER: Final = 5  # logits between two rows, which nobody may touch
 BAND_NATS: Final = 1e-5  # of H, and as much again per nat
 CLOSE_NATS: Final = 1e-3  # of what an entropy target reaches
 ULPS: Final = 3e-7  # of a scaled logit, relative
+FLOOR: Final = (2e-7, 3e-6)  # how far a computed floor may be off: of itself, and of T'
 
 
 def requested() -> list[dict[str, Any]]:
@@ -129,34 +132,48 @@ def _compare_row(
         return found.wrong_row(f"fork {selected} at H {exact:.4f}")
     if selected and int(i[encoding.KIND]) == EntropyTarget.kind:
         found.target_nats = max(found.target_nats, _missed_nats(z, exact, f, steered_t))
-    elif selected or steered_t != float(expected.temperature[r]):
-        wanted = _temperature(int(i[encoding.KIND]), z, h, f) if selected else float(expected.temperature[r])
-        if not math.isclose(steered_t, wanted, rel_tol=1e-6, abs_tol=1e-9):
-            return found.wrong_row(f"T' {steered_t:g} instead of {wanted:g}")
+        wanted = Steered(steered_t)
+    else:
+        wanted = _step(int(i[encoding.KIND]), z, h, f) if selected else Steered(float(expected.temperature[r]))
+        if not math.isclose(steered_t, wanted.temperature, rel_tol=1e-6, abs_tol=1e-9):
+            return found.wrong_row(f"T' {steered_t:g} instead of {wanted.temperature:g}")
     if steered_t == 0.0:
         keep = int(z.argmax())
         if float(after[keep]) != float(z[keep]) or int((after > -math.inf).sum()) != 1:
             return found.wrong_row("T' 0 kept another token than the first largest")
         return None
-    scaled = z.double() * (float(f[encoding.REQUEST_T]) / steered_t)
-    finite = scaled.isfinite() & (scaled != 0)
-    if not torch.equal(after.isneginf(), z.isneginf()):
+    kept = z.double() >= wanted.floor
+    kept &= ~z.isneginf()
+    if not torch.equal(after.isneginf() & ~_either_way(z, wanted), ~kept & ~_either_way(z, wanted)):
         return found.wrong_row("another token is masked")
-    if finite.any():
-        off = ((after.double() - scaled).abs() / scaled.abs())[finite].max()
-        found.logits = max(found.logits, float(off))
+    kept &= ~after.isneginf()
+    scaled = z.double()[kept] * (float(f[encoding.REQUEST_T]) / steered_t)
+    error = (after.double()[kept] - scaled).abs()
+    if (error[scaled == 0] != 0).any():
+        return found.wrong_row("a logit is not 0")
+    if (scaled != 0).any():
+        found.logits = max(found.logits, float((error / scaled.abs())[scaled != 0].max()))
     return None
 
 
-def _temperature(kind: int, z: Tensor, h: float, f: Tensor) -> float:
+def _either_way(z: Tensor, wanted: Steered) -> Tensor:
+    """Return the logits [vocab] that may be kept or not: those within rounding of a computed floor, not the largest."""
+    if not math.isfinite(wanted.floor) or math.isinf(wanted.temperature):
+        return torch.zeros(len(z), dtype=torch.bool)
+    band = FLOOR[0] * abs(wanted.floor) + FLOOR[1] * wanted.temperature
+    return ((z.double() - wanted.floor).abs() <= band) & (z < z.max())
+
+
+def _step(kind: int, z: Tensor, h: float, f: Tensor) -> Steered:
     steps = dict(registry.steps("reference"))
-    return float(steps[kind](z.double(), h, f.double().tolist()))
+    steered: Steered = steps[kind](z.double(), h, f.double().tolist())
+    return steered
 
 
 def _missed_nats(z: Tensor, h: float, f: Tensor, steered_t: float) -> float:
     """How far the entropy at the kernel's T' is from that at the reference's."""
-    wanted = _temperature(EntropyTarget.kind, z, h, f)
-    reached, target = (entropy_nats(z[None].double() / t).item() for t in (steered_t, wanted))
+    wanted = _step(EntropyTarget.kind, z, h, f)
+    reached, target = (entropy_nats(z[None].double() / t).item() for t in (steered_t, wanted.temperature))
     return abs(reached - target)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from steerdec.kernels.reference import Outcome
 from steerdec.policies import registry
-from steerdec.softmax.cpu import jit, largest, measure, measure_at, wide_vectors
+from steerdec.softmax.cpu import NO_FLOOR, jit, largest, measure, measure_at, wide_vectors
 from steerdec.steering import encoding
 
 # The task of a call, all int64. Addresses are of contiguous arrays, except `logits`, whose rows lie `row_stride`
@@ -65,7 +65,7 @@ def _hash(key: Any, position: Any) -> Any:
 
 @jit
 def _no_policy(z: Any, top: Any, h: Any, f: Any, kind: Any) -> Any:
-    return np.nan, np.float32(1.0)
+    return np.nan, np.float32(1.0), NO_FLOOR
 
 
 def _or_else(kind: int, steered: Any, others: Any) -> Any:
@@ -80,8 +80,8 @@ def _or_else(kind: int, steered: Any, others: Any) -> Any:
     return decide
 
 
-# T' of a selected row, and the factor that steers it there: a chain of comparisons, since numba could not inline what
-# it calls through a table.
+# T' of a selected row, the factor that steers it there, and the floor: a chain of comparisons, since numba could not
+# inline what it calls through a table.
 _steered: Any = _no_policy
 for _kind, _step in reversed(registry.steps("cpu")):
     _steered = _or_else(_kind, _step, _steered)
@@ -107,11 +107,20 @@ def _scale(z: Any, factor: Any) -> Any:
 
 
 @jit
-def _probed(z: Any, top: Any, probe_t: Any, steered: Any) -> Any:
+def _scale_above(z: Any, factor: Any, floor: Any) -> Any:
+    """Scale the logits that are at least `floor`, and remove the others."""
+    wide_vectors()
+    for i in range(z.size):
+        scaled = z[i] * factor
+        z[i] = scaled if z[i] >= floor else -np.float32(np.inf)
+
+
+@jit
+def _probed(z: Any, top: Any, probe_t: Any, steered: Any, floor: Any) -> Any:
     """Compute `reference.probe_entropy_nats` of a row that has an H."""
     at = steered if probe_t == encoding.APPLIED else probe_t
     if at > 0.0:
-        return measure_at(z, top, at)[0]
+        return measure_at(z, top, at, floor if probe_t == encoding.APPLIED else NO_FLOOR)[0]
     return 0.0 if at == 0.0 else np.nan
 
 
@@ -124,19 +133,21 @@ def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
     if np.isnan(h):
         return h, False, request_t, np.nan
     if not in_scope:
-        return h, False, request_t, _probed(z, top, probe_t, request_t)
+        return h, False, request_t, _probed(z, top, probe_t, request_t, NO_FLOOR)
     selected = (
         i[encoding.SELECT] == encoding.ALWAYS
         or (i[encoding.SELECT] == encoding.BY_ENTROPY and h > f[encoding.THRESHOLD])
         or (i[encoding.SELECT] == encoding.BY_HASH and _hash(i[encoding.KEY], position) < i[encoding.CUTOFF])
         or (i[encoding.SELECT] == encoding.BY_POSITION and position < i[encoding.CUTOFF])
     )
-    temperature, factor = np.float64(f[encoding.OTHER_T]), f[encoding.OTHER_FACTOR]
+    temperature, factor, floor = np.float64(f[encoding.OTHER_T]), f[encoding.OTHER_FACTOR], NO_FLOOR
     if selected:
-        temperature, factor = _steered(z, top, h, f, i[encoding.KIND])
-    probed = _probed(z, top, probe_t, temperature)
+        temperature, factor, floor = _steered(z, top, h, f, i[encoding.KIND])
+    probed = _probed(z, top, probe_t, temperature, floor)
     if temperature == 0.0:
         _keep_first_largest(z)
+    elif floor != NO_FLOOR:
+        _scale_above(z, factor, floor)
     elif factor != 1.0:
         _scale(z, factor)
     return h, selected, temperature, probed

@@ -6,7 +6,8 @@ temperature, H the entropy in nats of softmax(z) (arXiv 2506.01939, equation 1, 
 the row is steered to.
 
 The sampler that comes after divides every row by T, so scaling a row by T / T' makes it sample
-softmax(z / T'). T' = 0 means greedy: only the first largest logit is kept.
+softmax(z / T'). T' = 0 means greedy: only the first largest logit is kept. Where a policy sets a floor, the tokens
+whose logit is below it are removed; T' = inf then makes the others equally likely.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from steerdec.policies import registry
+from steerdec.policies.steered import Steered
 from steerdec.softmax.reference import entropy_nats
 from steerdec.steering import encoding
 
@@ -27,16 +29,19 @@ class Outcome(NamedTuple):
 
     entropy_nats: Tensor  # [rows] NaN also where the row holds NaN, +inf, or nothing but -inf
     selected: Tensor  # [rows] bool, "fork" in the responses
-    temperature: Tensor  # [rows] T'
+    temperature: Tensor  # [rows] T'; inf where the tokens that are kept are equally likely
     probe_entropy_nats: Tensor  # [rows] H of softmax(z / T_probe); NaN also without a probe
 
 
-def probe_entropy_nats(z: Tensor, h: float, probe_t: float, steered: float) -> float:
-    """Return H of softmax(z / T_probe) of one row whose own is `h`; 0 at temperature 0. For APPLIED T_probe is T'."""
+def probe_entropy_nats(z: Tensor, h: float, probe_t: float, steered: Steered) -> float:
+    """Return H of softmax(z / T_probe) of one row whose own is `h`; 0 at temperature 0.
+
+    For APPLIED it is that of the distribution sampled: T_probe is T', over the tokens that are kept.
+    """
     if math.isnan(h) or probe_t == encoding.NOWHERE:
         return math.nan
-    at = steered if probe_t == encoding.APPLIED else probe_t
-    return entropy_nats(z[None] / at).item() if at > 0.0 else 0.0
+    at, floor = steered if probe_t == encoding.APPLIED else Steered(probe_t)
+    return entropy_nats(z[None][:, z >= floor] / at).item() if at > 0.0 else 0.0
 
 
 def placebo_hash(key: int, position: int) -> int:
@@ -82,7 +87,7 @@ def steer_(
         h = entropy_nats(z[None]).item()
         outcome.entropy_nats[r] = h
         outcome.temperature[r] = t = f[encoding.REQUEST_T]
-        outcome.probe_entropy_nats[r] = probe_entropy_nats(z, h, f[encoding.PROBE_T], t)
+        outcome.probe_entropy_nats[r] = probe_entropy_nats(z, h, f[encoding.PROBE_T], Steered(t))
         if math.isnan(h) or (in_scope is not None and not in_scope[r]):
             continue
         selected = (
@@ -91,15 +96,17 @@ def steer_(
             or (select == encoding.BY_HASH and placebo_hash(key, int(positions[r])) < cutoff)
             or (select == encoding.BY_POSITION and int(positions[r]) < cutoff)
         )
-        steered = policies[kind](z, h, f) if selected else f[encoding.OTHER_T]
+        steered = policies[kind](z, h, f) if selected else Steered(f[encoding.OTHER_T])
         outcome.selected[r] = selected
-        outcome.temperature[r] = steered
+        outcome.temperature[r] = steered.temperature
         outcome.probe_entropy_nats[r] = probe_entropy_nats(z, h, f[encoding.PROBE_T], steered)
-        if steered == 0.0:
+        removed = z < steered.floor  # before `z`, which may be the row itself, is scaled
+        if steered.temperature == 0.0:
             keep = int(z.argmax())
             largest = logits[r, keep].clone()
             logits[r] = -math.inf
             logits[r, keep] = largest
-        elif t != steered:
-            logits[r] = (z * (t / steered)).to(logits.dtype)
+        elif t != steered.temperature:
+            logits[r] = (z * (t / steered.temperature)).to(logits.dtype)
+        logits[r, removed] = -math.inf
     return outcome

@@ -5,7 +5,7 @@
 2. `_decide`, grid (rows,): merges a row's blocks, decides and writes the outcome; runs the policy's step at rows that
    are selected, and measures at a probe temperature where one is set. It alone reads the tables, which vLLM keeps in
    host memory. On vLLM's V2 runner `triton_step.py` has it do the rest of a step as well.
-3. `scale`, grid (rows, blocks): scales, or returns at once where the factor is 1.
+3. `scale`, grid (rows, blocks): scales and removes what is below the floor, or returns at once where nothing changes.
 
 Blocks depend on the vocabulary alone and are merged in one fixed tree without atomics, so a row's
 outcome depends neither on its neighbors nor on timing: tensor-parallel ranks decide alike.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from steerdec.kernels.reference import Outcome
 from steerdec.policies import registry
-from steerdec.softmax.triton import load_block, measure_at
+from steerdec.softmax.triton import load_block, measure_at, no_floor
 from steerdec.steering import encoding
 
 BLOCK: Final = 4096  # logits per program
@@ -102,7 +102,7 @@ def _merge(partial_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def _no_policy(row_ptr, top, h, f_ptr, asked, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    return h * float("nan"), (h * 0.0 + 1.0).to(tl.float32)
+    return h * float("nan"), (h * 0.0 + 1.0).to(tl.float32), no_floor()
 
 
 # `_choose` never runs with these.
@@ -112,10 +112,10 @@ _its_kind, _its_step, _other_steps = tl.constexpr(-1), _no_policy, _no_policy
 def _choose(row_ptr, top, h, f_ptr, asked, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
     """Call one policy's step, or the function that knows the others; `_or_else` puts the three names in its scope."""
     if asked == _its_kind:
-        temperature, factor = _its_step(row_ptr, top, h, f_ptr, VOCAB, BLOCK)
+        temperature, factor, floor = _its_step(row_ptr, top, h, f_ptr, VOCAB, BLOCK)
     else:
-        temperature, factor = _other_steps(row_ptr, top, h, f_ptr, asked, VOCAB, BLOCK)
-    return temperature, factor
+        temperature, factor, floor = _other_steps(row_ptr, top, h, f_ptr, asked, VOCAB, BLOCK)
+    return temperature, factor, floor
 
 
 def _or_else(kind, steered, others):
@@ -130,7 +130,7 @@ def _or_else(kind, steered, others):
     return triton.jit(choose)
 
 
-# T' of a selected row, and the factor that steers it there.
+# T' of a selected row, the factor that steers it there, and the floor.
 _steered = _no_policy
 for _kind, _step in reversed(registry.steps("triton")):
     _steered = _or_else(_kind, _step, _steered)
@@ -156,7 +156,7 @@ def decide_row(
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Return H, whether the row is selected, T', the probed entropy, T / T', and the block with the largest logit."""
+    """Return H, whether the row is selected, T', the probed entropy, T / T', the floor, the largest logit's block."""
     top, keep_block, h = _merge(partial_ptr, VOCAB, BLOCK)
     h = h.to(tl.float32).to(tl.float64)  # decide on the same float32 that is reported
     measured = (h == h) & in_scope
@@ -171,8 +171,9 @@ def decide_row(
     t = tl.load(f_ptr + _REQUEST_T).to(tl.float64)
     temperature = t
     factor = (t / t).to(tl.float32)
+    floor = no_floor()
     if selected:
-        temperature, factor = _steered(row_ptr, top, h, f_ptr, tl.load(i_ptr + _KIND), VOCAB, BLOCK)
+        temperature, factor, floor = _steered(row_ptr, top, h, f_ptr, tl.load(i_ptr + _KIND), VOCAB, BLOCK)
     elif measured:
         temperature = tl.load(f_ptr + _OTHER_T).to(tl.float64)
         factor = tl.load(f_ptr + _OTHER_FACTOR)
@@ -180,9 +181,10 @@ def decide_row(
     at = tl.where(probe_t == _APPLIED, temperature, probe_t)
     probed = tl.where(at == 0.0, at, float("nan"))
     if (h == h) & (at > 0.0):
-        probed, _ = measure_at(row_ptr, top, at, VOCAB, BLOCK)
+        applied_floor = tl.where(probe_t == _APPLIED, floor, no_floor())
+        probed, _ = measure_at(row_ptr, top, at, applied_floor, VOCAB, BLOCK)
     probed = tl.where(h == h, probed, float("nan"))
-    return h.to(tl.float32), selected, temperature.to(tl.float32), probed.to(tl.float32), factor, keep_block
+    return h.to(tl.float32), selected, temperature.to(tl.float32), probed.to(tl.float32), factor, floor, keep_block
 
 
 @triton.jit
@@ -195,11 +197,12 @@ def _decide(
     positions_ptr,  # [rows] int64
     in_scope_ptr,  # [rows] uint8, or None
     partials_ptr,
-    entropy_ptr,  # [rows] float32, as are temperature, probe and factor
+    entropy_ptr,  # [rows] float32, as are temperature, probe, factor and floor
     selected_ptr,  # [rows] uint8
     temperature_ptr,
     probe_ptr,
     factor_ptr,
+    floor_ptr,
     keep_block_ptr,  # [rows] int32
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
@@ -212,12 +215,13 @@ def _decide(
         tl.store(temperature_ptr + row, float("nan"))
         tl.store(probe_ptr + row, float("nan"))
         tl.store(factor_ptr + row, 1.0)
+        tl.store(floor_ptr + row, no_floor())
         return
     in_scope = slot >= 0
     if in_scope_ptr is not None:
         in_scope = tl.load(in_scope_ptr + row) != 0
     blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    h, selected, temperature, probed, factor, keep_block = decide_row(
+    h, selected, temperature, probed, factor, floor, keep_block = decide_row(
         logits_ptr + row * row_stride,
         floats_ptr + slot * _FLOATS,
         ints_ptr + slot * _INTS,
@@ -232,6 +236,7 @@ def _decide(
     tl.store(temperature_ptr + row, temperature)
     tl.store(probe_ptr + row, probed)
     tl.store(factor_ptr + row, factor)
+    tl.store(floor_ptr + row, floor)
     tl.store(keep_block_ptr + row, keep_block)
 
 
@@ -240,22 +245,24 @@ def scale(
     logits_ptr,
     row_stride,
     factor_ptr,
+    floor_ptr,
     keep_block_ptr,
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     row = tl.program_id(0).to(tl.int64)
-    factor = tl.load(factor_ptr + row)
-    if factor == 1.0:
+    factor, floor = tl.load(factor_ptr + row), tl.load(floor_ptr + row)
+    every = floor == -float("inf")
+    if every & (factor == 1.0):
         return
     block = tl.program_id(1)
     row_ptr = logits_ptr + row * row_stride
     column, z = load_block(row_ptr, block, VOCAB, BLOCK)
-    if factor == 0.0:  # greedy: the first largest logit alone is kept
+    if every & (factor == 0.0):  # greedy: the first largest logit alone is kept
         first = tl.min(tl.where(z == tl.max(z, 0), column, VOCAB), 0)
         z = tl.where((column == first) & (block == tl.load(keep_block_ptr + row)), z, -float("inf"))
     else:
-        z = z * factor
+        z = tl.where(z >= floor, z * factor, -float("inf"))
     tl.store(row_ptr + column, z, mask=column < VOCAB)
 
 
@@ -265,7 +272,7 @@ def steer_(
     """Do `reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
-    entropy_nats, temperature, probe, factor = (logits.new_empty(n) for _ in range(4))
+    entropy_nats, temperature, probe, factor, floor = (logits.new_empty(n) for _ in range(5))
     selected = logits.new_empty(n, dtype=torch.bool)
     keep_block = logits.new_empty(n, dtype=torch.int32)
     partials = logits.new_empty(n, 3, blocks)
@@ -280,8 +287,8 @@ def steer_(
         measure[(n, blocks)](logits, stride, slots, None, partials, WIDTH=1, COLUMN=0, **options)
         _decide[(n,)](
             *(logits, stride, floats, ints, slots, positions, in_scope, partials),
-            *(entropy_nats, selected.view(torch.uint8), temperature, probe, factor, keep_block),
+            *(entropy_nats, selected.view(torch.uint8), temperature, probe, factor, floor, keep_block),
             **options,
         )
-        scale[(n, blocks)](logits, stride, factor, keep_block, **options)
+        scale[(n, blocks)](logits, stride, factor, floor, keep_block, **options)
     return Outcome(entropy_nats, selected, temperature, probe)

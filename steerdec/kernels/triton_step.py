@@ -26,6 +26,7 @@ from steerdec.kernels.slots import (
     Slots,
 )
 from steerdec.kernels.triton import BLOCK, OPTIONS, decide_row, measure, scale, slot_of
+from steerdec.softmax.triton import no_floor
 from steerdec.steering import encoding
 
 _FLOATS, _SLOT_INTS = tl.constexpr(encoding.FLOATS), tl.constexpr(SLOT_INTS)
@@ -100,6 +101,7 @@ def _decide_step(
     input_ids_ptr,
     partials_ptr,  # [rows, 3, blocks] float32
     factor_ptr,  # [rows] float32
+    floor_ptr,  # [rows] float32
     keep_block_ptr,  # [rows] int32
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
@@ -108,6 +110,7 @@ def _decide_step(
     slot = slot_of(slots_ptr, row, ints_ptr, _SLOT_INTS, _STEERED)
     if slot < 0:
         tl.store(factor_ptr + row, 1.0)
+        tl.store(floor_ptr + row, no_floor())
         return
     i_ptr = ints_ptr + slot * _SLOT_INTS
     pos = tl.load(pos_ptr + row).to(tl.int64)
@@ -121,7 +124,7 @@ def _decide_step(
         )
         in_scope = _state_at(input_ids_ptr, i_ptr, state, row, local_pos) == scope
     blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    h, selected, temperature, probed, factor, keep_block = decide_row(
+    h, selected, temperature, probed, factor, floor, keep_block = decide_row(
         logits_ptr + row * row_stride,
         floats_ptr + slot * _FLOATS,
         i_ptr,
@@ -132,6 +135,7 @@ def _decide_step(
         BLOCK,
     )
     tl.store(factor_ptr + row, factor)
+    tl.store(floor_ptr + row, floor)
     tl.store(keep_block_ptr + row, keep_block)
     # A prefill in parts samples a token that is discarded: it must not be recorded.
     lane = tl.load(i_ptr + _LANE).to(tl.int64)
@@ -161,7 +165,7 @@ class Step:
         if self._partials is None or self._partials.shape[2] != blocks or len(self._partials) < n:
             rows = max(n, self._max_rows)
             self._partials = logits.new_empty(rows, 3, blocks)
-            self._factor = logits.new_empty(rows)
+            self._factor, self._floor = logits.new_empty(rows), logits.new_empty(rows)
             self._keep_block = logits.new_empty(rows, dtype=torch.int32)
         stride, options = logits.stride(0), {"VOCAB": vocab, "BLOCK": BLOCK, **OPTIONS}
         lanes, capacity_tokens, _ = slots.lanes.shape
@@ -174,7 +178,7 @@ class Step:
                 *(logits, stride, slots.floats, slots.ints, slots.prompt_len, slots.prefill_len),
                 *(slots.token_ids, slots.token_ids.stride(0), slots.history, slots.lanes, lanes - 1, capacity_tokens),
                 *(layout.slots, layout.pos, layout.local_pos, layout.input_ids),
-                *(self._partials, self._factor, self._keep_block),
+                *(self._partials, self._factor, self._floor, self._keep_block),
                 **options,
             )
-            scale[(n, blocks)](logits, stride, self._factor, self._keep_block, **options)
+            scale[(n, blocks)](logits, stride, self._factor, self._floor, self._keep_block, **options)

@@ -36,6 +36,8 @@ FIXED_ARMS: Final[dict[str, tuple[str, Steering | None]]] = {
     "entropy_target": ("treatment", {"policy": "entropy_target", "delta_nats": -0.2}),
     "dynatemp": ("treatment", {"policy": "dynatemp", "min_temperature": 0.5, "max_temperature": 2.5}),
     "edt": ("treatment", {"policy": "edt", "theta": 0.3, "base": 0.6}),
+    "p_less": ("treatment", {"policy": "p_less", "fork_temperature": UP}),
+    "uniform_top_k": ("treatment", {"policy": "uniform_top_k", "k": 2}),
 }
 THINKING_ARMS: Final[dict[str, tuple[str, Steering | None]]] = {
     f"{scope}-{name}": ("treatment", {"fork_temperature": temperature, "scope": scope})

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from steerdec.policies.dynatemp.fields import DynaTemp
 from steerdec.policies.edt.fields import Edt
 from steerdec.policies.entropy_target.fields import EntropyTarget
+from steerdec.policies.p_less.fields import PLess
 from steerdec.policies.split.fields import Split
+from steerdec.policies.uniform_top_k.fields import UniformTopK
 from steerdec.steering.params import Steering, SteeringError, shown
 
 GROUP: Final = "steerdec.policies"  # entry points of other distributions, each a class beside its steps
@@ -24,6 +26,8 @@ BUILT_IN: Final[tuple[type[Steering], ...]] = (
     EntropyTarget,
     DynaTemp,
     Edt,
+    PLess,
+    UniformTopK,
 )
 
 

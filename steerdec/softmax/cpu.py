@@ -40,6 +40,8 @@ _SMALLEST: Final = np.float32(-87.0)  # exp of less than this is not a normal fl
 _ZERO: Final = np.float32(0.0)
 _LOWEST_KEY: Final = np.int32(-(2**31))
 _LOWEST: Final = np.finfo(np.float32).min
+_NOTHING: Final = np.float32(-np.inf)
+NO_FLOOR: Final = _NOTHING  # of the logits that are kept
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -138,18 +140,45 @@ def _sums(z: Any, top: Any) -> Any:
 
 
 @_sum
-def _sums_at(z: Any, top: Any, beta: Any) -> Any:
-    """Return sum e, sum e d and sum e d^2, d = beta (z - top), e = exp d."""
+def _sums_at(z: Any, top: Any, beta: Any, floor: Any) -> Any:
+    """Return sum e, sum e d and sum e d^2 over z >= floor, d = beta (z - top), e = exp d."""
     wide_vectors()
     partition, weighted, squared = _ZERO, _ZERO, _ZERO
+    for i in range(z.size):
+        d = beta * (z[i] - top)
+        left_out = (d < _SMALLEST) | (z[i] < floor)
+        clamped = _SMALLEST if left_out else d
+        e = _ZERO if left_out else _exp(clamped)
+        partition += e
+        weighted += e * clamped
+        squared += e * clamped * clamped
+    return partition, weighted, squared
+
+
+@_sum
+def _sums_of_squares(z: Any, top: Any, beta: Any) -> Any:
+    """Return sum e and sum e^2, d = beta (z - top), e = exp d."""
+    wide_vectors()
+    partition, squares = _ZERO, _ZERO
     for i in range(z.size):
         d = beta * (z[i] - top)
         clamped = _SMALLEST if d < _SMALLEST else d  # noqa: FURB136 (max may lose a NaN)
         e = _ZERO if d < _SMALLEST else _exp(clamped)
         partition += e
-        weighted += e * clamped
-        squared += e * clamped * clamped
-    return partition, weighted, squared
+        squares += e * e
+    return partition, squares
+
+
+@_sum
+def _kept_and_next(z: Any, floor: Any) -> Any:
+    """Return how many logits are at least `floor`, and the key of the largest of the others."""
+    wide_vectors()
+    kept, key = np.int32(0), _LOWEST_KEY
+    for i in range(z.size):
+        below = z[i] < floor
+        kept += np.int32(0) if below else np.int32(1)
+        key = _larger_key(key, z[i] if below else _NOTHING)
+    return kept, key
 
 
 @jit
@@ -186,13 +215,39 @@ def measure(z: Any) -> Any:
 
 
 @jit
-def measure_at(z: Any, top: Any, temperature: Any) -> Any:
-    """Return H of softmax(z / T), and dH / d ln T, which is the variance of z / T."""
+def measure_at(z: Any, top: Any, temperature: Any, floor: Any) -> Any:
+    """Return H of softmax(z / T) over z >= floor, and dH / d ln T, which is the variance of z / T.
+
+    T may be infinite where there is a floor.
+    """
     partition, weighted, squared = 0.0, 0.0, 0.0
     for start in range(0, z.size, BLOCK):
-        s, w, q = _sums_at(z[start : start + BLOCK], np.float32(top), np.float32(1.0 / temperature))
+        s, w, q = _sums_at(z[start : start + BLOCK], np.float32(top), np.float32(1.0 / temperature), floor)
         partition += s
         weighted += w
         squared += q
     mean = weighted / partition
     return math.log(partition) - mean, squared / partition - mean * mean
+
+
+@jit
+def collision(z: Any, top: Any, temperature: Any) -> Any:
+    """Return sum e^2 / sum e, e = exp((z - top) / T): how likely two draws agree, over how likely the largest is."""
+    partition, squares = 0.0, 0.0
+    for start in range(0, z.size, BLOCK):
+        s, q = _sums_of_squares(z[start : start + BLOCK], np.float32(top), np.float32(1.0 / temperature))
+        partition += s
+        squares += q
+    return min(squares / partition, 1.0)
+
+
+@jit
+def kth_largest(z: Any, top: Any, k: Any) -> Any:
+    """Return the k-th largest logit, equal ones counted one by one; the smallest finite one if fewer are finite."""
+    floor = np.float32(top)
+    while True:
+        kept, key = _kept_and_next(z, floor)
+        below = _float_of_key(key)
+        if kept >= k or below == _NOTHING:
+            return floor
+        floor = below

@@ -85,6 +85,7 @@ class Steering(BaseModel):
     """
 
     kind: ClassVar[int]  # stands for the policy in an encoded request; unique, never reused
+    reports_fork_temperature: ClassVar[bool] = True  # False where forks have none: what is kept is equally likely
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

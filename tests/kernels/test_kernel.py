@@ -27,6 +27,7 @@ from steerdec.policies import registry
 from steerdec.policies.entropy_target import fields
 from steerdec.policies.entropy_target.fields import EntropyTarget
 from steerdec.policies.split.fields import Split
+from steerdec.policies.steered import Steered
 from steerdec.steering import encoding, params
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -52,6 +53,12 @@ POLICIES: dict[str, dict[str, Any]] = {
     "dynatemp": {"policy": "dynatemp", "exponent": 1.7},
     "edt": {"policy": "edt"},
     "edt at forks": {"policy": "edt", "select": "entropy", "theta": 1.0},
+    "p_less": {"policy": "p_less", "select": "all"},
+    "hot p_less": {"policy": "p_less", "fork_temperature": 2.0, "other_temperature": 0.4},
+    "greedy p_less": {"policy": "p_less", "fork_temperature": 0.0},
+    "uniform": {"policy": "uniform_top_k", "select": "all"},
+    "uniform at forks": {"policy": "uniform_top_k", "k": 2, "other_temperature": 0.3},
+    "uniform over many": {"policy": "uniform_top_k", "k": 64, "select": "random", "fork_rate": 0.7},
 }
 PROBES = [None, "applied", 0.3, 2.5]
 SHAPES = ["random", "peaked", "flat", "equal", "two levels", "masked", "bf16", "tied", "wide"]
@@ -153,16 +160,15 @@ def ulps(a: Tensor, b: Tensor) -> Tensor:
     return (a.float().view(torch.int32) - b.float().view(torch.int32)).abs()
 
 
-def temperature_of(call: Call, r: int, h: float, vocab: int) -> float:
-    """T' that a policy other than entropy_target gives a selected row whose entropy is `h`, by the reference."""
+def step_of(call: Call, r: int, h: float, z: Tensor) -> Steered:
+    """What a policy other than entropy_target makes of a selected row whose entropy is `h`, by the reference."""
     slot = int(call.slots[r])
     f = call.floats[slot].double().tolist()
-    return dict(registry.steps("reference"))[int(call.ints[slot, encoding.KIND])](torch.empty(vocab), h, f)
+    return dict(registry.steps("reference"))[int(call.ints[slot, encoding.KIND])](z.double(), h, f)
 
 
 def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference.Outcome:
     after, outcome = steered(logits, call, backend)
-    vocab = logits.shape[1]
     exact = reference.entropy_nats(logits)
     given = call.slots >= 0
     threshold = call.floats[call.slots.clamp(min=0), encoding.THRESHOLD].double()
@@ -185,8 +191,12 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
         slot = int(call.slots[r])
         kind, steered_t = int(call.ints[slot, encoding.KIND]), outcome.temperature[r]
         row, before = after[r], logits[r]
-        f = call.floats[slot]
-        assert_probed(outcome.probe_entropy_nats[r], before, exact[r], f, steered_t.item())
+        f, floor = call.floats[slot], -math.inf
+        if outcome.selected[r] and kind != EntropyTarget.kind:
+            floor = step_of(call, r, h[r].item(), before).floor
+        near = floor_band(before, floor, steered_t.item())
+        if not near.any():  # else the entropy of what is kept depends on a rounding
+            assert_probed(outcome.probe_entropy_nats[r], before, exact[r], f, Steered(steered_t.item(), floor))
         if exact[r].isnan():
             assert torch.equal(row.view(torch.int32), before.view(torch.int32))
             assert steered_t == f[encoding.REQUEST_T]
@@ -196,8 +206,11 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
         elif kind == EntropyTarget.kind:
             assert_entropy_reached(before, f, steered_t.item())
         else:
-            assert ulps(steered_t, torch.tensor(temperature_of(call, r, h[r].item(), vocab))) <= 2
-        if steered_t == 0.0:
+            wanted = step_of(call, r, h[r].item(), before).temperature
+            assert steered_t == wanted or ulps(steered_t, torch.tensor(wanted)) <= 2
+        if floor > -math.inf:
+            assert_truncated(row, before, floor, near, f[encoding.REQUEST_T].item() / steered_t.item())
+        elif steered_t == 0.0:
             keep = int(before.argmax())
             assert row[keep] == before[keep]
             row[keep] = -math.inf
@@ -210,10 +223,28 @@ def assert_like_reference(logits: Tensor, call: Call, backend: str) -> reference
     return outcome
 
 
-def assert_probed(probed: Tensor, z: Tensor, exact: Tensor, f: Tensor, steered_t: float) -> None:
-    expected = torch.tensor(
-        reference.probe_entropy_nats(z.double(), exact.item(), f[encoding.PROBE_T].item(), steered_t)
-    )
+def floor_band(z: Tensor, floor: float, steered_t: float) -> Tensor:
+    """[vocab] the logits so close to a floor that is computed in float32 that they may be kept or not.
+
+    A floor at infinite temperature is one of the logits, which leaves nothing open; nor is the largest ever removed.
+    """
+    if not math.isfinite(floor) or math.isinf(steered_t):
+        return torch.zeros(len(z), dtype=torch.bool)
+    band = 2e-7 * abs(floor) + 3e-6 * steered_t
+    return ((z.double() - floor).abs() <= band) & (z < z.max())
+
+
+def assert_truncated(row: Tensor, before: Tensor, floor: float, near: Tensor, factor: float) -> None:
+    kept = (before.double() >= floor) | (before == before.max())
+    assert torch.equal(row.isneginf()[~near], ~kept[~near])
+    kept &= ~row.isneginf()
+    torch.testing.assert_close(row[kept], (before[kept].double() * factor).float(), rtol=3e-7, atol=1e-38)
+    if factor == 1.0:
+        assert torch.equal(row[kept].view(torch.int32), before[kept].view(torch.int32))
+
+
+def assert_probed(probed: Tensor, z: Tensor, exact: Tensor, f: Tensor, steered: Steered) -> None:
+    expected = torch.tensor(reference.probe_entropy_nats(z.double(), exact.item(), f[encoding.PROBE_T].item(), steered))
     assert probed.isnan() == expected.isnan()
     assert probed.isnan() or abs(probed - expected) <= band_nats(expected)
 

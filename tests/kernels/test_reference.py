@@ -15,6 +15,7 @@ from torch import Tensor
 from steerdec.kernels import reference
 from steerdec.policies import registry
 from steerdec.policies.entropy_target.reference import target_temperature
+from steerdec.policies.steered import Steered
 from steerdec.steering import encoding, params
 
 T = 0.6
@@ -157,6 +158,55 @@ def test_edt_is_the_papers_formula_and_never_below_a_hundredth() -> None:
     np.testing.assert_allclose(outcome.temperature, [0.01, of_two, of_all], rtol=1e-6)
 
 
+@pytest.mark.parametrize("fork_temperature", [None, 0.5, 2.0])
+def test_p_less_keeps_the_tokens_at_least_as_likely_as_two_draws_are_to_agree(fork_temperature: float | None) -> None:
+    z = random_logits(40, 30, seed=2)
+    asked = {"policy": "p_less", "select": "all", "probe_temperature": "applied"}
+    steered, outcome = steer(z, asked | ({} if fork_temperature is None else {"fork_temperature": fork_temperature}))
+    t = fork_temperature or float(np.float32(T))
+    p = torch.softmax(z / t, -1)
+    kept = p >= (p * p).sum(-1, keepdim=True) * (1 - 1e-12)  # of a sure row both round to 1
+    assert torch.equal(steered > -math.inf, kept)
+    assert 1 <= int(kept.sum(-1).min()) < int(kept.sum(-1).max()) < 30
+    torch.testing.assert_close(steered[kept], z[kept] * float(np.float32(T)) / t, rtol=1e-12, atol=0)
+    sampled = torch.where(kept, p, 0.0) / torch.where(kept, p, 0.0).sum(-1, keepdim=True)
+    np.testing.assert_allclose(outcome.probe_entropy_nats, scipy.stats.entropy(sampled, axis=-1), atol=1e-9)
+    assert (outcome.temperature == t).all()
+
+
+def test_p_less_keeps_every_one_of_equal_tokens_and_at_temperature_0_the_first() -> None:
+    for n in (1, 3, 63, 1000):
+        z = torch.full((1, n), 0.1)
+        assert steer(z, {"policy": "p_less", "select": "all"})[0].isfinite().all()
+        greedy, _ = steer(z, {"policy": "p_less", "select": "all", "fork_temperature": 0})
+        assert greedy.isfinite().nonzero().tolist() == [[0, 0]]
+
+
+def test_uniform_top_k_makes_the_k_largest_equal_and_removes_the_rest() -> None:
+    z = torch.tensor(
+        [[1.0, 4.0, -2.0, 3.0, 0.0], [1.0, 4.0, 1.0, 3.0, 0.0], [-math.inf, 4.0, -math.inf, 3.0, -math.inf]]
+    )
+    asked = {"policy": "uniform_top_k", "k": 3, "select": "all", "probe_temperature": "applied"}
+    steered, outcome = steer(z, asked)
+    off = -math.inf
+    assert steered.tolist() == [[0.0, 0.0, off, 0.0, off], [0.0, 0.0, 0.0, 0.0, off], [off, 0.0, off, 0.0, off]]
+    assert outcome.temperature.isinf().all()
+    np.testing.assert_allclose(outcome.probe_entropy_nats, np.log([3, 4, 2]), rtol=1e-12)
+    _, probed = steer(z[:1], asked | {"probe_temperature": 2.0})
+    np.testing.assert_allclose(probed.probe_entropy_nats, entropies_at(z[:1], 2.0), rtol=1e-6)
+
+
+def test_what_is_not_a_fork_keeps_all_of_its_tokens() -> None:
+    z = random_logits(20, 40)
+    for policy in ("p_less", "uniform_top_k"):
+        steered, outcome = steer(z, {"policy": policy, "threshold_nats": 2.0, "other_temperature": 0.3})
+        others = ~outcome.selected
+        assert 0 < int(others.sum()) < 20
+        assert steered[others].isfinite().all()
+        assert not steered[~others].isfinite().all(-1).any()
+        np.testing.assert_allclose(outcome.temperature[others], 0.3, rtol=1e-6)
+
+
 def test_the_placebo_hash_is_murmurs_finaliser() -> None:
     # MurmurHash3_x86_32 of the empty string is the finaliser of its seed; published values.
     assert reference.placebo_hash(0, 0) == 0
@@ -260,7 +310,7 @@ def test_the_placebo_at_its_ends_takes_none_or_all(rate: float, selected: bool) 
 
 
 def test_greedy_sampling_gives_no_probe_where_no_entropy_is_known() -> None:
-    assert math.isnan(reference.probe_entropy_nats(torch.tensor([math.nan, 0.0]), math.nan, 0.0, 1.0))
+    assert math.isnan(reference.probe_entropy_nats(torch.tensor([math.nan, 0.0]), math.nan, 0.0, Steered(1.0)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

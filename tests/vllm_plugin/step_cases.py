@@ -35,7 +35,7 @@ from steerdec.steering import encoding, scope
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.vllm_plugin.recorder import Recorder
 
-SLOTS, MAX_LEN, CAPACITY, LANES = 7, 3000, 40, 5
+MAX_LEN, CAPACITY, LANES = 3000, 40, 5
 OPEN, CLOSE = 5, 6
 T = 0.7
 STEERINGS = [
@@ -46,7 +46,10 @@ STEERINGS = [
     {"policy": "dynatemp", "probe_temperature": "applied"},
     {"policy": "edt"},
     {"policy": "entropy_target", "delta_nats": 0.2},
+    {"policy": "p_less", "fork_temperature": 2.0, "probe_temperature": "applied"},
+    {"policy": "uniform_top_k", "k": 3, "probe_temperature": "applied"},
 ]
+SLOTS = len(STEERINGS)
 POISON = 0x7FC0DEAD  # a NaN with a payload of its own
 
 

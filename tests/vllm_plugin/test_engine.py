@@ -232,7 +232,7 @@ FEW, MANY = 2_000, 10_000
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [(name, FEW) for name in ("hot", "cold", "others")]
+    [(name, FEW) for name in ("hot", "cold", "others", "p_less", "uniform_top_k")]
     + [pytest.param(name, MANY, marks=pytest.mark.thorough) for name in ("unsteered", "hot", "hot-top-p", "grammar")],
 )
 def test_the_sampled_distribution_is_the_references(llm: LLM, name: str, number: int) -> None:

@@ -81,6 +81,8 @@ def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> L
             {"policy": "entropy_target", "delta_nats": -0.3, "threshold_nats": 1.0},
             {"policy": "dynatemp"},
             {"policy": "edt", "theta": 0.3},
+            {"policy": "p_less", "fork_temperature": 1.4, "other_temperature": 0.8, "threshold_nats": 1.0},
+            {"policy": "uniform_top_k", "k": 3, "threshold_nats": 1.0},
         ]
     )
     if rng.random() < 0.4:

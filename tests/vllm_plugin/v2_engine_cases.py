@@ -35,6 +35,8 @@ STEERINGS: list[dict[str, Any]] = [
     {"policy": "dynatemp"},
     {"policy": "edt"},
     {"policy": "entropy_target", "delta_nats": 0.3},
+    {"policy": "p_less", "fork_temperature": 2.0, "other_temperature": 0.6},
+    {"policy": "uniform_top_k", "k": 7, "threshold_nats": 1.2},
     {"select": "all", "fork_temperature": 0.6, "scope": "thinking"} | SCOPED,
     {"fork_temperature": 1.6, "threshold_nats": 1.0, "scope": "answer"} | SCOPED,
 ]

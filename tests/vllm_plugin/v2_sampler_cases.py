@@ -464,6 +464,30 @@ def test_draws_follow_the_steered_distribution(vllm_config: VllmConfig) -> None:
         assert stats.chisquare(counts, unsteered).pvalue < 1e-6, "the check above could not fail"
 
 
+@pytest.mark.parametrize(
+    ("steering", "kept", "at"),
+    [
+        # At T' = 3 two draws agree with probability 0.22; the two most likely tokens have 0.31 and 0.23.
+        ({"policy": "p_less", "fork_temperature": 3.0}, 2, 3.0),
+        ({"policy": "uniform_top_k", "k": 3}, 3, torch.inf),
+    ],
+)
+def test_draws_at_forks_are_among_the_tokens_that_are_kept(
+    vllm_config: VllmConfig, steering: dict[str, Any], kept: int, at: float
+) -> None:
+    draws, temperature = 200, 0.6
+    z = torch.full((VOCAB,), -torch.inf)
+    z[:5] = torch.tensor([2.0, 1.2, 0.6, -0.2, -0.8])
+    v2 = V2(vllm_config, max_reqs=draws)
+    v2.enter(*(asked(steering, temperature, seed=i, logprobs=None) for i in range(draws)))
+    counts = v2.step(z.repeat(draws, 1)).sampled_token_ids.flatten().bincount(minlength=5).numpy()
+    assert counts[kept:].sum() == 0
+    expected = (z[:kept].double() / at).softmax(-1).numpy() * draws
+    assert stats.chisquare(counts[:kept], expected).pvalue > 0.01
+    unsteered = (z[:5].double() / temperature).softmax(-1).numpy() * draws
+    assert stats.chisquare(counts, unsteered).pvalue < 1e-6, "the check above could not fail"
+
+
 def test_at_a_fork_of_temperature_zero_the_argmax_is_drawn(vllm_config: VllmConfig) -> None:
     v2, steering, truncations = V2(vllm_config, max_reqs=24), HOT | {"fork_temperature": 0}, list(TRUNCATIONS.values())
     steering["other_temperature"] = 5.0
@@ -562,6 +586,8 @@ STEERINGS: list[dict[str, Any]] = [
     {"select": "random", "fork_rate": 0.4, "fork_temperature": 0.5},
     {"select": "first", "first_tokens": 2, "fork_temperature": 1.9},
     {"policy": "dynatemp"},
+    {"policy": "p_less", "fork_temperature": 2.5},
+    {"policy": "uniform_top_k", "threshold_nats": 2.0},
     COLD | IN_SCOPE | {"scope": "thinking"},
     HOT | IN_SCOPE | {"scope": "answer"},
 ]

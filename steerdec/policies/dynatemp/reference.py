@@ -7,9 +7,11 @@ import math
 from torch import Tensor
 
 from steerdec.policies.dynatemp.fields import EXPONENT, HIGH, LOW
+from steerdec.policies.steered import Steered
 
 
-def steered(z: Tensor, h: float, floats: list[float]) -> float:
+def steered(z: Tensor, h: float, floats: list[float]) -> Steered:
     """Return T' of a fork: T = min + (max - min) (H / ln vocab)^exponent, over the full vocabulary."""
     low, high = floats[LOW], floats[HIGH]
-    return low + (high - low) * (h / math.log(z.numel())) ** floats[EXPONENT] if z.numel() > 1 else low
+    share = h / math.log(z.numel()) if z.numel() > 1 else 0.0
+    return Steered(low + (high - low) * share ** floats[EXPONENT])

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from steerdec.policies.dynatemp import fields
+from steerdec.softmax.triton import no_floor
 from steerdec.steering import encoding
 
 _REQUEST_T = tl.constexpr(encoding.REQUEST_T)
@@ -15,8 +16,8 @@ _LOW, _HIGH, _EXPONENT = tl.constexpr(fields.LOW), tl.constexpr(fields.HIGH), tl
 
 @triton.jit
 def steered(row_ptr, top, h, f_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    """Return T' of a fork, and the factor T / T'."""
+    """Return T' of a fork, the factor T / T', and no floor."""
     low, high = tl.load(f_ptr + _LOW).to(tl.float64), tl.load(f_ptr + _HIGH).to(tl.float64)
     share = h / tl.log(tl.full([], VOCAB if VOCAB > 1 else 2, tl.float64))
     temperature = low + (high - low) * tl.exp(tl.load(f_ptr + _EXPONENT).to(tl.float64) * tl.log(share))
-    return temperature, (tl.load(f_ptr + _REQUEST_T).to(tl.float64) / temperature).to(tl.float32)
+    return temperature, (tl.load(f_ptr + _REQUEST_T).to(tl.float64) / temperature).to(tl.float32), no_floor()

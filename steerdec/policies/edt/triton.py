@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from steerdec.policies.edt import fields
+from steerdec.softmax.triton import no_floor
 from steerdec.steering import encoding
 
 _REQUEST_T = tl.constexpr(encoding.REQUEST_T)
@@ -15,8 +16,8 @@ _THETA, _BASE, _LOWEST = tl.constexpr(fields.THETA), tl.constexpr(fields.BASE), 
 
 @triton.jit
 def steered(row_ptr, top, h, f_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    """Return T' of a fork, and the factor T / T'."""
+    """Return T' of a fork, the factor T / T', and no floor."""
     t = tl.load(f_ptr + _REQUEST_T).to(tl.float64)
     theta, base = tl.load(f_ptr + _THETA).to(tl.float64), tl.load(f_ptr + _BASE).to(tl.float64)
     temperature = tl.maximum(t * tl.exp(tl.log(base) * (theta / tl.maximum(h, 1e-30))), _LOWEST)
-    return temperature, (t / temperature).to(tl.float32)
+    return temperature, (t / temperature).to(tl.float32), no_floor()

@@ -7,14 +7,15 @@ import math
 from torch import Tensor
 
 from steerdec.policies.entropy_target.fields import DELTA, HIGH, LOW
+from steerdec.policies.steered import Steered
 from steerdec.softmax.reference import entropy_nats
 from steerdec.steering.encoding import REQUEST_T
 
 
-def steered(z: Tensor, h: float, floats: list[float]) -> float:
+def steered(z: Tensor, h: float, floats: list[float]) -> Steered:
     """Return T' of a fork; `z` is one row."""
     target_nats = entropy_nats(z[None] / floats[REQUEST_T]).item() + floats[DELTA]
-    return target_temperature(z, target_nats, floats[LOW], floats[HIGH])
+    return Steered(target_temperature(z, target_nats, floats[LOW], floats[HIGH]))
 
 
 def target_temperature(z: Tensor, target_nats: float, low: float, high: float) -> float:
