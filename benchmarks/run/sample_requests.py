@@ -33,9 +33,12 @@ def is_traced(arms: ArmSet, planned: PlannedSample) -> bool:
 
     These samples do: the first of each problem in the identity arm, which shows the undisturbed entropies, and the
     first of the first problems in every steered arm. A set without an identity arm keeps those of all steered arms.
+    An arm whose steering states `"telemetry": "summary"` keeps none.
     """
     if planned.sample > 0 or planned.arm.steering is None or planned.prefix is not None:
         return False  # after a prefix the lists would begin in the middle of the response
+    if planned.arm.steering.get("telemetry") == "summary":
+        return False
     if planned.arm.role == "identity" or not any(arm.role == "identity" and arm.replay is None for arm in arms.arms):
         return True
     return planned.number < TRACED_IN_ALL_ARMS * len(arms.arms)  # the plan goes problem by problem

@@ -55,17 +55,22 @@ def run(request: RunRequest, target: Target, folder: Path, retry: Retry) -> Fini
     except OSError as e:
         raise FileError(f"--out: {folder} cannot be created ({e.strerror})") from None
     with FolderLock(folder), target.urls(folder / "server.log") as urls, GradingPool() as pool:
-        return asyncio.run(_run(request, target, urls, folder, pool, retry))
+        return asyncio.run(run_on(request, target, urls, folder, pool, retry))
 
 
-async def _run(
+async def run_on(
     request: RunRequest, target: Target, urls: tuple[str, ...], folder: Path, pool: GradingPool, retry: Retry
 ) -> Finished:
+    """Make, or finish, the run in `folder`, which the caller has locked, on servers that run already.
+
+    Raises:
+        As `run`.
+    """
     async with target.opened(urls) as endpoints:
         server, endpoints = await survey(endpoints)
         ordered = in_order_of_run(folder, request.problem_set, extend=request.extend)
         request = replace(request, problem_set=ordered)
-        settings = open_folder(folder, _settings(request, target, urls, server), extend=request.extend)
+        settings = open_folder(folder, settings_of(request, target, urls, server), extend=request.extend)
         problems = request.problem_set.problems
         plan = SamplingPlan(problems, settings.arms.arms, settings.samples, settings.seed, request.replays)
         progress = Progress(folder, settings, plan, done_samples(folder, plan))
@@ -119,7 +124,8 @@ def check_length(server: Server, max_tokens: int) -> None:
         )
 
 
-def _settings(request: RunRequest, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
+def settings_of(request: RunRequest, target: Target, urls: tuple[str, ...], server: Server) -> Settings:
+    """Return the content of the run's `run.json`. Raises SettingsError, ArmError, CalibrationError."""
     check_length(server, request.max_tokens)
     names = (server.model, str(server.model_info.get("root") or server.model))
     check_server(request.replays, names, server.max_model_len, request.max_tokens)

@@ -44,9 +44,11 @@ def _applied(design: Design, tally: Tally, name: str) -> Applied:
     if steered == 0:
         return Applied("not applied", f"it steered none of {tokens} tokens")
     share = f"it steered {100 * steered / tokens:.1f}% of {tokens} tokens"
-    shift = None if asks.first_only or not asks.sign else _shift(design, tally, name)
+    shift = None if asks.first_only else _shift(design, tally, name)
     if shift is None or np.isnan(shift.value):
         return Applied("applied", share)
+    if not asks.sign:  # it raises at some tokens and lowers at others, or its policy decides by the logits
+        return Applied("applied", share, shift)
     side, word = asks.sign, "raised" if asks.sign > 0 else "lowered"
     p = shift.p / 2 if side * shift.value > 0 else 1.0
     moved = f"{share}; its entropy as sampled moved by {shift.value:+.4f} nats".replace("-", "−")

@@ -43,7 +43,7 @@ class Contrast(NamedTuple):
 
 @dataclass(frozen=True)
 class Asks:
-    """Which tokens an arm steers, and whether it raises (1) or lowers (-1) their entropy; 0 if it does both."""
+    """Which tokens an arm steers, and whether it raises (1) or lowers (-1) their entropy; 0 if it may do both."""
 
     forks: bool
     others: bool
@@ -106,10 +106,12 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
 
 
 def _asks(arm: Mapping[str, Any]) -> Asks | None:
-    """Return what a split policy does; None for an arm that does not steer, or whose policy has no two temperatures."""
+    """Return what an arm does to its tokens; None for one that does not steer, or is not in numbers."""
     own, steering = arm.get("temperature"), arm.get("steering") or {}
-    if steering.get("policy", "split") != "split" or not isinstance(own, int | float):
+    if not isinstance(own, int | float):
         return None
+    if steering.get("policy", "split") != "split":
+        return _asks_by_policy(own, steering)
     fork, other = steering.get("fork_temperature", own), steering.get("other_temperature", own)
     if not isinstance(fork, int | float) or not isinstance(other, int | float):
         return None
@@ -122,6 +124,22 @@ def _asks(arm: Mapping[str, Any]) -> Asks | None:
         forks=fork != own,
         others=not everything and other != own,
         sign=signs.pop() if len(signs) == 1 else 0,
+        first_only=steering.get("select") == "first",
+    )
+
+
+def _asks_by_policy(own: float, steering: Mapping[str, Any]) -> Asks | None:
+    """Return what a policy does whose forks have no fixed temperature: the direction is known of a target only."""
+    try:
+        other = applied(own, steering).other
+    except ArmError:
+        return None
+    delta = steering.get("delta_nats", 0.0)
+    others = steering.get("select", "entropy") != "all" and other is not None and other != own
+    return Asks(
+        forks=True,
+        others=others,
+        sign=0 if others or not isinstance(delta, int | float) else int(delta > 0) - int(delta < 0),
         first_only=steering.get("select") == "first",
     )
 

@@ -173,6 +173,7 @@ def main() -> None:
     from steerdec.cli.organism import model_organism, model_organism_study
     from steerdec.cli.phantom import phantom
     from steerdec.cli.profile import profile
+    from steerdec.cli.tune import tune
 
     vllms_own = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("check", context_settings=vllms_own)(check)
@@ -181,6 +182,7 @@ def main() -> None:
     model_app.command("phantom")(phantom)
     commands: dict[str, Callable[..., None]] = {
         "calibrate": calibrate,
+        "tune": tune,
         "profile": profile,
         "compare-models": compare_models,
         "lenses": lenses,
