@@ -4,8 +4,8 @@
 
 The phantom is served once. Each seed divides its problems anew and is a search of its own, in a folder of its own;
 after any stop, the same command continues. On a phantom on which no setting helps, at most one search in twenty may
-advise one; on any other, each has to advise a setting whose exact score is above the baseline's. Exit status 1
-otherwise.
+advise one; on any other, each has to advise a setting whose exact score is above the baseline's, and that raises (or
+lowers) the entropy where raising (or lowering) that of forks helps. Exit status 1 otherwise.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from steerdec.phantom.truth import Truth
 
 START_TIMEOUT_S: Final = 900.0  # of a server on a machine that is busy with other work
 FALSE_ALARMS: Final = 0.05
+WITHOUT_EFFECT: Final = "null"
 
 
 class TuningError(Exception):
@@ -60,18 +61,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PhantomError, ServerError, TuningError, OSError) as e:
         print(f"steerdec.phantom.tuning: {e}", file=sys.stderr)
         return 1
-    helps = "higher" if kind.claims[1] == "holds" else "lower" if kind.claims[1] == "reversed" else None
+    side = None if kind.name == WITHOUT_EFFECT else {"holds": 1, "reversed": -1}.get(kind.claims[1], 0)
     print_table(found)
-    wrong = wrong_searches(found, helps is not None)
+    wrong = wrong_searches(found, side)
     print(f"{len(found)} searches of {kind.name}; {len(wrong)} advised wrongly {wrong or ''}".rstrip())
-    return int(len(wrong) > (0 if helps else FALSE_ALARMS * len(found)))
+    return int(len(wrong) > (FALSE_ALARMS * len(found) if side is None else 0))
 
 
-def wrong_searches(found: Sequence[Tuned], something_helps: bool) -> list[int]:
-    """Return the seeds whose advice is wrong: a setting where none helps, none or a useless one where one does."""
-    if not something_helps:
+def wrong_searches(found: Sequence[Tuned], side: int | None) -> list[int]:
+    """Return the seeds whose advice is wrong.
+
+    `side` None: nothing helps, so any setting is wrong. Else none is wrong, or one that does not help, or, where
+    raising (1) or lowering (-1) the entropy of forks helps, one that does not move the entropy that way.
+    """
+    if side is None:
         return [one.seed for one in found if one.advice != "nothing"]
-    return [one.seed for one in found if one.advice != "steer" or not one.exact_gain > 0]
+    return [one.seed for one in found if one.advice != "steer" or not one.exact_gain > 0 or not _moved(one, side)]
+
+
+def _moved(one: Tuned, side: int) -> bool:
+    return side == 0 or (one.entropy_shift_nats is not None and side * one.entropy_shift_nats > 0)
 
 
 def _tuned(folder: Path, truth: Truth, options: argparse.Namespace) -> list[Tuned]:
