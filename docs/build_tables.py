@@ -180,6 +180,8 @@ def _metavar(option: Any) -> str:
 def _default(option: Any) -> str:
     if option.required:
         return "required"
+    if isinstance(option.show_default, str):
+        return f"`{option.show_default}`"
     return "" if option.default is None or option.is_flag else f"`{option.default}`"
 
 

@@ -58,7 +58,8 @@ def run(
     repeat: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN.JSON", help="Run once more what this file records; goes with --out, and where to run it."
+            metavar="RUN.JSON",
+            help="Run once more what this file records, into --out. --endpoint or --model only to run it elsewhere.",
         ),
     ] = None,
     looks: Annotated[

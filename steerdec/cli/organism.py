@@ -68,7 +68,7 @@ def model_organism_study(
     """Measure on the organism what is claimed about forking tokens, against decisions that are known.
 
     Every lens against the true decisions; the causal test with matched doses at several base temperatures; GRPO on the
-    top 20% of tokens by entropy, on all, on the bottom 80%, and on a random 20%. Writes OUT/study.json and
+    top 20% of tokens by entropy, on all tokens, on the bottom 80%, and on a random 20%. Writes OUT/study.json and
     OUT/study.md. What exists is not measured again, so the same command resumes.
 
     Example:

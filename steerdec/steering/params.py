@@ -95,7 +95,9 @@ class Steering(BaseModel):
         "share `fork_rate` of all (the placebo), the first `first_tokens` generated, or all.",
     )
     threshold_nats: Annotated[Number, Field(ge=0.0)] | None = Field(
-        None, description="A token is a fork where H exceeds this. Default: the server's calibration, else 0.672."
+        None,
+        description="A token is a fork where H exceeds this. Default: the server's own (`steerdec serve --threshold`, "
+        "a number or a calibration), else 0.672.",
     )
     fork_rate: Annotated[Number, Field(ge=0.0, le=1.0)] | None = Field(
         None, description='Share of tokens taken as forks; goes with `select: "random"`, which also needs a `seed`.'
