@@ -132,13 +132,7 @@ def _drawn(reporter: Reporter, engine: Engine, prompt: Any, row: Tensor, h: floa
     without, _ = chi_square(tokens, unsteered)
     seen_off = detectable(mixture, 0.0, len(tokens), alpha=ALPHA)
     if bins == 1:
-        return Result(
-            check=f"distribution: {case.name}",
-            measured="every draw gave one token, so nothing is said about a temperature",
-            limit=f"p at least {ALPHA:g}",
-            status="undecided",
-            figures={"draws": len(tokens), "entropy_nats": h},
-        )
+        return _one_token(case, tokens, mixture(0.0), unsteered, h)
     power = "a T' off by 1 might be missed" if seen_off is None else f"would show a T' off by {seen_off:.2g}"
     return Result(
         check=f"distribution: {case.name}",
@@ -154,6 +148,26 @@ def _drawn(reporter: Reporter, engine: Engine, prompt: Any, row: Tensor, h: floa
             "entropy_nats": h,
             "rows": len(rows),
         },
+    )
+
+
+def _one_token(
+    case: Case, tokens: NDArray[np.int64], steered: NDArray[np.float64], unsteered: NDArray[np.float64], h: float
+) -> Result:
+    """Judge draws of a token that the reference leaves alone, as p_less may where few tokens are likely.
+
+    Whether the steering was applied shows where draws without it would have given other tokens too.
+    """
+    left = int(steered.argmax())
+    without = float(unsteered[left]) ** len(tokens)
+    same, shown = bool((tokens == left).all()), without < ALPHA
+    measured = f"{(tokens == left).sum():,} of {len(tokens):,} draws gave the one token that is left"
+    return Result(
+        check=f"distribution: {case.name}",
+        measured=f"{measured}; without steering all would with p {without:.1g}",
+        limit=f"p at least {ALPHA:g}",
+        status="FAIL" if not same else "pass" if shown else "undecided",
+        figures={"draws": len(tokens), "bins": 1, "p_without_steering": without, "entropy_nats": h},
     )
 
 
