@@ -65,14 +65,22 @@ def _best_third(family: tuple[str, ...], scores: Mapping[str, float]) -> tuple[s
     return tuple(name for name in family if name in kept)
 
 
-def rungs_of(steered: int, plain: int, samples: int) -> int:
-    """Return the samples per problem that a whole search takes, over all arms and rungs."""
+@dataclass(frozen=True)
+class Extent:
+    """How large a search is. `samples`: per problem, over all arms and rungs; `most`: of one arm."""
+
+    samples: int
+    most: int
+
+
+def extent(steered: int, plain: int, samples: int) -> Extent:
+    """Return the size of a search that begins with so many arms and so many samples of each problem."""
     total, rung = 0, first_rung([f"s{i}" for i in range(steered)], [f"p{i}" for i in range(plain)], samples)
     before = 0
     while True:
         total += len(rung.sampled) * (rung.samples - before)
         if rung.is_last:
-            return total
+            return Extent(total, rung.samples)
         before, rung = rung.samples, rung_after(rung, dict.fromkeys((*rung.steered, *rung.plain), 0.0))
 
 

@@ -82,11 +82,13 @@ class Searched:
 
     async def sample(self, rung: Rung) -> None:
         """Make what is missing of a rung. Raises FailedSamplesError, and what `make_samples` raises."""
-        skip = done_samples(self.folder, self.plan)
-        before = sum(skip)
-        for planned in self.plan.items(skip):
-            if planned.sample >= rung.samples or planned.arm.name not in rung.sampled:
-                skip[planned.number] = 1
+        done = done_samples(self.folder, self.plan)
+        skip, before = bytearray(b"\1") * len(done), sum(done)
+        for sample in range(rung.samples):
+            for problem in self.plan.problems:
+                for name in rung.sampled:
+                    number = self.plan.index(problem.id, name, sample)
+                    skip[number] = done[number]
         missing = len(skip) - sum(skip)
         if not missing:
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from ..run.sample_requests import Prompting
 from ..run.targets import Target
 from ..verdicts.summary import summarize, write_summary
 from . import final, space
-from .halving import KEEP_ONE_IN, Budget, first_rung, rungs_of
+from .halving import Budget, extent, first_rung
 from .records import (
     PILOT,
     SEARCH,
@@ -46,8 +45,6 @@ from .records import (
 )
 from .search import FailedSamplesError, Found, Searched, search
 from .split import Halves, write_problems
-
-MAX_RUNGS: Final = 5
 
 
 class BudgetError(InvalidInputError):
@@ -189,10 +186,10 @@ class _Tuning:
             )
         tried = [arm.name for arm in steered[: int(min(fit, len(steered)))]]
         names = [arm.name for arm in plain]
-        samples = asked.first_samples * KEEP_ONE_IN ** (MAX_RUNGS - 1)
+        size = extent(len(tried), len(names), asked.first_samples)
         arm_set = ArmSet(name="search", temperature=base, baseline=space.BASELINE, arms=(*plain, *steered))
-        request = self._run_request(SEARCH, arm_set, self._halves.tuning, samples, threshold)
-        planned = rungs_of(len(tried), len(names), asked.first_samples) * self._budget.problems
+        request = self._run_request(SEARCH, arm_set, self._halves.tuning, size.most, threshold)
+        planned = size.samples * self._budget.problems
         announce(
             f"search: {len(tried)} steered settings and {len(names)} plain temperatures on {self._budget.problems} "
             f"problems, {planned} samples, about {planned * mean_tokens:.0f} tokens"

@@ -10,7 +10,7 @@ import pytest
 
 from steerdec.benchmarks.design.resolving import resolve
 from steerdec.benchmarks.tune import final, space
-from steerdec.benchmarks.tune.halving import Budget, best, first_rung, rung_after, rungs_of
+from steerdec.benchmarks.tune.halving import Budget, Extent, best, extent, first_rung, rung_after
 from steerdec.benchmarks.tune.records import Setting
 from steerdec.benchmarks.tune.split import SplitError, divided, write_problems
 from steerdec.policies import registry
@@ -158,9 +158,9 @@ def test_of_equal_scores_the_earlier_arm_goes_on_and_the_baseline_is_the_first()
 
 def test_the_samples_of_a_search_are_counted_as_they_are_made() -> None:
     # 27 and 7 arms on 1, 9 and 3 on 2 more, 3 on 6 more (one plain temperature is left).
-    assert rungs_of(27, 7, 1) == 34 + 12 * 2 + 3 * 6
-    assert rungs_of(2, 1, 5) == 10
-    assert rungs_of(90, 7, 1) == 97 + 33 * 2 + 10 * 6 + 4 * 18 + 2 * 54
+    assert extent(27, 7, 1) == Extent(34 + 12 * 2 + 3 * 6, 9)
+    assert extent(2, 1, 5) == Extent(10, 5)
+    assert extent(90, 7, 1) == Extent(97 + 33 * 2 + 10 * 6 + 4 * 18 + 2 * 54, 81)
 
 
 # The budget ---------------------------------------------------------------------------------------
