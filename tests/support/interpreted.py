@@ -8,8 +8,10 @@ What is arranged:
   top-k and top-p calls a tensor's method on the count.
 - Conditions joined by `&` come out as integers, which the interpreter's loads and stores refuse as masks; vLLM's kernel
   for n-gram drafts has such.
-- The interpreter patches the language anew for each function that a kernel calls, and computes in 64 bits whether an
-  integer overflowed, for an assertion that is off. Here the one is done once and the other not: half the time.
+- The interpreter patches the language anew for each function that a kernel calls, computes in 64 bits whether an
+  integer overflowed, for an assertion that is off, and makes its table of numpy's types for each use of it. Here the
+  first and the last are done once and the second not.
+- The programs of a launch run together (`batched.py`).
 """
 
 from __future__ import annotations
@@ -30,28 +32,34 @@ import triton.language as tl
 from triton.backends import backends
 from triton.runtime import interpreter
 
+from tests.support import batched
+
 backends.setdefault("cpu", backends["nvidia"])
 interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 _patch = interpreter._patch_lang
-_patched: set[tuple[str, ...]] = set()
+_patched: set[Any] = set()  # functions, and the modules that they see
 
 
 def _patch_once(function: Callable[..., Any]) -> Any:
     """`_patch_lang`, the first time that a function is met which sees the same modules of the language."""
-    seen = {value.__name__ for value in function.__globals__.values() if value in (tl, tl.core)}
-    if (modules := tuple(sorted(seen))) not in _patched:
-        _patched.add(modules)
-        _patch(function)
-        for module in (tl, tl.core):
-            module.range = _counted
+    if function not in _patched:
+        _patched.add(function)
+        function.__globals__["range"] = batched.range_
+        seen = {value.__name__ for value in function.__globals__.values() if value in (tl, tl.core)}
+        if (modules := tuple(sorted(seen))) not in _patched:
+            _patched.add(modules)
+            _patch(function)
+            batched.patch_tensor()
+            for module in (tl, tl.core):
+                module.range = _counted
     return interpreter._LangPatchScope()  # empty: nothing is undone at a kernel's end
 
 
 def _counted(start: Any, end: Any = None, step: Any = 1, **_: Any) -> Iterator[Any]:
     """`tl.range` whose counts are tensors."""
     first, last = (0, start) if end is None else (start, end)
-    for i in range(first, last, step):
+    for i in batched.range_(first, last, step):
         yield interpreter.interpreter_semantic.to_tensor(i, False)
 
 
@@ -72,3 +80,18 @@ def _with_bool_mask(name: str, place: int) -> None:
 
 _with_bool_mask("create_masked_load", 1)
 _with_bool_mask("create_masked_store", 2)
+
+_plain_dtype = interpreter._get_np_dtype
+_dtypes: dict[str, Any] = {}
+
+
+def _dtype(tl_dtype: Any) -> Any:
+    """`_get_np_dtype`, remembered for scalars."""
+    if type(tl_dtype) is not tl.dtype:
+        return _plain_dtype(tl_dtype)
+    if tl_dtype.name not in _dtypes:
+        _dtypes[tl_dtype.name] = _plain_dtype(tl_dtype)
+    return _dtypes[tl_dtype.name]
+
+
+interpreter._get_np_dtype = _dtype

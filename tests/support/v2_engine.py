@@ -18,6 +18,7 @@ import tests.support.interpreted  # noqa: F401
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm import LLM, SamplingParams
+from vllm.v1.sample.ops import topk_topp_triton
 
 from steerdec.kernels import dispatch, reference
 from steerdec.policies import registry
@@ -36,6 +38,7 @@ from steerdec.vllm_plugin import request
 from tests.support.tiny_lm import tiny_lm
 
 dispatch.BACKEND_OF_DEVICE["cpu"] = "triton"
+topk_topp_triton.num_compute_units = lambda *_: 128  # a program for each row, as on a GPU; a CPU has one for all rows
 
 CAPACITY = 256
 OPEN, CLOSE = 5, 6  # the tokens that open and close the thinking block
@@ -78,7 +81,7 @@ class Asked:
     finished: str | None = None
     expected: dict[int, tuple[float, bool, float]] = field(default_factory=dict)  # by position: H, fork, T'
 
-    @property
+    @cached_property
     def encoded(self) -> encoding.EncodedRequest:
         """Its steering in numbers, parsed again from the object."""
         assert self.steering is not None
@@ -151,6 +154,10 @@ class Engine:
     def _hold(self, states: Any, before: Tensor, after: Tensor, ctx: Any) -> None:
         slots, pos = ctx.expanded_idx_mapping.tolist(), ctx.pos.tolist()
         local, fed = ctx.expanded_local_pos.tolist(), ctx.input_ids.tolist()
+        rows: list[int] = []
+        owners: list[Asked] = []
+        positions: list[int] = []
+        in_scope: list[bool] = []
         for r in range(len(before)):
             name = states.index_to_req_id.get(slots[r]) if slots[r] >= 0 else None
             one = self.asked.get(str(name).partition("-")[0]) if name is not None else None
@@ -161,25 +168,27 @@ class Engine:
             if position < 0:  # a part of the prompt
                 continue
             drafts = fed[r - local[r] + 1 : r + 1] if local[r] else []
-            known = states.all_token_ids.gpu[slots[r], : pos[r] + 1 - len(drafts)].tolist()
-            row, outcome = self._reference(one, before[r], position, known + drafts)
-            self.rows += 1
-            close = torch.equal(row.isneginf(), after[r].isneginf())
-            kept = row.isfinite()
-            self.wrong_rows += not (close and torch.allclose(row[kept], after[r][kept], rtol=2e-5, atol=1e-5))
-            one.expected[position] = outcome
-
-    def _reference(
-        self, one: Asked, z: Tensor, position: int, before: list[int]
-    ) -> tuple[Tensor, tuple[float, bool, float]]:
-        e = one.encoded
-        row = z.clone()[None]
+            known = states.all_token_ids.gpu[slots[r], : pos[r] + 1 - len(drafts)]
+            rows.append(r)
+            owners.append(one)
+            positions.append(position)
+            in_scope.append("scope" not in one.steering or one.in_scope(known.tolist() + drafts))
+        if not rows:
+            return
+        expected, actual = before[rows].clone(), after[rows]
         outcome = reference.steer_(
-            *(row, torch.tensor([e.floats]), torch.tensor([e.ints(one.sampling.seed)])),
-            *(torch.tensor([0]), torch.tensor([position]), torch.tensor([one.in_scope(before)])),
+            *(expected, torch.tensor([one.encoded.floats for one in owners])),
+            torch.tensor([one.encoded.ints(one.sampling.seed) for one in owners]),
+            *(torch.arange(len(rows)), torch.tensor(positions), torch.tensor(in_scope)),
         )
-        found = float(outcome.entropy_nats[0]), bool(outcome.selected[0]), float(outcome.temperature[0])
-        return row[0], found
+        masked = expected.isneginf()
+        kept = expected.isfinite()
+        near = torch.where(kept, (expected - actual).abs() <= 1e-5 + 2e-5 * expected.abs(), masked == actual.isneginf())
+        self.rows += len(rows)
+        self.wrong_rows += int((~near).any(1).sum())
+        columns = (outcome.entropy_nats.tolist(), outcome.selected.tolist(), outcome.temperature.tolist())
+        for one, position, told in zip(owners, positions, zip(*columns, strict=True), strict=True):
+            one.expected[position] = told
 
     def wrong_records(self, one: Asked) -> list[str]:
         """What its telemetry says wrongly about the tokens that it returned, one line each."""

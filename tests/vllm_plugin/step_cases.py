@@ -35,7 +35,7 @@ from steerdec.steering import encoding, scope
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.vllm_plugin.recorder import Recorder
 
-MAX_LEN, CAPACITY, LANES = 3000, 40, 5
+MAX_LEN, CAPACITY = 3000, 40
 OPEN, CLOSE = 5, 6
 T = 0.7
 STEERINGS = [
@@ -50,6 +50,7 @@ STEERINGS = [
     {"policy": "uniform_top_k", "k": 3, "probe_temperature": "applied"},
 ]
 SLOTS = len(STEERINGS)
+LANES = SLOTS - 2  # `table` gives each slot one of its own, one slot none, and one a lane past the last
 POISON = 0x7FC0DEAD  # a NaN with a payload of its own
 
 
@@ -66,12 +67,13 @@ def table(generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Slot i under `STEERINGS[i]`, every third unsteered; scopes and lanes at random."""
     encoded = [encoding.encode(parse(steering), T, PAPER_THRESHOLD_NATS) for steering in STEERINGS]
     ints = torch.zeros(SLOTS, SLOT_INTS, dtype=torch.int32)
+    lanes = generator.permutation(np.arange(-1, LANES + 1))  # none, and past the last one; no two requests share one
     for i, one in enumerate(encoded):
         ints[i, : encoding.INTS] = torch.tensor(one.ints(i))
         ints[i, STEERED] = int(generator.random() < 0.8)
         ints[i, SCOPE] = int(generator.integers(3))
         ints[i, START_ID], ints[i, END_ID] = OPEN, CLOSE
-        ints[i, LANE] = int(generator.integers(-1, LANES + 1))  # past the last one too
+        ints[i, LANE] = int(lanes[i])
         ints[i, GENERATION] = 10 + i
         ints[i, OCCUPANT] = int(generator.integers(1, 2**29))
     return torch.tensor([one.floats for one in encoded]), ints

@@ -11,45 +11,17 @@ from __future__ import annotations
 from tests.support import v2_engine  # before triton and vLLM
 
 # isort: split
-import random
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from steerdec.telemetry import lanes as telemetry
-from tests.support.v2_engine import CLOSE, OPEN, Asked, Engine
-
-SCOPED = {"thinking_start_id": OPEN, "thinking_end_id": CLOSE}
-STEERINGS: list[dict[str, Any]] = [
-    {"fork_temperature": 1.7, "other_temperature": 0.5, "threshold_nats": 1.2},
-    {"fork_temperature": 0.0, "other_temperature": 2.0, "threshold_nats": 1.2},
-    {"select": "random", "fork_rate": 0.4, "fork_temperature": 0.5},
-    {"select": "first", "first_tokens": 5, "fork_temperature": 1.9},
-    {"select": "all", "fork_temperature": 1.4},
-    {"policy": "dynatemp"},
-    {"policy": "edt"},
-    {"policy": "entropy_target", "delta_nats": 0.3},
-    {"policy": "p_less", "fork_temperature": 2.0, "other_temperature": 0.6},
-    {"policy": "uniform_top_k", "k": 7, "threshold_nats": 1.2},
-    {"select": "all", "fork_temperature": 0.6, "scope": "thinking"} | SCOPED,
-    {"fork_temperature": 1.6, "threshold_nats": 1.0, "scope": "answer"} | SCOPED,
-]
-SAMPLINGS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 1.5},
-    {"top_p": 0.8},
-    {"top_k": 12},
-    {"min_p": 0.05},
-    {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.5},
-    {"logprobs": 3},
-    {"allowed_token_ids": [OPEN, CLOSE, *range(64, 120)]},
-]
+from tests.support import batched
+from tests.support.v2_engine import OPEN, Engine
+from tests.support.v2_episodes import STEERINGS, crowded, episode
 
 
 @pytest.fixture(scope="module")
@@ -58,73 +30,28 @@ def lane_file() -> Iterator[telemetry.LaneFile]:
         yield file
 
 
-def crowded(folder: Path, lanes: telemetry.LaneFile) -> Engine:
-    """An engine with too few blocks for its requests, which prefills long prompts in parts."""
-    few: dict[str, Any] = {"num_gpu_blocks_override": 9, "block_size": 32, "max_num_seqs": 8, "max_model_len": 128}
-    parts = {"max_num_batched_tokens": 32, "enable_chunked_prefill": True}
-    return Engine(v2_engine.started(folder, lanes, **few, **parts), lanes)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, lane_file: telemetry.LaneFile) -> Engine:
     return crowded(tmp_path_factory.mktemp("v2") / "model", lane_file)
 
 
-def ask_at_random(engine: Engine, rng: random.Random) -> Asked:
-    shared = [OPEN, *[70] * 33] if rng.random() < 0.4 else []  # a whole block of the prefix cache
-    prompt = [*shared, *(rng.choice([OPEN, CLOSE, *range(64, 120)]) for _ in range(rng.randint(1, 40)))]
-    steering = rng.choice(STEERINGS) if rng.random() < 0.8 else None
-    sampling = {"seed": rng.randrange(2**40), "max_tokens": rng.randint(1, 24)} | rng.choice(SAMPLINGS)
-    return engine.ask(prompt, steering, **sampling)
-
-
-def episode(engine: Engine, requests: int, seed: int) -> tuple[list[Asked], int]:
-    """A batch that requests enter and leave, a third of them by an abort; and how often one was preempted."""
-    rng, live, done, preempted = random.Random(seed), [], [], 0
-    original = Scheduler._preempt_request
-
-    def counted(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal preempted
-        preempted += 1
-        return original(scheduler, *args, **kwargs)
-
-    Scheduler._preempt_request = counted
-    try:
-        with engine.watched():
-            while len(done) + len(live) < requests or live:
-                while len(live) < 8 and len(done) + len(live) < requests and rng.random() < 0.7:
-                    live.append(ask_at_random(engine, rng))
-                engine.step()
-                for one in [one for one in live if one.finished or (len(one.tokens) > 1 and rng.random() < 0.04)]:
-                    if not one.finished:
-                        engine.abort(one)
-                    live.remove(one)
-                    done.append(one)
-    finally:
-        Scheduler._preempt_request = original
-    return done, preempted
-
-
-def judged(engine: Engine, done: list[Asked]) -> tuple[list[str], int]:
-    """(what is wrong, tokens compared); lanes go back."""
-    recorded = [one for one in done if one.lane is not None]
-    wrong = [line for one in recorded for line in engine.wrong_records(one)]
-    for one in recorded:
-        engine.pool.take_back([one.lane], aborted=one.finished == "abort")  # type: ignore[list-item]
-        one.lane = None
-    return wrong, sum(len(one.tokens) for one in recorded)
-
-
 def test_mixed_batches_are_steered_and_recorded_as_each_requests_own_history_asks(engine: Engine) -> None:
     engine.rows = engine.wrong_rows = 0
-    done, preempted = episode(engine, 60, seed=1)
-    wrong, tokens = judged(engine, done)
+    done = episode(engine, seed=1, requests=60)
     assert engine.wrong_rows == 0
-    assert wrong == []
-    assert tokens > 300
+    assert done.wrong == []
+    assert done.tokens > 300
     assert engine.rows > 300
-    assert preempted > 0, "nothing was preempted, so nothing was shown"
-    assert sum(one.finished == "abort" for one in done) >= 10
+    assert done.preempted > 0, "nothing was preempted, so nothing was shown"
+    assert done.aborted >= 10
+
+
+def test_programs_that_the_interpreter_runs_together_do_what_they_do_one_by_one(engine: Engine) -> None:
+    """`tests/support/batched.py` itself, on every kernel of vLLM's and ours that mixed batches launch."""
+    with batched.compared() as counts:
+        episode(engine, seed=3, requests=10)
+    assert {"measure", "_decide_step", "scale", "_gumbel_sample_kernel", "_topk_topp_kernel"} <= set(counts)
+    assert {name: count for name, count in counts.items() if name.startswith("not ") and count} == {}
 
 
 def test_a_wrong_record_would_be_found(engine: Engine) -> None:
