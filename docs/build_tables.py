@@ -21,7 +21,7 @@ import typer
 from pydantic import BaseModel
 
 from steerdec.benchmarks.design import arm_sets, power
-from steerdec.benchmarks.operations import sizing
+from steerdec.benchmarks.operations import sizing, step_share
 from steerdec.cli import main as cli
 from steerdec.phantom import folder, kinds
 from steerdec.policies import registry
@@ -52,6 +52,7 @@ def table(name: str) -> str:
         "power": _power,
         "metrics": _metrics,
         "sizing": _sizing,
+        "share": _step_share,
         "phantoms": _phantoms,
     }
     return builders[kind](rest)
@@ -226,6 +227,10 @@ def _metrics(_: str) -> str:
 
 def _sizing(_: str) -> str:
     return _markdown(sizing.HEAD, sizing.rows(gpus=(1, 8, 64), samples=(16, 48)))
+
+
+def _step_share(_: str) -> str:
+    return _markdown([*step_share.HEAD], step_share.table(step_share.Assumptions(sizing.Gpu())))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ PROCESSOR: Final = ("steerdec/processor.py",)
 RUNNER_V1: Final = ("steerdec/vllm_plugin/runner_v1.py",)
 RUNNER_V2: Final = ("steerdec/vllm_plugin/runner_v2.py",)
 REQUEST: Final = ("steerdec/vllm_plugin/request.py",)
+COMPILED: Final = ("benchmarks/engine/compiled.py",)
 ROUTES: Final = ("server/routes.py",)
 BODY: Final = ("server/body.py",)
 LAUNCH: Final = ("server/launch/command.py", "server/launch/flags.py")
@@ -96,6 +97,16 @@ TABLE: Final = (
         attributes=("max_num_reqs", "all_token_ids", "prompt_len", "prefill_len"),
     ),
     Used(PROCESSOR, V2, "LogitsProcRequestState", attributes=("device",)),
+    *(
+        Used(
+            COMPILED,
+            f"vllm.v1.worker.gpu.sample.{module}",
+            name,
+            ("logits_ptr", "logits_stride"),
+            texts=("BLOCK_SIZE",),
+        )
+        for module, name in (("gumbel", "_temperature_kernel"), ("min_p", "_min_p_kernel"))
+    ),
     Used(RUNNER_V2, "vllm.v1.worker.gpu.buffer_utils", "UvaBackedTensor.__init__", ("self", "size", "dtype")),
     Used(RUNNER_V2, "vllm.v1.worker.gpu.buffer_utils", "UvaBackedTensor", attributes=("np", "gpu", "copy_to_uva")),
     Used(RUNNER_V2, "vllm.v1.worker.gpu.buffer_utils", "StagedWriteTensor", attributes=("gpu",)),

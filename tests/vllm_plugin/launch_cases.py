@@ -10,7 +10,7 @@ import tests.support.interpreted  # noqa: F401  before triton and vLLM
 
 # isort: split
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,20 +20,26 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.worker.gpu import buffer_utils
+from vllm.v1.worker.gpu.sample import gumbel, min_p
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, build_custom_logits_processors
 from vllm.v1.worker.gpu.states import RequestState
 
+from steerdec.benchmarks.operations import step_share
 from steerdec.kernels import dispatch
-from steerdec.policies.registry import POLICIES
+from steerdec.policies.registry import POLICIES, parse
 from steerdec.processor import EntropySteering
+from steerdec.softmax import reference as softmax
+from steerdec.steering import encoding
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
 from steerdec.vllm_plugin.settings import CONFIG_KEY
+from tests.support import batched
 from tests.vllm_plugin.test_processor import CLOSE, MAX_LEN, MAX_REQS, NAMED, OPEN, VOCAB, Live, v2_enter, v2_flush
 
 OWN: dict[str, dict[str, Any]] = {"split": {"fork_temperature": 1.4}, "entropy_target": {"delta_nats": 0.3}}
@@ -161,3 +167,53 @@ def test_the_count_sees_operators_and_launches(monkeypatch: pytest.MonkeyPatch) 
         triton.steer_(logits, floats, ints, torch.zeros(2), torch.zeros(2))
     assert counted.launches == ["measure", "_decide", "scale"]
     assert len(counted.operators) > 3
+
+
+def test_the_bytes_of_a_step_are_those_that_the_estimate_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads and stores of logits in Triton's interpreter: a fifth of the rows are forks, and the others are left."""
+    from steerdec.kernels import triton
+
+    monkeypatch.setattr(batched, "run_together", False)
+    rows, vocab, forks = 20, 9000, 4
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(1))
+    logits[forks:] *= 12.0
+    h = softmax.entropy_nats(logits.double())
+    threshold_nats = float(h[:forks].min() + h[forks:].max()) / 2
+    assert h[:forks].min() > h[forks:].max()
+    steering = parse({"fork_temperature": 1.4, "threshold_nats": threshold_nats})
+    encoded = encoding.encode(steering, 0.8, threshold_nats)
+    slots, positions = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
+    temperatures, min_ps = torch.full((1,), 0.7), torch.full((1,), 0.1)
+    calls = {
+        step_share.STEERING: lambda: triton.steer_(
+            logits, torch.tensor([encoded.floats]), torch.tensor([encoded.ints(0)], dtype=torch.int32), slots, positions
+        ),
+        step_share.TEMPERATURE: lambda: gumbel.apply_temperature(logits, slots, temperatures),
+        step_share.MIN_P: lambda: min_p.apply_min_p(logits, slots, min_ps),
+    }
+    for passes, call in calls.items():
+        counted = logit_bytes(monkeypatch, logits, call)
+        assert counted == pytest.approx(passes.bytes(rows, vocab, forks / rows), rel=1e-9), passes
+
+
+def logit_bytes(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, call: Callable[[], object]) -> int:
+    """How many bytes of `logits` a call's kernels load and store."""
+    first, total = logits.data_ptr(), 0
+    last = first + logits.numel() * logits.element_size()
+
+    def counting_access(access: Callable[..., Any], mask_at: int) -> Callable[..., Any]:
+        def called(builder: Any, pointers: Any, *rest: Any) -> Any:
+            nonlocal total
+            allowed = np.broadcast_to(rest[mask_at].data.astype(bool), pointers.data.shape)
+            inside = (pointers.data >= first) & (pointers.data < last) & allowed
+            total += int(inside.sum()) * logits.element_size()
+            return access(builder, pointers, *rest)
+
+        return called
+
+    with monkeypatch.context() as patch:
+        for name, mask_at in (("create_masked_load", 0), ("create_masked_store", 1)):
+            plain = getattr(interpreter.InterpreterBuilder, name)
+            patch.setattr(interpreter.InterpreterBuilder, name, counting_access(plain, mask_at))
+        call()
+    return total
