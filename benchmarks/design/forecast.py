@@ -147,7 +147,7 @@ def savings(n_problems: int = 60) -> list[Saving]:
                 fixed = forecast(effect, n_problems, SAMPLES, assumed)
                 planned = forecast(effect, n_problems, SAMPLES, assumed, plan_looks(SAMPLES, FRACTIONS))
                 equal = SAMPLES
-                # Powers of 1.000 are not told apart by 4,000 studies, and without an effect there is none.
+                # 4,000 studies cannot distinguish powers near 1, and without an effect there is no power to match.
                 while effect and planned.holds < fixed.holds < 0.9995 and equal > 1:
                     fewer = forecast(effect, n_problems, equal - 1, assumed)
                     if fewer.holds < planned.holds:

@@ -137,17 +137,17 @@ def resources(kernel: Kernel, capability: int) -> Resources:
         file.write(ptx)
         file.flush()
         command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     threads = made.metadata.num_warps * 32
-    registers = _number(r"Used (\d+) registers", told)
+    registers = _number(r"Used (\d+) registers", report)
     shared = int(made.metadata.shared)
     return Resources(
         kernel=kernel.name,
         architecture=architecture,
         threads=threads,
         registers=registers,
-        spill_bytes=_number(r"(\d+) bytes spill stores", told) + _number(r"(\d+) bytes spill loads", told),
-        stack_bytes=_number(r"(\d+) bytes stack frame", told),
+        spill_bytes=_number(r"(\d+) bytes spill stores", report) + _number(r"(\d+) bytes spill loads", report),
+        stack_bytes=_number(r"(\d+) bytes stack frame", report),
         shared_bytes=shared,
         warps=warps_at_once(registers, shared, threads // 32, capability),
     )

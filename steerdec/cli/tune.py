@@ -150,12 +150,12 @@ def tune(
         )
         result = session.run(request, target, options.out_folder(out), Retry(seed=seed))
         page = write_report(out / "test", read_summary(out / "test" / "summary.json"))
-    for line in told(result, model or "MODEL"):
+    for line in summary_lines(result, model or "MODEL"):
         print(line)
     print(f"the whole test: {page}")
 
 
-def told(result: TuneResult, model: str) -> list[str]:
+def summary_lines(result: TuneResult, model: str) -> list[str]:
     """Return the lines that say what came out."""
     from steerdec.benchmarks.tune import final
 

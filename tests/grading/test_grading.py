@@ -196,7 +196,7 @@ ENDLESS = [
 @pytest.mark.parametrize("latex", ENDLESS)
 def test_an_endless_expression_is_cut_off_and_incorrect(latex: str) -> None:
     problem = Problem("p", "?", "1", "math")
-    with GradingPool(workers=1, timeout_s=2.0) as pool:  # 5 s unless told otherwise, which shows nothing more
+    with GradingPool(workers=1, timeout_s=2.0) as pool:  # shorter than the default of 5 s, to save time
         got = pool.grade(f"\\boxed{{{latex}}}", problem, "stop")
         assert (got.grade, got.path) == ("incorrect", "timeout")
         assert pool.grade("\\boxed{\\frac{2}{2}}", problem, "stop") == Grade("1", "correct", "boxed-math-verify")

@@ -66,9 +66,9 @@ def chunked(file: telemetry.LaneFile) -> None:
     asked = [Asked(pool, zero, temperature=1.0, max_tokens=4, ignore_eos=True, logprobs=-1) for _ in prompts]
     for a, output in zip(asked, run(llm, prompts, [a.params for a in asked]), strict=True):
         assert a.lane.recorded_tokens() == len(output.token_ids) == 4
-        told = a.lane.read(0, 4)
-        np.testing.assert_allclose(told.entropy_nats, entropies_from_logprobs(output), atol=1e-4)
-        assert told.fork.tolist() == [h > 0.6 for h in told.entropy_nats]
+        records = a.lane.read(0, 4)
+        np.testing.assert_allclose(records.entropy_nats, entropies_from_logprobs(output), atol=1e-4)
+        assert records.fork.tolist() == [h > 0.6 for h in records.entropy_nats]
 
 
 def speculative(file: telemetry.LaneFile) -> None:
