@@ -54,7 +54,7 @@ def claim_sentence(claim: ClaimSummary, subject: str = "this model and set") -> 
 
 
 def missing_samples(summary: Summary) -> int:
-    """Return how many planned samples the run does not have yet."""
+    """Return how many samples are still to be made."""
     return sum(arm.missing for arm in summary.arms.values())
 
 
@@ -66,6 +66,15 @@ def interim_sentence(summary: Summary) -> str | None:
     counted = f"{missing:,} samples are missing" if missing else "the verdicts are not final"
     reason = summary.interim_reason.strip() or f"this run is not finished; {counted}"
     return sentence(f"Interim: {reason[0].lower()}{reason[1:]}")
+
+
+def dropped_sentence(summary: Summary) -> str | None:
+    """Return which arms were dropped at which planned look; None if none was."""
+    dropped = {look.samples: [arm for arm in look.dropped if summary.arms[arm].not_needed] for look in summary.looks}
+    named = [f"{', '.join(arms)} after {samples} per problem" for samples, arms in dropped.items() if arms]
+    if not named:
+        return None
+    return f"Not sampled to the end, as no claim needed more samples of them: {'; '.join(named)}."
 
 
 def truncation_sentence(summary: Summary) -> str | None:

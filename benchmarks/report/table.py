@@ -32,6 +32,8 @@ def print_table(summary: Summary, console: Console) -> None:
     """Print arms, paired differences, the verdicts as a table, and why as sentences. Fits 100 columns."""
     console.print(_arms(summary, console))
     console.print(_text(_LEGEND, console, "dim"))
+    if dropped := sentences.dropped_sentence(summary):
+        console.print(_text(dropped, console, "dim"))
     for caution in sentences.cautions(summary):
         console.print(_text(caution, console, "yellow"))
     console.print(_comparisons(summary, console))

@@ -114,6 +114,7 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "instrument": sentences.instrument_sentence(summary),
         "interim": sentences.interim_sentence(summary),
         "cautions": sentences.cautions(summary),
+        "dropped": sentences.dropped_sentence(summary),
         "claims": claim_rows(summary, f"{folder.model} and {folder.problem_set}"),
         "forest": plots.forest_of_run(summary),
         "bounded": any(row.bounds for row in summary.comparisons),

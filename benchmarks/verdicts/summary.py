@@ -134,8 +134,8 @@ def _summary(data: RunData) -> Summary:
     counts = {name: tally.counts(name) for name in design.arms}
     instrument = claims.judge_instruments(data)
     judged = claims.judge(data, instrument)
-    rows = {name: arm_row(data, name, counts[name]) for name in design.arms}
-    missing = sum(rows[name].missing for name in judged.arms_needed)
+    rows = {name: arm_row(data, name, counts[name], name in judged.arms_needed) for name in design.arms}
+    missing = sum(row.missing for row in rows.values())
     return Summary(
         arms=rows,
         comparisons=comparison_rows(data, judged.claimed),

@@ -60,9 +60,11 @@ METHODS = {
 }
 
 
-def arm_row(data: RunData, name: str, counts: Counts) -> ArmSummary:
-    tally, planned = data.tally, data.samples * len(data.tally.problems)
+def arm_row(data: RunData, name: str, counts: Counts, needed: bool) -> ArmSummary:
+    """Return the row of an arm; `needed`: a claim, or the description of the run, still needs samples of it."""
+    tally = data.tally
     own = tally.of(name)
+    unmade = data.samples * len(tally.problems) - int(own.sum())
     answered, told = own & ~tally.failed, own & (tally.forks != MISSING) & (tally.tokens != MISSING)
     k = int(tally.by_problem(own).max(initial=0))
     passed = {at: stats.pass_at_k(counts, at) for at in _powers_of_two_and(k)}
@@ -87,7 +89,8 @@ def arm_row(data: RunData, name: str, counts: Counts) -> ArmSummary:
         mean_entropy_nats=_mean_over_tokens(tally, own, tally.entropy_nats),
         mean_sampled_entropy_nats=_mean_over_tokens(tally, own, tally.sampled_entropy_nats),
         samples=int(own.sum()),
-        missing=planned - int(own.sum()),
+        missing=unmade if needed else 0,
+        not_needed=0 if needed else unmade,
         ungraded=int(np.sum(own & ~tally.graded)),
         failed_requests=int(np.sum(own & tally.failed)),
         tokens_per_correct=metrics.arm_value(data.tables[name], "tokens per correct"),

@@ -50,10 +50,11 @@ class ArmSummary(_Data):
     mean_entropy_nats: Number
     mean_sampled_entropy_nats: Number
     samples: int
-    missing: int
+    missing: int  # planned samples that are still to be made
     ungraded: int
     failed_requests: int
     unboxed_rate: Number = None  # share of the complete answers that have no \\boxed{...}
+    not_needed: int = 0  # planned samples that are not made: a planned look dropped the arm
     tokens_per_correct: Number = None
     dose_nats: Number = None  # change of the mean entropy on the baseline's text, from the calibration
     dose_ci95: Interval = None

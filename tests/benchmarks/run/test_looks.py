@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from steerdec.benchmarks.report import sentences
+from steerdec.benchmarks.report.write import write_report
 from steerdec.benchmarks.run import looks, session
 from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.targets import Target
@@ -92,6 +94,33 @@ def test_an_arm_whose_claims_are_decided_is_dropped_at_a_planned_look(
     assert "holds" not in said, "a look says which arms are dropped, not what came out"
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["looks"] == [{"samples": n, "planned": 16} for n in (2, 4, 8, 16)]
+
+
+def test_a_finished_run_is_not_interim_though_an_arm_was_dropped(files: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with ScriptedEndpoint(Script(PROBLEMS, chance)) as server:
+        make(files, server.url, folder, samples=8)
+    summary = summarize(folder)
+    report = write_report(folder, summary)
+    early, late = summary.arms["down"], summary.arms["B"]
+    assert early.k < late.k
+    for arm in summary.arms.values():
+        assert (arm.missing, arm.not_needed) == (0, 8 * 20 - arm.samples)
+    dropped = sentences.dropped_sentence(summary)
+    assert dropped is not None
+    assert dropped.startswith("Not sampled to the end, as no claim needed more samples of them: down after ")
+    assert sentences.interim_sentence(summary) is None
+    for text in (report.read_text(), (folder / "report.md").read_text()):
+        assert 'class="interim"' not in text
+        assert "Interim" not in text
+        assert "up to 8 samples each" in text
+        assert dropped in text
+    # Stopped before that it is interim, and what is still to be made is of the other arms alone.
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    (folder / "samples.jsonl").write_text("".join(line for line in lines if json.loads(line)["sample"] < early.k))
+    stopped = summarize(folder)
+    assert stopped.interim
+    assert [stopped.arms[name].missing for name in ("down", "B")] == [0, (8 - early.k) * 20]
 
 
 def test_looks_at_the_end_only_sample_everything(files: tuple[Path, Path], tmp_path: Path) -> None:
