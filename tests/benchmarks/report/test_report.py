@@ -236,7 +236,8 @@ def test_without_a_dose_grid_the_dose_section_says_so(quick: Path) -> None:
 
 def test_a_summary_of_unknown_numbers_still_makes_a_report(quick: Path) -> None:
     old = summary(quick)
-    known = ("n_problems", "k", "samples", "ungraded", "missing", "failed_requests", "pass_at", "pass_at_k_problems")
+    counts = ("samples", "missing", "not_needed", "ungraded", "failed_requests")
+    known = ("n_problems", "k", "pass_at", "pass_at_k_problems", *counts)
     texts = ("avg_at_k_note", "applied_reason")
     arms = {
         name: arm.model_copy(update={key: None for key in type(arm).model_fields if key not in (*known, *texts)})
