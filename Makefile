@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist docs organism phantom clean
+.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist docs organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -36,10 +36,10 @@ test: setup
 	@for need in chromium chromedriver:chromium-driver node:nodejs npm; do \
 		command -v $${need%%:*} >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -yqq $${need##*:}; } \
 		|| echo "make test: $${need##*:} is missing, and only root can install it"; done
-	@$(MAKE) --no-print-directory --jobs 3 tests-of-engine tests-of-servers tests-of-rest
+	@$(MAKE) --no-print-directory --jobs 3 tests-of-servers tests-of-engine tests-of-benchmarks tests-of-rest
 ifdef COVERAGE
 	@# A few points under what was measured. Servers, commands and engines run in processes that are not traced.
-	$(BIN)/coverage combine --quiet .coverage.engine .coverage.servers .coverage.rest
+	$(BIN)/coverage combine --quiet .coverage.engine .coverage.servers .coverage.benchmarks .coverage.rest
 	$(BIN)/coverage report --skip-covered --include='steerdec/*' --fail-under=85
 	$(BIN)/coverage report --include='benchmarks/stats/estimators.py' --fail-under=97
 endif
@@ -62,7 +62,7 @@ tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # tests bring (triton_utils/dispatcher.py).
 ENGINE := tests/vllm_plugin/test_engine.py
 CHECK := tests/check/test_engine_part.py
-# Follow the engine's tests, so that the three groups take about as long.
+# Follow the engine's tests, so that the groups take about as long.
 AFTER := tests/vllm_plugin tests/kernels tests/transformers tests/grading
 tests-of-engine:
 	$(BIN)/python -m pytest $(COVERED) -m "not thorough" $(ENGINE)
@@ -70,8 +70,10 @@ tests-of-engine:
 	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) -m "not engine and not thorough" --ignore=$(ENGINE) $(AFTER)
 tests-of-servers:
 	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" --ignore=$(ENGINE) --ignore=$(CHECK)
+tests-of-benchmarks:
+	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" tests/benchmarks
 tests-of-rest:
-	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" $(AFTER:%=--ignore=%) --ignore=$(CHECK)
+	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" $(AFTER:%=--ignore=%) --ignore=$(CHECK) --ignore=tests/benchmarks
 thorough-of-engine:
 	$(BIN)/python -m pytest -m thorough $(ENGINE)
 thorough-of-rest:

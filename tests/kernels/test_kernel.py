@@ -440,7 +440,9 @@ def test_the_benchmark_times_every_contender() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("compute_capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    "compute_capability", [90, *(pytest.param(other, marks=pytest.mark.thorough) for other in (80, 100))]
+)
 def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes what the compiler refuses, so a machine without a GPU asks the compiler as well."""
     triton = pytest.importorskip("triton")

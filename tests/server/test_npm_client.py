@@ -23,6 +23,7 @@ def run(folder: Path, program: str, *arguments: str) -> str:
 
 
 @pytest.mark.engine
+@pytest.mark.thorough  # npm's installation takes longer than the client; test_openai_client.py reads the same answers
 def test_the_npm_client_reads_what_the_server_writes(server_url: str, tmp_path: Path) -> None:
     for source in CLIENTS.iterdir():
         shutil.copy(source, tmp_path)

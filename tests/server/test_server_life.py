@@ -136,6 +136,7 @@ def test_sigterm_ends_it_cleanly_and_at_once(running: Running) -> None:
     assert lane_files(running.url) == []
 
 
+@pytest.mark.thorough  # a server of its own
 def test_a_dead_engine_ends_the_server_with_a_failure(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
     with command_running(command(port), port, log) as process:

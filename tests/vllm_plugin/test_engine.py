@@ -232,8 +232,11 @@ FEW, MANY = 2_000, 10_000
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [(name, FEW) for name in ("hot", "cold", "others", "p_less", "uniform_top_k")]
-    + [pytest.param(name, MANY, marks=pytest.mark.thorough) for name in ("unsteered", "hot", "hot-top-p", "grammar")],
+    [(name, FEW) for name in ("hot", "others", "p_less", "uniform_top_k")]
+    + [
+        pytest.param(name, MANY, marks=pytest.mark.thorough)
+        for name in ("unsteered", "hot", "hot-top-p", "cold", "grammar")
+    ],
 )
 def test_the_sampled_distribution_is_the_references(llm: LLM, name: str, number: int) -> None:
     case = draws.CASES[name]
@@ -269,8 +272,8 @@ def test_masked_rows_are_steered_over_what_is_left(llm: LLM, pool: telemetry.Lan
 
 @pytest.mark.parametrize(
     "case",
-    ["preempted", "speculative"]
-    + [pytest.param(one, marks=pytest.mark.thorough) for one in ("chunked", "speculative_named")],
+    ["preempted"]
+    + [pytest.param(one, marks=pytest.mark.thorough) for one in ("chunked", "speculative", "speculative_named")],
 )
 def test_engines_of_another_make(case: str) -> None:
     """Cases that need an engine of their own. A second one in this process fails in vLLM, which on building it

@@ -147,7 +147,7 @@ def test_steering_that_only_harms_leaves_the_better_plain_temperature(
 
 
 def test_killed_anywhere_it_goes_on_and_ends_as_if_it_had_not_been(problems: Path, tmp_path: Path) -> None:
-    """Killed without warning four times, by when a third more of the samples were there."""
+    """Killed without warning twice, each time when a third more of the samples were there."""
     script = Script(PROBLEMS, cold_helps, latency_s=0.02)
     with ScriptedEndpoint(script) as server:
         whole, torn = tmp_path / "whole", tmp_path / "torn"
@@ -164,9 +164,9 @@ def test_killed_anywhere_it_goes_on_and_ends_as_if_it_had_not_been(problems: Pat
         ]
         assert subprocess.run([*command, "--out", str(whole)], capture_output=True, check=False).returncode == 0
         total = sum(len(lines(whole / name)) for name in ("pilot", "search", "test"))
-        for kill in range(1, 5):
+        for kill in (1, 2):
             process = subprocess.Popen([*command, "--out", str(torn)], stderr=subprocess.DEVNULL)
-            while process.poll() is None and written(torn) < kill * total / 5:
+            while process.poll() is None and written(torn) < kill * total / 3:
                 time.sleep(0.05)
             process.send_signal(signal.SIGKILL)
             process.wait()
