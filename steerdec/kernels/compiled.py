@@ -1,7 +1,8 @@
 """Keep the compiled CPU kernel for later processes, since compiling it takes seconds at every start.
 
 numba notices a change of the function that it compiles, but not of the functions in other files that this one calls.
-So the folder is named by a hash of every source that the kernel may be made of.
+So the folder is named by a hash of every source of ours that the kernel may be made of, and a kernel with steps of
+another distribution's policies, whose sources can be anywhere, is not kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numba import cfunc, types
 from numba.core import config
 
 from steerdec.common.cache import cache_folder
+from steerdec.policies import registry
 
 PACKAGE: Final = Path(__file__).parents[1]
 ROOMS: Final = ("kernels", "policies", "softmax", "steering")  # all that the kernel's sources import of steerdec
@@ -28,6 +30,8 @@ ROOMS: Final = ("kernels", "policies", "softmax", "steering")  # all that the ke
 def compiled(work: Callable[[Any], None]) -> Any:
     """Return `work` as a C function of one pointer, loaded if an earlier process compiled the same sources."""
     signature, options = types.void(types.voidptr), {"error_model": "numpy"}
+    if not set(registry.POLICIES.values()) <= set(registry.BUILT_IN):
+        return cfunc(signature, **options)(work)
     folder = cache_folder() / "kernels" / sources_key(PACKAGE)
     before = config.CACHE_DIR
     try:

@@ -14,6 +14,8 @@ import pytest
 from numba import carray
 
 from steerdec.kernels import compiled
+from steerdec.policies import registry
+from steerdec.steering.params import Steering
 
 STEER = """
 import sys, torch
@@ -52,6 +54,16 @@ def counted() -> int:
     function.ctypes(number.ctypes.data)
     assert number[0] == 1
     return int(function.cache_hits)
+
+
+def test_a_kernel_with_a_policy_of_another_distribution_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a kernel computes is compared in tests/policies/test_new_policy.py, where ours has been kept before."""
+    monkeypatch.setenv("STEERDEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(registry, "POLICIES", registry.POLICIES | {"another": Steering})
+    assert [counted(), counted()] == [0, 0]
+    assert list(tmp_path.rglob("*.nbc")) == []
 
 
 def test_a_damaged_file_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
