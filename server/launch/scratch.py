@@ -1,4 +1,8 @@
-"""Give the server's processes a temporary folder of their own, because vLLM leaves its sockets behind."""
+"""Give the server's processes a temporary folder of their own, because vLLM leaves its sockets behind.
+
+On a CPU, the ranks of a tensor- or pipeline-parallel group also exchange their data through files in /dev/shm, 4 MiB
+for each rank, which vLLM never removes. They are named after a file in the temporary folder, so they go with it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,13 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from steerdec.telemetry.lanes import SHARED_MEMORY
+
 from .errors import LaunchError
 
 _PREFIX: Final = "steerdec-serve-"
 _LOCK: Final = "lock"
+_GROUP: Final = "vllm_dist_"  # how vLLM begins the name of a group's file (distributed/utils.py)
 _BEING_MADE_S: Final = 60.0
 
 
@@ -40,6 +47,7 @@ def scratch() -> Iterator[dict[str, str]]:
         cache = Path(tempfile.gettempdir()) / f"torchinductor_{_user()}"
         yield {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     finally:
+        _remove_ranks_memory(folder)
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
@@ -51,7 +59,15 @@ def remove_stale() -> None:
             if not (folder / _LOCK).exists() and time.time() - folder.stat().st_mtime < _BEING_MADE_S:
                 continue
             with FileLock(folder / _LOCK, timeout=0):
+                _remove_ranks_memory(folder)
                 shutil.rmtree(folder)
+
+
+def _remove_ranks_memory(folder: Path) -> None:
+    """Remove the files in shared memory that are named after a group's file in `folder`."""
+    for group in folder.glob(f"{_GROUP}*"):
+        for left in SHARED_MEMORY.glob(f"{group.name}-*"):
+            left.unlink(missing_ok=True)
 
 
 def _user() -> str:

@@ -4,8 +4,8 @@
 
 For each form (by default the first three), a real `steerdec serve` of a random llama is sent mixed requests over HTTP.
 What every record must be follows from a forward pass in float64 (`tests.support.expected_records`). Exit status 1 if a
-record, a summary or a token is wrong, if a rank was not there, or if an engine generated nothing. With --v2 the engine
-is vLLM's V2 runner with our Triton kernels, in Triton's interpreter.
+record, a summary or a token is wrong, if a rank was not there, if an engine generated nothing, or if something is left
+in shared memory. With --v2 the engine is vLLM's V2 runner with our Triton kernels, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 
+from steerdec.telemetry.lanes import SHARED_MEMORY
 from tests.drills.parallel_requests import planned, sent
 from tests.support.expected_records import Findings, Truth
 from tests.support.serving import command_running, free_port
@@ -113,7 +113,11 @@ def drill(form: Form, folder: Path, requests: int, seed: int, *, v2: bool = Fals
         seen.runner = httpx.get(f"{url}/v1/steering", timeout=60).json()["runner"]
         failed += _lanes_left(url)
         seen.engine_tokens = _engine_tokens(httpx.get(f"{url}/metrics", timeout=60).text)
-    seen.found.wrong += failed if seen.runner == ("v2" if v2 else "v1") else [*failed, f"the runner is {seen.runner}"]
+        shared = _shared_memory(process.pid)
+    failed += [f"{path} was left in shared memory" for path in shared if path.exists()]
+    if seen.runner != (wanted := "v2" if v2 else "v1"):
+        failed.append(f"the runner is {seen.runner}, not {wanted}")
+    seen.found.wrong += failed
     truth = Truth(model)
     for one in returned:
         truth.compare(one, seen.found)
@@ -126,6 +130,12 @@ def _titles(pid: int) -> list[str]:
     return [line.removeprefix("VLLM::").strip() for line in lines if line.startswith("VLLM::")]
 
 
+def _shared_memory(pid: int) -> set[Path]:
+    """The files in shared memory that are open in the processes below one."""
+    maps = (m for p in psutil.Process(pid).children(recursive=True) for m in p.memory_maps())
+    return {Path(m.path) for m in maps if m.path.startswith(str(SHARED_MEMORY))}
+
+
 def _engine_tokens(metrics: str) -> dict[str, int]:
     """The generated tokens of each data-parallel engine, from vLLM's page of metrics."""
     found = re.findall(r'^vllm:generation_tokens_total\{[^}]*engine="(\d+)"[^}]*\} (\S+)$', metrics, re.MULTILINE)
@@ -135,13 +145,13 @@ def _engine_tokens(metrics: str) -> dict[str, int]:
 def _lanes_left(url: str) -> list[str]:
     """One line if lanes are still lent at the end. Each look is a new connection, which any front end may answer."""
     end, calm = time.monotonic() + SETTLE_S, 0
-    while calm < 16:
-        about: dict[str, Any] = httpx.get(f"{url}/v1/steering", timeout=60).json()
-        lent = about["telemetry_lanes_lent"]
-        calm = calm + 1 if lent == 0 else 0
-        if time.monotonic() > end:
-            return [f"{lent} telemetry lanes were not given back"]
-        time.sleep(0.1)
+    with httpx.Client(base_url=url, timeout=60, headers={"connection": "close"}) as client:
+        while calm < 16:
+            lent = client.get("/v1/steering").json()["telemetry_lanes_lent"]
+            calm = calm + 1 if lent == 0 else 0
+            if time.monotonic() > end:
+                return [f"{lent} telemetry lanes were not given back"]
+            time.sleep(0.1)
     return []
 
 

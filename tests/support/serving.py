@@ -38,13 +38,14 @@ def command_running(
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=cwd)
     try:
         end = time.monotonic() + patience_s
-        while True:
-            assert process.poll() is None, f"server ended: {log.read_text()[-3000:]}"
-            assert time.monotonic() < end, f"no answer in {patience_s} s: {log.read_text()[-3000:]}"
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                    break
-            time.sleep(0.5)
+        with httpx.Client(timeout=5) as client:  # a client for each look would take more time than the look
+            while True:
+                assert process.poll() is None, f"server ended: {log.read_text()[-3000:]}"
+                assert time.monotonic() < end, f"no answer in {patience_s} s: {log.read_text()[-3000:]}"
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                        break
+                time.sleep(0.5)
         yield process
     finally:
         if process.poll() is None:
