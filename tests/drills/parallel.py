@@ -105,15 +105,19 @@ def drill(form: Form, folder: Path, requests: int, seed: int, *, v2: bool = Fals
     environment = ENVIRONMENT | (V2_ENVIRONMENT if v2 else {})
     print(*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), "steerdec", shlex.join(arguments))
     command = [sys.executable, "-m", "steerdec", *arguments]
+    shared: set[Path] = set()
     with command_running(command, port, log, START_PATIENCE_S, environment=os.environ | environment) as process:
         url, begin = f"http://127.0.0.1:{port}", time.monotonic()
         seen.processes = _titles(process.pid)
         returned, seen.kinds, failed = asyncio.run(sent(url, planned(requests, str(model), tokenizer, seed)))
         seen.seconds = time.monotonic() - begin
-        seen.runner = httpx.get(f"{url}/v1/steering", timeout=60).json()["runner"]
-        failed += _lanes_left(url)
-        seen.engine_tokens = _engine_tokens(httpx.get(f"{url}/metrics", timeout=60).text)
-        shared = _shared_memory(process.pid)
+        try:
+            seen.runner = httpx.get(f"{url}/v1/steering", timeout=60).json()["runner"]
+            failed += _lanes_left(url)
+            seen.engine_tokens = _engine_tokens(httpx.get(f"{url}/metrics", timeout=60).text)
+            shared = _shared_memory(process.pid)
+        except (httpx.HTTPError, psutil.Error) as e:
+            failed.append(f"the server is gone: {type(e).__name__} {e}")
     failed += [f"{path} was left in shared memory" for path in shared if path.exists()]
     if seen.runner != (wanted := "v2" if v2 else "v1"):
         failed.append(f"the runner is {seen.runner}, not {wanted}")

@@ -19,10 +19,12 @@ from steerdec.policies import registry
 from steerdec.steering import encoding
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 
-OFF_NATS = 1e-4  # the server computes in float32
+# The server's forward pass is in float32. That of transformers, of a random llama with logits up to 25, is off by up to
+# 0.0002 nats and 0.0011 in a logit (6,000 tokens).
+OFF_NATS = 5e-4
 OFF_PROBE_NATS = 5e-3  # where T' is solved for, or a floor is in the way, the probed entropy is less exact
 OFF_TEMPERATURE = 2e-3  # relative; some policies compute T' from H, and one solves for it
-OFF_LOGIT = 1e-3  # this close to the floor, a token may be kept or removed
+OFF_LOGIT = 3e-3  # this close to the floor, a token may be kept or removed
 COLUMNS = ("entropy_nats", "fork", "temperature", "probe_entropy_nats")
 
 
