@@ -144,15 +144,27 @@ def _cpu_flags(flags: VllmFlags, limit_tokens: int | None) -> list[str]:
     """Return defaults for CPUs, and two flags that keep seeded requests from killing the engine.
 
     vLLM's CPU runner cannot rewind a seeded generator after a prefill in parts, so one seeded request with a long
-    prompt would be enough.
+    prompt would be enough. And it makes the buffer in which a pipeline stage receives its input only when it warms up,
+    which it does only for a compiled model, so stages are compiled.
+
+    Raises:
+        LaunchUsageError: a flag with which a request would kill the engine.
     """
     values = vars(flags.values)
     if flags.values.enable_chunked_prefill:
         raise LaunchUsageError(
             "--enable-chunked-prefill: on a CPU a request with a seed would then kill vLLM's engine; leave it out"
         )
+    staged = (flags.number("pipeline_parallel_size") or 1) > 1
+    if staged and flags.values.enforce_eager:
+        raise LaunchUsageError(
+            "--enforce-eager: with --pipeline-parallel-size on a CPU, the first request would kill vLLM's engine; "
+            "leave it out"
+        )
     added: list[str] = []
     for name, value in CPU_FLAGS.items():
+        if staged and name == "--enforce-eager":
+            continue
         if values[name[2:].replace("-", "_")] is not None:
             continue
         if name == "--max-model-len" and limit_tokens is not None and limit_tokens <= CPU_CONTEXT_TOKENS:

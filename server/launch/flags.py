@@ -30,7 +30,7 @@ _ONE_VALUE: Final = (
     *(("--max-model-len",), ("--max-num-batched-tokens",), ("--gpu-memory-utilization",), ("--block-size",)),
     *(("--shutdown-timeout",), ("--api-server-count", "-asc"), ("--data-parallel-size", "-dp")),
     *(("--data-parallel-size-local", "-dpl"), ("--data-parallel-rank", "-dpn")),
-    *(("--data-parallel-start-rank", "-dpr"), _SPECULATIVE_NAMES),
+    *(("--data-parallel-start-rank", "-dpr"), ("--pipeline-parallel-size", "-pp"), _SPECULATIVE_NAMES),
 )
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _SOME_VALUES: Final = ("--logits-processors", "--served-model-name")

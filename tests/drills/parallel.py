@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 START_PATIENCE_S = 1200.0  # two engines that start at once on a machine that does other work too
 SETTLE_S = 60.0
 MOST_DEVIATIONS = 5.0
-SHOWN, LOG_SHOWN = 10, 4000  # faults, characters
+SHOWN, LOG_SHOWN = 10, 40  # lines
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
@@ -189,7 +189,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="steerdec-parallel-") as folder:
             seen = drill(FORMS[name], Path(folder), options.requests, options.seed, v2=options.v2)
             if faults := seen.faults(FORMS[name]):
-                print((Path(folder) / "server.log").read_text()[-LOG_SHOWN:])
+                log = (Path(folder) / "server.log").read_text().splitlines()
+                print("\n".join([line for line in log if " ERROR " in line][:LOG_SHOWN]))
         show(name, seen, faults)
         status |= bool(faults)
     return status
