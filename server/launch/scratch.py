@@ -23,7 +23,7 @@ from .errors import LaunchError
 
 _PREFIX: Final = "steerdec-serve-"
 _LOCK: Final = "lock"
-_GROUP: Final = "vllm_dist_"  # how vLLM begins the name of a group's file (distributed/utils.py)
+_GROUP: Final = "vllm_dist_"  # how vLLM begins the name of a group's file (utils/network_utils.py)
 _BEING_MADE_S: Final = 60.0
 
 

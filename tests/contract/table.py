@@ -227,7 +227,7 @@ TABLE: Final = (
         attributes=(
             *("max_model_len", "enforce_eager", "gpu_memory_utilization"),
             *("block_size", "max_num_batched_tokens", "enable_chunked_prefill", "served_model_name"),
-            *("logits_processors", "additional_config", "data_parallel_size", "model"),
+            *("logits_processors", "additional_config", "data_parallel_size", "pipeline_parallel_size", "model"),
         ),
     ),
     Used(
@@ -238,6 +238,16 @@ TABLE: Final = (
             *('"VLLM_CPU_NUM_OF_RESERVED_CPU": lambda', '"VLLM_NO_USAGE_STATS": lambda'),
         ),
     ),
+    # Without compilation no warm-up, and without that no buffer for a pipeline stage's input.
+    Used(
+        ("server/launch/command.py",),
+        "vllm.v1.worker.cpu_model_runner",
+        "CPUModelRunner.warming_up_model",
+        order=("mode == CompilationMode.NONE:", "return", "self.profile_run()"),
+    ),
+    # What ranks on a CPU share is named after the file at which they meet.
+    Used(("server/launch/scratch.py",), "vllm.utils.network_utils", texts=("/vllm_dist_{",)),
+    Used(("server/launch/scratch.py",), "vllm.v1.worker.cpu_worker", texts=('os.environ["VLLM_DIST_IDENT"]',)),
     Used(ROUTES, "vllm.envs", texts=('"VLLM_BATCH_INVARIANT": lambda',)),
     Used(("server/middleware/keys.py",), "vllm.envs", texts=('"VLLM_API_KEY": lambda',)),
     Used(

@@ -65,6 +65,24 @@ def test_the_lanes_are_split_among_the_front_ends_that_vllm_starts(
     assert read.additional_config[CONFIG_KEY]["lanes"]["parts"] == front_ends
 
 
+@pytest.mark.parametrize(
+    ("flags", "eager"),
+    [
+        ("", True),
+        ("-pp 1", True),
+        ("-pp 2", False),
+        ("--pipeline_parallel_size=2", False),
+        ("--no-enforce-eager", False),
+    ],
+)
+def test_pipeline_stages_on_a_cpu_are_compiled(
+    weights: Path, parse: Parse, started: list[list[str]], flags: str, eager: bool
+) -> None:
+    """An eager one would not be warmed up, and the first request would kill the engine."""
+    assert serve(weights, *flags.split()).exit_code == 0
+    assert parse(started[0]).enforce_eager is eager
+
+
 @pytest.mark.parametrize("length", ["100", "8k", "8K", "5.5k", "0.008m", "8192", "auto", "-1"])
 def test_a_prompt_of_any_length_that_is_served_fits_into_one_step_and_one_lane(
     weights: Path, parse: Parse, started: list[list[str]], length: str
@@ -182,6 +200,7 @@ def test_a_model_of_any_context_starts_on_a_cpu(
         (["--port", "x"], "Invalid value for '--port'"),
         (["--max-model", "9"], "--max-model: write the flag's name in full"),
         (["--enable_chunked_prefill"], "--enable-chunked-prefill: on a CPU"),
+        (["-pp", "2", "--enforce-eager"], "--enforce-eager: with --pipeline-parallel-size on a CPU"),
         (
             ["--speculative_config", '{"method": "ngram", "rejection_sample_method": "synthetic"}'],
             "--speculative-config: rejection_sample_method 'synthetic' may keep a draft token",
