@@ -6,7 +6,6 @@ the engine sees the request, and before a stream has begun.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from steerdec.policies import registry
 from steerdec.steering import admission, encoding
 from steerdec.steering.params import MIN_TEMPERATURE, Steering, SteeringError
-from steerdec.telemetry.lanes import Lane, LanePool, LanesExhaustedError
+from steerdec.telemetry.lanes import LanePool, LanesExhaustedError
+from steerdec.telemetry.loan import Loan
 from steerdec.vllm_plugin import request
 
 from .fields import CHAT, COMPLETIONS, RESPONSES, read_by
@@ -50,10 +50,7 @@ class Prepared:
 
     body: dict[str, Any]
     telemetry: str
-    probed: bool  # a second entropy was requested
-    threshold_nats: float
-    lanes: list[Lane]  # one per choice; empty with telemetry "none"
-    pool: LanePool | None  # to give the lanes back to
+    loan: Loan  # a lane per choice; none with telemetry "none"
     strip_token_ids: bool  # we requested them, not the client
 
 
@@ -102,44 +99,34 @@ def prepared(path: str, body: dict[str, Any], host: Host) -> Prepared | None:
 
 
 def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -> Prepared:
-    if steering.scope != "all":
-        known = dict(zip(("thinking_start_id", "thinking_end_id"), host.delimiters, strict=True))
-        missing = {name: token for name, token in known.items() if getattr(steering, name) is None}
-        steering = steering.model_copy(update=missing)
     read = read_by(path, body)
     sampling = _sampling(read, host)
-    admission.admit(steering, sampling, host.engine)
+    # vLLM refuses an invalid temperature, and raises one that small to its minimum.
+    temperature = max(sampling.temperature or host.default_temperature, MIN_TEMPERATURE)
+    encoded = request.admitted(
+        *(steering, sampling, temperature),
+        engine=host.engine,
+        threshold_nats=host.threshold_nats,
+        delimiters=host.delimiters,
+    )
     xargs = body.get("vllm_xargs")
     if xargs is None:
         xargs = {}
     if not isinstance(xargs, dict):
         raise SteeringError("", "goes with vllm_xargs only where that is an object")
-    # vLLM refuses an invalid temperature, and raises one that small to its minimum.
-    temperature = max(sampling.temperature or host.default_temperature, MIN_TEMPERATURE)
-    encoded = encoding.encode(steering, temperature, host.threshold_nats)
-    xargs = {**xargs, request.ENCODED_ARG: [request.BY_THE_SERVER, *encoded.packed()]}
-    lanes: list[Lane] = []
-    if steering.telemetry != "none" and host.pool is not None:
-        n = _sequences(path, read, host.pool)
-        lanes = host.pool.lend(n)
-        if n > 1 and _without_seed(body):
-            body["seed"] = secrets.randbits(53)  # the seed is all that distinguishes the n sequences in vLLM
-        xargs[request.LANES_ARG] = [word for lane in lanes for word in (lane.index, lane.generation)]
-        xargs[request.BASE_SEED_ARG] = _seed(body) or 0
+    pool = host.pool if steering.telemetry != "none" else None
+    n = 0 if pool is None else _sequences(path, read, pool)
+    threshold_nats = encoded.floats[encoding.THRESHOLD]
+    loan = Loan(pool, n, threshold_nats, probed=steering.probe_temperature is not None)
+    if n > 1 and _without_seed(body):
+        body["seed"] = request.drawn_seed()
+    xargs = {**xargs, **request.arguments(encoded, loan.lanes, _seed(body))}
     body["vllm_xargs"] = xargs
     strip = False
     ids = body.get("return_token_ids")
-    if lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
+    if loan.lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
         body["return_token_ids"] = strip = True  # show how many tokens each choice (of each chunk) has
-    return Prepared(
-        body=body,
-        telemetry=steering.telemetry,
-        probed=steering.probe_temperature is not None,
-        threshold_nats=encoded.floats[encoding.THRESHOLD],
-        lanes=lanes,
-        pool=host.pool,
-        strip_token_ids=strip,
-    )
+    return Prepared(body=body, telemetry=steering.telemetry, loan=loan, strip_token_ids=strip)
 
 
 def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:

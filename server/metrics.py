@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from prometheus_client import Counter, Histogram
 
@@ -16,7 +18,7 @@ FORKS = Counter("steerdec_forks", "Tokens among them that were steered as forks.
 ENTROPY = Histogram("steerdec_entropy_nats", "Entropy at temperature 1 of those tokens.", buckets=BOUNDS_NATS)
 
 
-def count(choices: list[Records]) -> None:
+def count(choices: Sequence[Records]) -> None:
     """Add one answered request's tokens."""
     REQUESTS.inc()
     for records in choices:

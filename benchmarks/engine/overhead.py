@@ -195,7 +195,7 @@ def batch_of_turns(
     """Decode one batch from its prompts to its last token."""
     lanes = pool.lend(n)
     for i, lane in enumerate(lanes):
-        extra = {"steering": STEERING, request.LANES_ARG: [lane.index, lane.generation], request.BASE_SEED_ARG: 0}
+        extra = {request.STEERING_ARG: STEERING, **request.lane_arguments([lane], None)}
         parameters = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
         engine.llm.llm_engine.add_request(f"{name}-{i}", PROMPT.format(i=i, j=1 + i % 9), parameters)
     turns = np.empty(((tokens - 1) // len(ARMS), len(ARMS), 2))

@@ -15,12 +15,11 @@ from steerdec import models
 from steerdec.common.files import exists
 from steerdec.steering.admission import EXACT_REJECTION
 from steerdec.telemetry.lanes import LaneFile
-from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
+from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings, named_first
 
 from .errors import LaunchError, LaunchUsageError
 from .flags import SPECULATIVE_CONFIG, VllmFlags
 
-PROCESSOR: Final = "steerdec.processor:EntropySteering"
 PLUGIN: Final = "steerdec"
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
@@ -99,7 +98,7 @@ def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
         added += cpu_flags
         if "--max-model-len" in cpu_flags:
             capacity = CPU_CONTEXT_TOKENS
-    processors = [PROCESSOR, *(p for p in flags.values.logits_processors or [] if p != PROCESSOR)]
+    processors = named_first(flags.values.logits_processors)
 
     def engine_flags(lanes: LaneFile) -> list[str]:
         config = flags.additional_config | {CONFIG_KEY: _settings(launch, lanes, flags.front_ends())}
@@ -107,8 +106,6 @@ def plan(launch: Launch, flags: VllmFlags, *, on_cpu: bool) -> Plan:
             *flags.passed_on,
             # Ours come last and win; if the user gave the same flag, ours include its value.
             *added,
-            # Named in addition to its entry point: only then does vLLM refuse speculative decoding on the
-            # V1 runner instead of dropping the processor, and keep output tokens for it under async scheduling.
             *("--logits-processors", *processors),
             *("--additional-config", json.dumps(config)),
         ]

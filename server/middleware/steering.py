@@ -72,8 +72,7 @@ class SteeringMiddleware:
         try:
             return ready, json.dumps(ready.body).encode()
         except RecursionError:  # a few levels below the depth at which parsing fails
-            if ready.pool is not None:
-                ready.pool.take_back(ready.lanes, aborted=False)
+            ready.loan.give_back(aborted=False)
             raise SteeringError("", "cannot be combined with a body nested this deeply") from None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes) -> None:
@@ -88,8 +87,7 @@ class SteeringMiddleware:
             # or has been told to abort them.
             if annotator.answered:
                 metrics.count(annotator.returned())
-            if ready.pool is not None:
-                ready.pool.take_back(ready.lanes, aborted=not sender.complete)
+            ready.loan.give_back(aborted=not sender.complete)
 
 
 class _Sender:

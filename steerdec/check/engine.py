@@ -22,11 +22,12 @@ from vllm.engine.arg_utils import EngineArgs
 from steerdec.benchmarks.engine.overhead import TakingTurns
 from steerdec.check.part import Settings
 from steerdec.processor import EntropySteering
-from steerdec.server.launch.command import PROCESSOR, Launch, plan
+from steerdec.server.launch.command import Launch, plan
 from steerdec.server.launch.errors import LaunchUsageError
 from steerdec.server.launch.flags import parse
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
+from steerdec.vllm_plugin.settings import PROCESSOR
 
 MOST_REQUESTS = 256  # at once
 RANDOM_PROMPTS = 256
@@ -106,11 +107,7 @@ class Engine:
     def recorded(self, steering: dict[str, Any], **sampling: Any) -> tuple[SamplingParams, telemetry.Lane]:
         """Return the parameters of a steered request, and the lane of its records."""
         (lane,) = self.pool.lend(1)
-        extra = {
-            request.STEERING_ARG: steering,
-            request.LANES_ARG: [lane.index, lane.generation],
-            request.BASE_SEED_ARG: sampling.get("seed", 0),
-        }
+        extra = {request.STEERING_ARG: steering, **request.lane_arguments([lane], sampling.get("seed"))}
         return SamplingParams(extra_args=extra, **sampling), lane
 
     @contextmanager

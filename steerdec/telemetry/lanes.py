@@ -1,7 +1,8 @@
-"""Lanes of shared memory that carry what was done to each token from the worker to the server.
+"""Lanes of shared memory that carry what was done to each token from the worker to the front end.
 
-A lane is the part of a file in shared memory that holds one generated sequence. The server lends a lane and a
-generation number to a request, the worker writes one record per token, and the server reads them. Every record carries
+A lane is the part of a file in shared memory that holds one generated sequence. The front end (our server, or an
+offline engine) lends a lane and a generation number to a request, the worker writes one record per token, and the
+front end reads them. Every record carries
 the generation that it was written under, so the reader of a reused lane never takes another request's record for its
 own: it sees a different number and reports "unknown".
 
@@ -25,11 +26,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from steerdec.common.json import nulls_if_nan
-
 SHARED_MEMORY: Final = Path("/dev/shm")
 PREFIX: Final = "steerdec-"
-DIGITS: Final = 7  # hold a float32's information, without the tail of noise that float64 would print
 
 # One record: H, T' (float32 bits), generation << 1 | fork, the probed entropy (float32 bits). 16 bytes.
 WORDS: Final = 4
@@ -155,30 +153,6 @@ class Records:
     fork: NDArray[np.bool_]
     probe_entropy_nats: NDArray[np.float32]
 
-    def summary(self, threshold_nats: float, *, probed: bool = False) -> dict[str, float | int | None]:
-        forks, tokens = int(self.fork.sum()), len(self.fork)
-        return {
-            "tokens": tokens,
-            "forks": forks,
-            "fork_rate": forks / tokens if tokens else None,
-            "mean_entropy_nats": _mean(self.entropy_nats),
-            "threshold_nats": threshold_nats,
-            **({"mean_probe_entropy_nats": _mean(self.probe_entropy_nats)} if probed else {}),
-        }
-
-    def lists(self, *, probed: bool = False) -> dict[str, list[float | None] | list[bool]]:
-        return {
-            "entropy_nats": nulls_if_nan(self.entropy_nats, DIGITS),
-            "fork": self.fork.tolist(),
-            "temperature": nulls_if_nan(self.temperature, DIGITS),
-            **({"probe_entropy_nats": nulls_if_nan(self.probe_entropy_nats, DIGITS)} if probed else {}),
-        }
-
-
-def _mean(values: NDArray[np.float32]) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean(dtype=np.float64)) if len(known) else None
-
 
 class Lane:
     """The lane of one sequence: written by the worker under (`index`, `generation`), read here."""
@@ -205,7 +179,7 @@ class Lane:
 
 
 class LanePool:
-    """The lanes of one server process, lent to requests and taken back. Not thread-safe: one event loop.
+    """The lanes of one front end, lent to requests and taken back. Not thread-safe: one event loop, or one thread.
 
     The servers of one launch share a file in equal parts. A record lock on byte i of the file stands for part i; the
     kernel drops it when the process ends.
@@ -240,6 +214,11 @@ class LanePool:
     def lent(self) -> int:
         """Return the number of lanes that requests hold now."""
         return self.count - len(self._free) - len(self._resting)
+
+    @property
+    def rest_s(self) -> float:
+        """Return the seconds until the next resting lane is free; 0 if none rests."""
+        return max(0.0, self._resting[0][1] - time.monotonic()) if self._resting else 0.0
 
     def lend(self, n: int) -> list[Lane]:
         """Return `n` lanes, the longest unused first.

@@ -1,20 +1,24 @@
 """One request's steering on its way through vLLM: admitted and encoded in the front end, unpacked in the worker.
 
 vLLM calls `validate` in the front end, once for each time that it loaded the processor, and carries the result in
-`SamplingParams.extra_args` to the worker. Requests from our HTTP server arrive encoded.
+`SamplingParams.extra_args` to the worker. Requests from our own front ends (the HTTP server, `steerdec.offline`)
+arrive encoded.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from steerdec.policies import registry
 from steerdec.steering import admission, encoding
 from steerdec.steering.encoding import EncodedRequest
-from steerdec.steering.params import SteeringError
+from steerdec.steering.params import Steering, SteeringError
+from steerdec.telemetry.lanes import Lane
 from steerdec.vllm_plugin.private.admission_stack import validating_engine
 from steerdec.vllm_plugin.settings import Settings
 
@@ -31,7 +35,7 @@ LANES_ARG: Final = "steerdec_lanes"  # [lane, generation] of each of the n seque
 BASE_SEED_ARG: Final = "steerdec_base_seed"
 RESERVED_ARGS: Final = (ENCODED_ARG, LANES_ARG, BASE_SEED_ARG)
 
-BY_THE_SERVER: Final = 0  # in place of a checksum
+BY_THE_SERVER: Final = 0  # in place of a checksum; a front end of ours
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,56 @@ class SteeredSequence:
     lane: tuple[int, int] | None  # index, generation
 
 
-# In the front end ---------------------------------------------------------------------------------
+# In a front end of ours ---------------------------------------------------------------------------
+
+
+def admitted(
+    steering: Steering,
+    sampling: admission.Sampling,
+    temperature: float,
+    *,
+    engine: admission.Engine,
+    threshold_nats: float,
+    delimiters: tuple[int | None, int | None],
+) -> EncodedRequest:
+    """Admit a parsed steering, with the model's own delimiters where it leaves them out, and encode it.
+
+    Args:
+        steering: of one request.
+        sampling: of that request.
+        temperature: that the sampler will divide by (> 0).
+        engine: that will run it.
+        threshold_nats: where the steering names none.
+        delimiters: the ids of the tokens around thinking; None if the model has no such token.
+
+    Raises:
+        SteeringError: it cannot be applied exactly; one line.
+    """
+    if steering.scope != "all":
+        known = dict(zip(("thinking_start_id", "thinking_end_id"), delimiters, strict=True))
+        missing = {name: token for name, token in known.items() if getattr(steering, name) is None}
+        steering = steering.model_copy(update=missing)
+    admission.admit(steering, sampling, engine)
+    return encoding.encode(steering, temperature, threshold_nats)
+
+
+def arguments(encoded: EncodedRequest, lanes: Sequence[Lane], seed: int | None) -> dict[str, Any]:
+    """Return the extra arguments that take an admitted request, with its lanes if it has any, to the worker."""
+    extra: dict[str, Any] = {ENCODED_ARG: [BY_THE_SERVER, *encoded.packed()]}
+    return extra | (lane_arguments(lanes, seed) if lanes else {})
+
+
+def lane_arguments(lanes: Sequence[Lane], seed: int | None) -> dict[str, Any]:
+    """Return the extra arguments that name the lane of each sequence of a request with this seed."""
+    return {LANES_ARG: [word for lane in lanes for word in (lane.index, lane.generation)], BASE_SEED_ARG: seed or 0}
+
+
+def drawn_seed() -> int:
+    """Return a seed for a request of several sequences that has none: it is all that distinguishes them in vLLM."""
+    return secrets.randbits(53)
+
+
+# In vLLM's front end ------------------------------------------------------------------------------
 
 
 def validate(sampling_params: SamplingParams) -> None:
@@ -101,7 +154,7 @@ class _Validating:
 
     def admitted(self, steering: object, sampling_params: SamplingParams) -> EncodedRequest:
         parsed = registry.parse(steering)
-        admission.admit(parsed, _sampling(sampling_params), self.engine)
+        admission.admit(parsed, sampling_of(sampling_params), self.engine)
         return encoding.encode(parsed, sampling_params.temperature, self.threshold_nats)
 
     def by_default(self, sampling_params: SamplingParams) -> EncodedRequest | None:
@@ -109,7 +162,7 @@ class _Validating:
         default = self.settings.default
         assert default is not None
         try:
-            admission.admit_sampling(default, _sampling(sampling_params))
+            admission.admit_sampling(default, sampling_of(sampling_params))
         except SteeringError:
             return None
         admission.admit_engine(default, self.engine)
@@ -118,7 +171,7 @@ class _Validating:
     def checksum(self, steering: object, sampling_params: SamplingParams) -> int:
         """Return a number, never BY_THE_SERVER, that stands for everything an encoded request is made of."""
         source = self.settings.default if steering is None else steering
-        made_of = (source, _sampling(sampling_params), self.engine, self.threshold_nats)
+        made_of = (source, sampling_of(sampling_params), self.engine, self.threshold_nats)
         return zlib.crc32(repr(made_of).encode()) | 1 << 32
 
 
@@ -136,7 +189,8 @@ def engine_of(config: VllmConfig) -> admission.Engine:
     )
 
 
-def _sampling(sampling_params: SamplingParams) -> admission.Sampling:
+def sampling_of(sampling_params: SamplingParams) -> admission.Sampling:
+    """Return how a request samples, as far as steering depends on it."""
     return admission.Sampling(
         temperature=sampling_params.temperature,
         seed=sampling_params.seed,

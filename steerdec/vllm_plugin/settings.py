@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -12,6 +12,7 @@ from steerdec.steering.params import PAPER_THRESHOLD_NATS, Number, Steering, Ste
 from steerdec.telemetry.lanes import LaneFile
 
 CONFIG_KEY: Final = "steerdec"
+PROCESSOR: Final = "steerdec.processor:EntropySteering"
 
 Default = Annotated[SerializeAsAny[Steering], BeforeValidator(parse)]
 
@@ -75,3 +76,12 @@ class Settings(BaseModel):
     def entry(self) -> dict[str, Any]:
         """Return the entry in the form of vLLM's `--additional-config`."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def named_first(processors: Iterable[Any] | None) -> list[Any]:
+    """Return vLLM's `logits_processors` with ours named first.
+
+    It is named in addition to its entry point: only then does vLLM refuse speculative decoding on the V1 runner instead
+    of dropping the processor, and keep output tokens for it under async scheduling.
+    """
+    return [PROCESSOR, *(processor for processor in processors or [] if processor != PROCESSOR)]

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from steerdec.policies import registry
-from steerdec.telemetry.lanes import Records
+from steerdec.telemetry.loan import Telemetry
 from tests.support.serving import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -148,8 +148,8 @@ def test_steering_objects_are_found_in_every_language() -> None:
 @pytest.mark.parametrize("block", of("json", "python", "bash", "js"))
 def test_steering_objects_are_valid(block: Block) -> None:
     none = np.zeros(0, np.float32)
-    nothing = Records(none, none, np.zeros(0, bool), none)
-    summary, lists = set(nothing.summary(0.6)), set(nothing.lists(probed=True))
+    nothing = Telemetry(none, none, np.zeros(0, bool), none, threshold_nats=0.6, probed=False)
+    summary, lists = set(nothing.summary()), {*nothing.lists(), "probe_entropy_nats"}
     for value in steering_objects(block):
         if "tokens" in value:  # an answer
             assert set(value) <= summary | lists

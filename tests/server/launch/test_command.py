@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 from steerdec.cli.main import app
 from steerdec.records.calibration import Calibration, CalibrationProblems
 from steerdec.server.launch import start
-from steerdec.server.launch.command import PROCESSOR
 from steerdec.server.launch.flags import whole_number
-from steerdec.vllm_plugin.settings import CONFIG_KEY
+from steerdec.vllm_plugin.settings import CONFIG_KEY, PROCESSOR
 from tests.support.serving import free_port
 from tests.support.tiny_lm import tiny_lm
 from tests.support.vllm_flags import vllm_parser

@@ -13,11 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steerdec.server.launch.command import CPU_FLAGS, PROCESSOR, Launch, plan
+from steerdec.server.launch.command import CPU_FLAGS, Launch, plan
 from steerdec.server.launch.errors import LaunchError
 from steerdec.server.launch.flags import NAMES, parse
 from steerdec.telemetry.lanes import LaneFile
-from steerdec.vllm_plugin.settings import CONFIG_KEY
+from steerdec.vllm_plugin.settings import CONFIG_KEY, PROCESSOR
 from tests.support.tiny_lm import tiny_lm
 from tests.support.vllm_flags import vllm_parser
 
