@@ -60,16 +60,16 @@ tests-of-% thorough-of-%: export VLLM_CPU_OMP_THREADS_BIND := nobind
 tests-of-%: export COVERAGE_FILE = .coverage.$(@:tests-of-%=%)
 # A process of its own: on building an engine, vLLM walks every imported module and fails on some of those that other
 # tests bring (triton_utils/dispatcher.py).
-ENGINE := tests/vllm_plugin/test_engine.py
+ENGINE := tests/vllm_plugin/test_engine.py tests/offline/test_llm.py
 CHECK := tests/check/test_engine_part.py
 # Follow the engine's tests, so that the groups take about as long.
 AFTER := tests/vllm_plugin tests/kernels tests/transformers tests/grading
 tests-of-engine:
 	$(BIN)/python -m pytest $(COVERED) -m "not thorough" $(ENGINE)
 	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) $(CHECK)
-	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) -m "not engine and not thorough" --ignore=$(ENGINE) $(AFTER)
+	$(BIN)/python -m pytest $(COVERED) $(if $(COVERED),--cov-append) -m "not engine and not thorough" $(ENGINE:%=--ignore=%) $(AFTER)
 tests-of-servers:
-	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" --ignore=$(ENGINE) --ignore=$(CHECK)
+	$(BIN)/python -m pytest $(COVERED) -m "engine and not thorough" $(ENGINE:%=--ignore=%) --ignore=$(CHECK)
 tests-of-benchmarks:
 	$(BIN)/python -m pytest $(COVERED) -m "not engine and not thorough" tests/benchmarks
 tests-of-rest:
@@ -77,7 +77,7 @@ tests-of-rest:
 thorough-of-engine:
 	$(BIN)/python -m pytest -m thorough $(ENGINE)
 thorough-of-rest:
-	$(BIN)/python -m pytest -m thorough --ignore=$(ENGINE) --ignore=$(CHECK)
+	$(BIN)/python -m pytest -m thorough $(ENGINE:%=--ignore=%) --ignore=$(CHECK)
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,12 +7,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import built as builds
 from tests.support.built import Built
 from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from steerdec.offline import SteeredLLM
 
 # Before vLLM is imported: the engine in this process, so that tests can look at its tensors.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -50,6 +54,15 @@ def weights() -> Path:
     from steerdec import models
 
     return models.fetch()
+
+
+@pytest.fixture(scope="session")
+def steered_llm(weights: Path) -> SteeredLLM:
+    """A real engine in this process, one for all tests: vLLM builds no second one beside it."""
+    from steerdec.offline import SteeredLLM
+    from tests.vllm_plugin.test_engine import ARGUMENTS
+
+    return SteeredLLM(str(weights), telemetry_lanes=256, **ARGUMENTS)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,9 @@ COMPILED: Final = ("benchmarks/engine/compiled.py",)
 ROUTES: Final = ("server/routes.py",)
 BODY: Final = ("server/body.py",)
 LAUNCH: Final = ("server/launch/command.py", "server/launch/flags.py")
+LLM_CLASS: Final = ("steerdec/offline/llm.py",)
+ASYNC_LLM: Final = ("steerdec/offline/async_llm.py",)
+OFFLINE_ENGINE: Final = ("steerdec/offline/engine.py",)
 ENGINE_PROGRAMS: Final = (
     "benchmarks/engine/draws.py",
     "benchmarks/engine/overhead.py",
@@ -217,6 +220,65 @@ TABLE: Final = (
     ),
     # Children of one request differ by their seeds, which is how they are told apart.
     Used(REQUEST, "vllm.v1.engine.parallel_sampling", texts=("seed + index",)),
+    # Offline -------------------------------------------------------------------------------------
+    Used(LLM_CLASS, "vllm", "LLM.generate", ("self", "prompts", "sampling_params")),
+    Used(LLM_CLASS, "vllm", "LLM.chat", ("self", "messages", "sampling_params")),
+    Used(LLM_CLASS, "vllm", "LLM", attributes=("llm_engine", "renderer", "get_default_sampling_params")),
+    # What `LLM` calls of its engine, and nothing else that adds or ends requests.
+    *(
+        Used(OFFLINE_ENGINE, "vllm.v1.engine.llm_engine", f"LLMEngine.{name}", ("self", *parameters))
+        for name, parameters in (
+            ("add_request", ("request_id", "prompt", "params")),
+            ("abort_request", ("request_ids", "internal")),
+            ("step", ()),
+            ("has_unfinished_requests", ()),
+            ("get_num_unfinished_requests", ()),
+        )
+    ),
+    Used((*OFFLINE_ENGINE, *ASYNC_LLM), "vllm.v1.engine", "EngineCoreRequest"),
+    Used(ASYNC_LLM, "vllm.v1.engine.async_llm", "AsyncLLM.__init__", ("self", "vllm_config")),
+    Used(ASYNC_LLM, "vllm.v1.engine.async_llm", "AsyncLLM.from_engine_args", ("cls", "engine_args")),
+    Used(
+        ASYNC_LLM,
+        "vllm.v1.engine.async_llm",
+        "AsyncLLM.generate",
+        ("self", "prompt", "sampling_params", "request_id"),
+        order=("GeneratorExit", "await self.abort("),
+    ),
+    Used(ASYNC_LLM, "vllm.v1.engine.async_llm", "AsyncLLM", attributes=("renderer",)),
+    Used(ASYNC_LLM, "vllm.engine.arg_utils", "AsyncEngineArgs"),
+    Used(
+        ("steerdec/offline/start.py",),
+        "vllm.engine.arg_utils",
+        "EngineArgs",
+        attributes=("max_model_len", "additional_config", "logits_processors", "create_model_config"),
+    ),
+    Used(("steerdec/offline/start.py",), "vllm.config", "ModelConfig", attributes=("max_model_len",)),
+    Used(
+        ("steerdec/offline/outputs.py",),
+        "vllm.outputs",
+        "CompletionOutput",
+        attributes=("index", "token_ids", "finish_reason"),
+    ),
+    Used(
+        ("steerdec/offline/outputs.py", *OFFLINE_ENGINE),
+        "vllm.outputs",
+        "RequestOutput",
+        attributes=("request_id", "outputs", "finished"),
+    ),
+    Used(
+        ("steerdec/offline/outputs.py", *OFFLINE_ENGINE),
+        "vllm.sampling_params",
+        "RequestOutputKind",
+        attributes=("DELTA",),
+    ),
+    Used(
+        ("steerdec/offline/frontend.py", *LLM_CLASS, *ASYNC_LLM, *OFFLINE_ENGINE),
+        "vllm",
+        "SamplingParams",
+        attributes=("n", "output_kind"),
+    ),
+    Used(("steerdec/offline/frontend.py",), "vllm.config", "VllmConfig"),
     # HTTP ----------------------------------------------------------------------------------------
     Used(("server/vllm_cli.py",), "vllm.entrypoints.cli.main", "main"),
     Used(("benchmarks/engine/served.py",), f"{OPENAI}.api_server", texts=('__name__ == "__main__"',)),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vllm.exceptions import VLLMValidationError
 
 from steerdec.benchmarks.engine import draws
 from steerdec.kernels import reference
+from steerdec.offline import SteeredLLM
 from steerdec.processor import EntropySteering
 from steerdec.steering import encoding
 from steerdec.telemetry import lanes as telemetry
@@ -35,37 +37,41 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def lane_file() -> Iterator[telemetry.LaneFile]:
-    with telemetry.created(CAPACITY, max_lanes=257) as file:
-        yield file
+ARGUMENTS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": CAPACITY,
+    "max_num_batched_tokens": 4096,
+    "max_num_seqs": 256,
+    "block_size": 32,
+    "enable_chunked_prefill": False,
+    "max_logprobs": -1,
+    "gpu_memory_utilization": 0.2,
+    "logits_processors": ["steerdec.processor:EntropySteering"],  # and found by its entry point: loaded twice
+}
 
 
 def engine(weights: Path, lane_file: telemetry.LaneFile, **overrides: Any) -> LLM:
-    defaults: dict[str, Any] = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": CAPACITY,
-        "max_num_batched_tokens": 4096,
-        "max_num_seqs": 256,
-        "block_size": 32,
-        "enable_chunked_prefill": False,
-        "max_logprobs": -1,
-        "gpu_memory_utilization": 0.2,
-        "additional_config": {"steerdec": {"lanes": asdict(lane_file)}},
-        "logits_processors": ["steerdec.processor:EntropySteering"],  # and found by its entry point: loaded twice
-    }
-    return LLM(model=str(weights), **(defaults | overrides))
+    lanes = {"additional_config": {"steerdec": {"lanes": asdict(lane_file)}}}
+    return LLM(model=str(weights), **(ARGUMENTS | lanes | overrides))
+
+
+def as_vllms_own(steered_llm: SteeredLLM) -> LLM:
+    """The same engine without what `steerdec.offline` adds."""
+    plain = copy(steered_llm)
+    plain.__class__ = LLM
+    plain.llm_engine = steered_llm.llm_engine.engine
+    return plain
 
 
 @pytest.fixture(scope="module")
-def llm(weights: Path, lane_file: telemetry.LaneFile) -> LLM:
-    return engine(weights, lane_file)
+def llm(steered_llm: SteeredLLM) -> LLM:
+    return as_vllms_own(steered_llm)
 
 
 @pytest.fixture(scope="module")
-def pool(lane_file: telemetry.LaneFile) -> telemetry.LanePool:
-    return telemetry.LanePool(lane_file)
+def pool(steered_llm: SteeredLLM) -> telemetry.LanePool:
+    return steered_llm.llm_engine.front_end.pool  # type: ignore[no-any-return]
 
 
 class Asked:
