@@ -41,6 +41,7 @@ LLM_CLASS: Final = ("steerdec/offline/llm.py",)
 ASYNC_LLM: Final = ("steerdec/offline/async_llm.py",)
 OFFLINE_ENGINE: Final = ("steerdec/offline/engine.py",)
 ENGINE_PROGRAMS: Final = (
+    "benchmarks/engine/offline.py",
     "benchmarks/engine/draws.py",
     "benchmarks/engine/overhead.py",
     "benchmarks/engine/rounding.py",
@@ -221,7 +222,7 @@ TABLE: Final = (
     # Children of one request differ by their seeds, which is how they are told apart.
     Used(REQUEST, "vllm.v1.engine.parallel_sampling", texts=("seed + index",)),
     # Offline -------------------------------------------------------------------------------------
-    Used(LLM_CLASS, "vllm", "LLM.generate", ("self", "prompts", "sampling_params")),
+    Used((*LLM_CLASS, "benchmarks/engine/offline.py"), "vllm", "LLM.generate", ("self", "prompts", "sampling_params")),
     Used(LLM_CLASS, "vllm", "LLM.chat", ("self", "messages", "sampling_params")),
     Used(LLM_CLASS, "vllm", "LLM", attributes=("llm_engine", "renderer", "get_default_sampling_params")),
     # What `LLM` calls of its engine, and nothing else that adds or ends requests.

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from steerdec.benchmarks.engine import draws, overhead, served
+from steerdec.benchmarks.engine import draws, offline, overhead, served
 
 # draws -------------------------------------------------------------------------------------------
 
@@ -77,6 +77,21 @@ def test_the_interval_is_students() -> None:
     assert mean == pytest.approx(values.mean())
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert ci95 == pytest.approx((expected.low, expected.high))
+
+
+# offline -----------------------------------------------------------------------------------------
+
+
+def test_a_load_that_hits_all_arms_of_a_round_alike_cancels() -> None:
+    generator = np.random.default_rng(0)
+    slower = np.array([1.0, 1.01, 1.0, 1.02])
+    times_s = 3.0 * generator.uniform(1, 4, (12, 1)) * slower * np.exp(generator.normal(0, 0.002, (12, 4)))
+    for a, one in enumerate(offline.shares(times_s, tokens=3000)):
+        low, high = one.share_ci95
+        assert one.arm == offline.ARMS[a]
+        assert one.share == pytest.approx(1 / slower[a], abs=3e-3)
+        assert low <= one.share <= high < low + 0.01
+        assert one.tokens_per_s == pytest.approx(3000 / np.median(times_s[:, a]))
 
 
 # served ------------------------------------------------------------------------------------------
