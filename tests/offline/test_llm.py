@@ -19,7 +19,7 @@ from steerdec.policies.split.fields import Split
 from steerdec.steering.params import SteeringError
 from steerdec.telemetry import lanes as telemetry
 from tests.support.offline_examples import API, examples
-from tests.vllm_plugin.test_engine import PROMPTS, as_vllms_own, entropies_from_logprobs, run
+from tests.vllm_plugin.test_engine import EVERY_LOGPROB, PROMPTS, as_vllms_own, entropies_from_logprobs, run
 
 pytestmark = pytest.mark.engine
 
@@ -89,7 +89,7 @@ def only(lanes: int, pool: telemetry.LanePool) -> Iterator[None]:
 
 
 def test_entropies_agree_with_the_full_logprobs_of_the_same_steps(steered_llm: SteeredLLM) -> None:
-    every = [sampling(seed=i, logprobs=-1, detokenize=False) for i in range(4)]  # texts take the time
+    every = [sampling(seed=i, **EVERY_LOGPROB) for i in range(4)]
     outputs = steered_llm.generate(PROMPTS, every, steering=Split(**STEERING), **QUIET)
     assert_recorded(outputs)
     for output in outputs:
@@ -119,7 +119,7 @@ def test_steering_may_be_an_object_a_dict_json_or_an_extra_argument(steered_llm:
 
 @pytest.mark.parametrize("seed", [50, None])
 def test_sequences_of_one_request_have_a_lane_each(steered_llm: SteeredLLM, seed: int | None) -> None:
-    params = sampling(n=4, seed=seed, logprobs=-1, ignore_eos=True, detokenize=False)
+    params = sampling(n=4, seed=seed, ignore_eos=True, **EVERY_LOGPROB)
     outputs = steered_llm.generate(PROMPTS[1:2], params, steering=STEERING, **QUIET)
     assert_recorded(outputs)
     assert len({tuple(one.token_ids) for one in outputs[0].outputs}) > 1

@@ -13,7 +13,7 @@ from vllm import SamplingParams
 
 from steerdec.offline import SteeredLLM
 from tests.support.tiny_lm import tiny_lm
-from tests.vllm_plugin.test_engine import entropies_from_logprobs
+from tests.vllm_plugin.test_engine import EVERY_LOGPROB, entropies_from_logprobs
 
 STEERING: dict[str, Any] = {"fork_temperature": 1.5, "other_temperature": 0.5, "threshold_nats": 1.0}
 PROMPTS = [{"prompt_token_ids": [64 + i, 70, 71]} for i in range(6)]
@@ -36,7 +36,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> SteeredLLM:
 def test_every_token_of_mixed_requests_has_its_record(llm: SteeredLLM) -> None:
     assert llm.llm_engine.vllm_config.use_v2_model_runner
     assert llm.llm_engine.front_end.settings.lanes.capacity_tokens == v2_engine.CAPACITY
-    options: dict[str, Any] = {"logprobs": -1, "ignore_eos": True, "detokenize": False, "temperature": 1.0}
+    options: dict[str, Any] = {"ignore_eos": True, "temperature": 1.0} | EVERY_LOGPROB
     params = [SamplingParams(seed=i, n=1 + i % 3, max_tokens=4 + i, **options) for i in range(6)]
     steering = [STEERING, None, STEERING, STEERING, STEERING | {"telemetry": "none"}, STEERING]
     outputs = llm.generate(PROMPTS, params, steering=steering, use_tqdm=False)

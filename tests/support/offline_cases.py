@@ -30,7 +30,7 @@ from steerdec.offline import SteeredAsyncLLM, SteeredLLM, SteeredOutput
 from steerdec.telemetry import lanes as telemetry
 from tests.support.offline_examples import API, examples
 from tests.support.serving import PATIENCE_S
-from tests.vllm_plugin.test_engine import ARGUMENTS, PROMPTS, entropies_from_logprobs
+from tests.vllm_plugin.test_engine import ARGUMENTS, EVERY_LOGPROB, PROMPTS, entropies_from_logprobs
 
 STEERING: dict[str, Any] = {"fork_temperature": 1.5, "other_temperature": 0.5, "threshold_nats": 0.6}
 DELTA = RequestOutputKind.DELTA
@@ -65,9 +65,8 @@ def whole(outputs: list[SteeredOutput], sequence: int = 0) -> tuple[list[int], l
 
 async def parts_and_wholes(llm: SteeredAsyncLLM) -> None:
     """By vLLM's default each output has the whole so far; DELTA has the new tokens; together these are the same."""
-    every = {"logprobs": -1, "detokenize": False}
     cumulative, delta, several = await asyncio.gather(
-        gathered(llm.generate(PROMPTS[1], sampling(**every), "cumulative", steering=STEERING)),
+        gathered(llm.generate(PROMPTS[1], sampling(**EVERY_LOGPROB), "cumulative", steering=STEERING)),
         gathered(llm.generate(PROMPTS[1], sampling(output_kind=DELTA), "delta", steering=STEERING)),
         gathered(llm.generate(PROMPTS[1], sampling(output_kind=DELTA, n=3), "several", steering=STEERING)),
     )
