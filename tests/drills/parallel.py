@@ -52,9 +52,9 @@ TP2, PP2, DP2 = (("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "
 FORMS = {
     "tp2": Form(TP2, ("Worker_TP0", "Worker_TP1")),
     "pp2": Form(PP2, ("Worker_PP0", "Worker_PP1")),
-    "dp2": Form(DP2, ("EngineCore_DP0", "EngineCore_DP1"), engines=2),
+    "dp2": Form(DP2, ("EngineCore_DP0", "EngineCore_DP1", "Worker", "Worker"), engines=2),
     "tp2pp2": Form((*TP2, *PP2), tuple(f"Worker_PP{p}_TP{t}" for p in range(2) for t in range(2))),
-    "tp2dp2": Form((*TP2, *DP2), tuple(f"Worker_DP{d}_TP{t}" for d in range(2) for t in range(2)), engines=2),
+    "tp2dp2": Form((*TP2, *DP2), ("EngineCore_DP0", "EngineCore_DP1", *(2 * ("Worker_TP0", "Worker_TP1"))), engines=2),
 }
 # One thread a worker, bound to no core: workers that spin while they wait for each other share the cores with others.
 ENVIRONMENT = {
@@ -86,7 +86,7 @@ class Seen:
         faults = list(self.found.wrong)
         if self.found.wrong_records or not self.found.records:
             faults.append(f"{self.found.wrong_records} of {self.found.records} records are wrong")
-        faults += [f"no process {name}" for name in form.processes if name not in self.processes]
+        faults += [f"no process {name}" for name in Counter(form.processes) - Counter(self.processes)]
         if len(self.engine_tokens) != form.engines or 0 in self.engine_tokens.values():
             faults.append(f"tokens of each engine: {self.engine_tokens}")
         for name, draws in (("steered", self.found.steered), ("plain", self.found.plain)):

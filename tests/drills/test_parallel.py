@@ -180,7 +180,7 @@ def right_run() -> Seen:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"processes": ["EngineCore_DP0"]}, "no process EngineCore_DP1"),
+        ({"processes": ["EngineCore_DP0", "EngineCore_DP1", "Worker"]}, "no process Worker"),
         ({"engine_tokens": {"0": 20, "1": 0}}, "tokens of each engine"),
         ({"engine_tokens": {"0": 20}}, "tokens of each engine"),
         ({"found": Findings()}, "0 of 0 records"),
