@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from steerdec.telemetry.lanes import Records
+from steerdec.telemetry.loan import Telemetry
 from tests.drills.parallel import CHAT_TEMPLATE, FORMS, Seen, drill
 from tests.drills.parallel_requests import CLOSE, COMPLETIONS, OPEN, POLICIES, SCOPES, THRESHOLD_NATS, planned
 from tests.support.expected_records import Draws, Findings, Returned, Truth
@@ -37,8 +37,8 @@ def answered(truth: Truth, seed: int, **steering: Any) -> Returned:
         one.tokens[-1] = int(torch.multinomial(p, 1, generator=generator))
     outcome, _ = truth.decided(one, truth.logits(one.prompt, one.tokens))
     h, fork, t, probe = (column.numpy() for column in outcome)
-    records = Records(h.astype("f4"), t.astype("f4"), fork, probe.astype("f4"))
-    one.records, one.summary = records.lists(probed=True), records.summary(THRESHOLD_NATS, probed=True)
+    telemetry = Telemetry(h.astype("f4"), t.astype("f4"), fork, probe.astype("f4"), THRESHOLD_NATS, probed=True)
+    one.records, one.summary = telemetry.lists(), telemetry.summary()
     return one
 
 
