@@ -50,7 +50,7 @@ def arguments(given: Mapping[str, Any], file: LaneFile) -> dict[str, Any]:
     """Return vLLM's arguments `additional_config` and `logits_processors`: the given ones, with ours in them.
 
     Raises:
-        InvalidInputError: `additional_config` is no dict, or has lanes already.
+        InvalidInputError: `additional_config` is not a dict, or has lanes already.
         ValueError: its entry for steerdec is invalid; one line.
     """
     config = given.get("additional_config") or {}
