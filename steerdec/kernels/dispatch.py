@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from steerdec.kernels import reference
 from steerdec.kernels.reference import Outcome
 from steerdec.steering import encoding
+
+VOCAB_PADDING: Final = 64  # vLLM rounds a vocabulary up to a multiple of it
 
 Backend = Literal["auto", "cpu", "triton", "reference"]
 
@@ -82,10 +85,20 @@ def warm_up(vocab: int, device: torch.device | str) -> None:
     ints = torch.zeros(1, encoding.INTS, dtype=torch.int32, device=device)
     slots = torch.zeros(2, dtype=torch.int32, device=device)
     in_scope = torch.ones(2, dtype=torch.bool, device=device)
-    logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
-    for window in (logits[:2], logits[1:]):  # the latter is aligned differently if vocab is odd
+    for window in windows(vocab, device):
         for scope in (None, in_scope):
             steer_(window, floats, ints, slots, slots.long(), scope)
+
+
+def windows(vocab: int, device: torch.device | str) -> Iterator[Tensor]:
+    """Return zeros [2, vocab] for every way in which logits may lie in memory: Triton compiles for each anew.
+
+    A model in float32 hands over a window of its padded vocabulary; and a row may begin anywhere in a batch.
+    """
+    for stride in dict.fromkeys((vocab, -(-vocab // VOCAB_PADDING) * VOCAB_PADDING)):
+        logits = torch.zeros(3, stride, dtype=torch.float32, device=device)[:, :vocab]
+        yield logits[:2]
+        yield logits[1:]
 
 
 def _check(

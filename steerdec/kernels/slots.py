@@ -37,7 +37,7 @@ class Slots(NamedTuple):
 class Layout(NamedTuple):
     """What each row of logits is in this step; [rows] each."""
 
-    slots: Tensor  # int32; < 0 for padding
+    slots: Tensor  # int64; < 0 for padding
     pos: Tensor  # int64, of the token fed at the row
     local_pos: Tensor  # int32, the row's place among its request's rows; > 0 where a draft was fed
     input_ids: Tensor  # int32, the token fed

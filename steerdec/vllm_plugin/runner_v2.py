@@ -7,7 +7,7 @@ is launched without one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from steerdec.vllm_plugin.settings import Settings
 
 
+# Of the tensors in a step's Layout, as vLLM makes them: what the kernels are compiled for at the start.
+LAYOUT_DTYPES: Final = (torch.int64, torch.int64, torch.int32, torch.int32)
+
+
 class SlotRows:
-    """Per-slot state on the host (`.np`) with its copy on the device (`.gpu`, new at every flush)."""
+    """Per-slot state: written on the host as requests come, copied to the device where any of it has changed."""
 
     def __init__(
         self,
@@ -42,8 +46,16 @@ class SlotRows:
         n, device = states.max_num_reqs, states.device
         self._settings, self._states = settings, states
         self._steered = np.zeros(n, bool)
-        self._floats = UvaBackedTensor((n, encoding.FLOATS), dtype=torch.float32)
-        self._ints = UvaBackedTensor((n, slots.SLOT_INTS), dtype=torch.int32)
+        # Both tables in one block of words, for one copy. In host memory, as vLLM keeps such tables, each program of a
+        # kernel would read them over PCIe: 9 to 13 microseconds of a step (docs/performance.md).
+        self._staged = UvaBackedTensor(n * (encoding.FLOATS + slots.SLOT_INTS), dtype=torch.int32)
+        self._words = torch.zeros(len(self._staged.np), dtype=torch.int32, device=device)
+        floats, ints = np.split(self._staged.np, [n * encoding.FLOATS])
+        self._floats = floats.view(np.float32).reshape(n, encoding.FLOATS)
+        self._ints = ints.reshape(n, slots.SLOT_INTS)
+        there = self._words.tensor_split([n * encoding.FLOATS])
+        self._device_floats = there[0].view(torch.float32).view(n, encoding.FLOATS)
+        self._device_ints = there[1].view(n, slots.SLOT_INTS)
         self._changed = False
         self._history = torch.zeros(n, dtype=torch.int64, device=device)
         # Without telemetry there is one lane, the last, which is never written.
@@ -62,12 +74,14 @@ class SlotRows:
     def add(self, slot: int, sampling_params: SamplingParams) -> bool:
         """Let a request enter `slot` and forget its last occupant. Return whether it is steered."""
         sequence = unpacked(sampling_params, self._settings)
+        if sequence is None and not self._steered[slot]:
+            return False
         self._steered[slot] = sequence is not None
-        ints = self._ints.np[slot]
+        ints = self._ints[slot]
         ints[slots.STEERED] = sequence is not None
         ints[slots.OCCUPANT] = (ints[slots.OCCUPANT] + 1) % slots.OCCUPANTS
         if sequence is not None:
-            self._floats.np[slot] = sequence.floats
+            self._floats[slot] = sequence.floats
             ints[: encoding.INTS] = sequence.ints
             ints[slots.SCOPE] = sequence.scope
             ints[slots.START_ID], ints[slots.END_ID] = sequence.delimiters
@@ -78,8 +92,7 @@ class SlotRows:
     def flush(self) -> None:
         """Copy the changes of `add` to the device; called once a step, before the forward pass."""
         if self._changed:
-            self._floats.copy_to_uva()
-            self._ints.copy_to_uva()
+            self._words.copy_(self._staged.copy_to_uva(), non_blocking=True)
             self._changed = False
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> None:
@@ -92,8 +105,8 @@ class SlotRows:
     def _slots(self) -> Slots:
         states = self._states
         return Slots(
-            floats=self._floats.gpu,
-            ints=self._ints.gpu,
+            floats=self._device_floats,
+            ints=self._device_ints,
             prompt_len=states.prompt_len.gpu,
             prefill_len=states.prefill_len.gpu,
             token_ids=states.all_token_ids.gpu,
@@ -106,10 +119,8 @@ class SlotRows:
         if isinstance(self._step, _TorchStep):
             dispatch.warm_up(vocab, device)
             return
-        padding = torch.full((2,), -1, dtype=torch.int32, device=device)
-        layout = Layout(padding, padding.long(), padding, padding)
-        logits = torch.zeros(3, vocab, dtype=torch.float32, device=device)
-        for window in (logits[:2], logits[1:]):  # the latter is aligned differently if vocab is odd
+        layout = Layout(*(torch.full((2,), -1, dtype=dtype, device=device) for dtype in LAYOUT_DTYPES))
+        for window in dispatch.windows(vocab, device):
             self._step(window, self._slots(), layout)
 
 

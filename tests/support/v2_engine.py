@@ -35,6 +35,7 @@ from steerdec.steering import encoding
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
+from steerdec.vllm_plugin.runner_v2 import LAYOUT_DTYPES
 from tests.support.tiny_lm import tiny_lm
 
 dispatch.BACKEND_OF_DEVICE["cpu"] = "triton"
@@ -152,6 +153,8 @@ class Engine:
             EntropySteering.apply = original  # type: ignore[method-assign, assignment]
 
     def _hold(self, states: Any, before: Tensor, after: Tensor, ctx: Any) -> None:
+        layout = ctx.expanded_idx_mapping, ctx.pos, ctx.expanded_local_pos, ctx.input_ids
+        assert tuple(tensor.dtype for tensor in layout) == LAYOUT_DTYPES, "Triton would compile while serving"
         slots, pos = ctx.expanded_idx_mapping.tolist(), ctx.pos.tolist()
         local, fed = ctx.expanded_local_pos.tolist(), ctx.input_ids.tolist()
         rows: list[int] = []

@@ -101,8 +101,8 @@ def step(states: RequestState, lives: list[Live]) -> LogitsContext:
     slots = [states.req_id_to_index[live.name] for live in lives]
     tokens = [live.prompt + live.output for live in lives]
     return LogitsContext(
-        expanded_idx_mapping=torch.tensor([*slots, -1], dtype=torch.int32),
-        idx_mapping=torch.tensor(slots, dtype=torch.int32),
+        expanded_idx_mapping=torch.tensor([*slots, -1]),
+        idx_mapping=torch.tensor(slots),
         idx_mapping_np=np.array(slots, np.int32),
         expanded_local_pos=torch.zeros(len(slots) + 1, dtype=torch.int32),
         input_ids=torch.tensor([*(t[-1] for t in tokens), -1], dtype=torch.int32),
