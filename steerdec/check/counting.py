@@ -23,6 +23,25 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is u
 
 
 @contextmanager
+def compilations(into: list[str]) -> Iterator[None]:
+    """Note in `into` the name of every kernel of steerdec that Triton compiles meanwhile."""
+    from triton import knobs
+
+    before = knobs.runtime.jit_post_compile_hook
+
+    def noted(**about: Any) -> Any:
+        if str(getattr(about.get("fn"), "module", "")).startswith("steerdec."):
+            into.append(about["fn"].name)
+        return before(**about) if before is not None else None
+
+    knobs.runtime.jit_post_compile_hook = noted
+    try:
+        yield
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+
+
+@contextmanager
 def counting() -> Iterator[Counted]:
     """Count what runs inside. What the interpreter itself does to run a kernel is not counted."""
     from triton.runtime.interpreter import InterpretedFunction

@@ -7,8 +7,9 @@ synchronous (a step's time is then its own), and the processor is one that can b
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -20,7 +21,9 @@ from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 
 from steerdec.benchmarks.engine.overhead import TakingTurns
+from steerdec.check.counting import compilations
 from steerdec.check.part import Settings
+from steerdec.kernels import dispatch
 from steerdec.processor import EntropySteering
 from steerdec.server.launch.command import Launch, plan
 from steerdec.server.launch.errors import LaunchUsageError
@@ -31,6 +34,9 @@ from steerdec.vllm_plugin.settings import PROCESSOR
 
 MOST_REQUESTS = 256  # at once
 RANDOM_PROMPTS = 256
+FEWEST_RANDOM_PROMPTS = 16
+ENTRIES = 4_000_000  # log-probabilities taken out of the engine at once, each a Python object
+EVERY_LOGPROB: dict[str, Any] = {"logprobs": -1, "flat_logprobs": True, "detokenize": False}
 TELLING_NATS = (0.8, 4.5)  # entropies of a next token that tell much about a temperature
 TEXTS = (
     "I have been asked many times which of all the creatures in the world I like best, and my favorite animal is the",
@@ -51,6 +57,7 @@ class Engine:
     llm: LLM
     pool: telemetry.LanePool
     prompts_used: list[Any] = field(default_factory=list)  # the best one first
+    compiled_late: list[str] = field(default_factory=list)  # kernels that a request had to wait for
 
     @property
     def config(self) -> Any:
@@ -61,6 +68,12 @@ class Engine:
     def v1(self) -> bool:
         """Whether the model runner is V1."""
         return not self.config.use_v2_model_runner
+
+    @property
+    def compiles(self) -> bool:
+        """Whether steering runs compiled Triton kernels in this process."""
+        on_triton = dispatch.BACKEND_OF_DEVICE.get(self.config.device_config.device_type) == "triton"
+        return on_triton and not self.elsewhere and os.environ.get("TRITON_INTERPRET") != "1"
 
     @property
     def elsewhere(self) -> str:
@@ -86,13 +99,14 @@ class Engine:
         chosen = self._telling([*TEXTS])
         if len(chosen) < len(TEXTS) // 2:
             vocab = self.config.model_config.get_vocab_size()
-            ids = np.random.default_rng(0).integers(0, vocab, RANDOM_PROMPTS).tolist()
+            n = int(np.clip(ENTRIES // vocab, FEWEST_RANDOM_PROMPTS, RANDOM_PROMPTS))
+            ids = np.random.default_rng(0).integers(0, vocab, n).tolist()
             chosen += self._telling([{"prompt_token_ids": [token]} for token in ids])
         self.prompts_used[:] = chosen or [*TEXTS]
 
     def _telling(self, prompts: list[Any]) -> list[Any]:
         """Return the prompts whose next token has an entropy that tells, the middle of the range first."""
-        sampling = SamplingParams(max_tokens=1, temperature=1.0, seed=0, logprobs=-1, detokenize=False)
+        sampling = SamplingParams(max_tokens=1, temperature=1.0, seed=0, **EVERY_LOGPROB)
         found: list[tuple[float, int, Any]] = []
         for prompt, output in zip(prompts, self.generate(prompts, [sampling] * len(prompts)), strict=True):
             h = float(entropies_nats(output.logprobs)[0])
@@ -130,11 +144,13 @@ class Engine:
             EntropySteering.apply = original  # type: ignore[method-assign]
 
 
-def entropies_nats(logprobs: Any) -> NDArray[np.float64]:
-    """Return H of every step, [tokens], from its full log-probabilities."""
+def entropies_nats(flat: Any) -> NDArray[np.float64]:
+    """Return H of every step, [tokens], from its full log-probabilities, asked for with `EVERY_LOGPROB`."""
     found = []
-    for step in logprobs:
-        logp = np.array([entry.logprob for entry in step.values()], np.float64)
+    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+        # By token, since the sampled one is there twice.
+        by_token = dict(zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True))
+        logp = np.array(list(by_token.values()), np.float64)
         p = np.exp(logp)
         found.append(float(-(p[p > 0] * logp[p > 0]).sum()))
     return np.array(found)
@@ -164,7 +180,8 @@ def started(settings: Settings) -> Iterator[Engine]:
         args.disable_log_stats = True
         engine = Engine(LLM.from_engine_args(args), telemetry.LanePool(lanes))
         engine.choose_prompts()
-        yield engine
+        with compilations(engine.compiled_late) if engine.compiles else nullcontext():
+            yield engine
 
 
 def _is_cpu_build() -> bool:

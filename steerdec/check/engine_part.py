@@ -15,7 +15,7 @@ CHECKS: Final = {
     "engine": ("engine: processor loaded",),
     "identity": ("A/A: logits", "A/A: texts", "T' = 0: greedy texts"),
     "telemetry": ("telemetry: entropy and fork", "telemetry: one record per token"),
-    "launches": ("steps: host synchronization", "steps: launches"),
+    "launches": ("steps: host synchronization", "steps: launches", "steps: compiled while serving"),
     "distribution": tuple(
         f"distribution: {case}"
         for case in ("split", "entropy_target", "dynatemp", "edt", "p_less", "uniform_top_k", "top-p", "masked")

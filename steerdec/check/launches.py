@@ -28,6 +28,17 @@ def results(reporter: Reporter, engine: Engine) -> Iterator[Result]:
     reporter.progress("launches and synchronization of a step")
     yield _synchronization(engine)
     yield _launches(engine)
+    yield _compiled_late(engine)
+
+
+def _compiled_late(engine: Engine) -> Result:
+    """Say what was compiled since the engine was ready: by now every kind of request has been steered."""
+    check = "steps: compiled while serving"
+    if not engine.compiles:
+        return not_applicable(check, engine.elsewhere or "no Triton kernel is compiled here")
+    late = engine.compiled_late
+    names = f" ({', '.join(dict.fromkeys(late))})" if late else ""
+    return judged(check, f"{len(late)} kernels{names}", "0", not late, compiled=len(late))
 
 
 def _run(engine: Engine, *, steered: bool) -> None:

@@ -7,14 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from steerdec.check.engine import Engine, entropies_nats
+from steerdec.check.engine import ENTRIES, EVERY_LOGPROB, Engine, entropies_nats
 from steerdec.check.part import Reporter
 from steerdec.check.results import Result, judged
 
 THRESHOLD_NATS: Final = 0.6
 STEERING: Final = {"fork_temperature": 1.5, "other_temperature": 0.5, "threshold_nats": THRESHOLD_NATS}
 OFF_NATS: Final = 2e-4  # vLLM's log-probabilities are float32
-COMPARED_ENTRIES: Final = 4_000_000  # log-probabilities, each a Python object
 
 
 def results(reporter: Reporter, engine: Engine) -> Iterator[Result]:
@@ -22,15 +21,9 @@ def results(reporter: Reporter, engine: Engine) -> Iterator[Result]:
     vocab = engine.config.model_config.get_vocab_size()
     small = reporter.settings.quick or reporter.settings.interpreted
     tokens = 6 if small else 12
-    n = int(np.clip(COMPARED_ENTRIES // (vocab * tokens), 2, 16))
+    n = int(np.clip(ENTRIES // (vocab * tokens), 2, 16))
     reporter.progress(f"telemetry against all log-probabilities: {n} requests of {tokens} tokens")
-    sampling: dict[str, Any] = {
-        "temperature": 1.0,
-        "max_tokens": tokens,
-        "detokenize": False,
-        "logprobs": -1,
-        "ignore_eos": True,
-    }
+    sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": tokens, "ignore_eos": True} | EVERY_LOGPROB
     requests = [engine.recorded(STEERING, seed=i, **sampling) for i in range(n)]
     outputs = engine.generate(engine.prompts(n), [params for params, _ in requests])
     compared = wrong = 0
