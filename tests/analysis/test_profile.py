@@ -83,10 +83,8 @@ def test_done_it_makes_nothing_again_and_stopped_it_goes_on(model: Path, tmp_pat
     assert resumed == first
 
 
-def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_nothing_is_changed(
-    model: Path, tmp_path: Path
-) -> None:
-    """As in a set that asks what a lens points at: its identity arm replays, and stands before any other."""
+def scripted_run(folder: Path) -> None:
+    """A finished run of two problems, whose server is scripted: what a run's files say is under test, not a model."""
     asked = session.read_request(
         "embedded", "quick", limit=2, prompt=None, thinking=None, samples=1, seed=0, temperature=None, max_tokens=16,
         threshold=None, force=False,
@@ -94,7 +92,41 @@ def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_noth
     answers = {p.problem: p.answer for p in load_problems("embedded", limit=2).problems}
     with ScriptedEndpoint(Script(answers)) as server:
         target = Target(endpoints=(server.url,), model=None, dtype=None, concurrency=4, timeout_s=60.0, api_key=None)
-        session.run(asked, target, tmp_path / "run", Retry())
+        session.run(asked, target, folder, Retry())
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason", "ended", "origin"),
+    [
+        (0, "stop", False, "counted"),
+        (1, "stop", True, "counted"),
+        (1, "length", False, "differ"),
+        (2, "stop", False, "differ"),
+    ],
+)
+def test_the_token_that_ends_a_response_belongs_to_it_though_its_text_is_not_stored(
+    missing: int, reason: str, ended: bool, origin: str, model: Path, tmp_path: Path
+) -> None:
+    """Else a run's profile has an end token in the few responses that keep their tokens' texts, and in no other."""
+    scripted_run(tmp_path / "run")
+    tokenizer = load_tokenizer(str(model))
+    ids, (end,) = tokenizer(" 3 + 4 = 7.").input_ids, tokenizer("\n").input_ids  # few-shot stops at a line's end
+    stored = {"text": " 3 + 4 = 7.", "finish_reason": reason, "completion_tokens": len(ids) + missing}
+    found = lines(tmp_path / "run" / "samples.jsonl")
+    bare = [
+        {k: v for k, v in sample.items() if k not in ("token_text", "entropy_nats", "fork")} | stored
+        for sample in found
+    ]
+    (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in bare), "utf-8")
+    for trace in read_run(tmp_path / "run", tokenizer):
+        assert (list(trace.response_ids), trace.ids_are) == ([*ids, end] if ended else ids, origin)
+
+
+def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_nothing_is_changed(
+    model: Path, tmp_path: Path
+) -> None:
+    """As in a set that asks what a lens points at: its identity arm replays, and stands before any other."""
+    scripted_run(tmp_path / "run")
     told = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     (plain, same, *others), told["arms"]["replays"] = told["arms"]["arms"], {"peaks": {"mask": "peaks"}}
     replayed = [

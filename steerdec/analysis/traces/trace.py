@@ -7,7 +7,7 @@ ones, and their entropies are not those of the run. `Trace.ids_are` says how far
 
     sampled    exactly the sampled ids, from `sampling`
     verified   the sample has the texts of its tokens, and each token made again has the same text
-    counted    as many tokens as the server counted, or one fewer: a stop token has no text
+    counted    as many tokens as the server counted, with the token that ended the response: it has no text
     differ     another number of tokens, or other texts
 
 A reasoning parser on the server drops white space around `</think>`, which shows as `differ`. A chat template may print
@@ -104,12 +104,14 @@ def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int
         raise InputError(f"--arm: {arm!r} is not in {folder}; its arms are {', '.join(names)}")
     problems = {p.id: p for p in _problems(folder, settings).problems}
     prompts = {i: prompt_ids(tokenizer, settings.prompt, p, settings.thinking) for i, p in problems.items()}
+    end = _end_id(tokenizer, settings.prompt)
     found = []
     for sample in read_samples(folder / SAMPLES):
         if sample.arm == arm and sample.error is None and sample.text:
             if sample.problem_id not in problems:
                 raise InputError(f"{folder / SAMPLES}: problem {sample.problem_id} is not of this run")
-            trace = _trace(sample, sample.text, problems[sample.problem_id], prompts[sample.problem_id], tokenizer)
+            problem = problems[sample.problem_id]
+            trace = _trace(sample, sample.text, problem, prompts[problem.id], tokenizer, end)
             if trace.response_ids:
                 found.append(trace)
         if limit is not None and len(found) >= limit:
@@ -138,8 +140,19 @@ def _undisturbed(settings: Settings) -> str:
     return settings.arms.arms[0].name
 
 
-def _trace(sample: Sample, text: str, problem: Problem, prompt: tuple[int, ...], tokenizer: Any) -> Trace:
-    ids, origin = _response_ids(sample, text, tokenizer)
+def _end_id(tokenizer: Any, template: str) -> int | None:
+    """Return the token that ends a response, or None where several may."""
+    stops = stop_texts(template)
+    if not stops:
+        return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+    ids = tokenizer(stops[0], add_special_tokens=False).input_ids
+    return int(ids[0]) if len(stops) == len(ids) == 1 else None
+
+
+def _trace(
+    sample: Sample, text: str, problem: Problem, prompt: tuple[int, ...], tokenizer: Any, end: int | None
+) -> Trace:
+    ids, origin = _response_ids(sample, text, tokenizer, end)
     reported = sample.entropy_nats if origin == "verified" else None
     return Trace(
         problem_id=problem.id,
@@ -158,17 +171,22 @@ def _trace(sample: Sample, text: str, problem: Problem, prompt: tuple[int, ...],
     )
 
 
-def _response_ids(sample: Sample, text: str, tokenizer: Any) -> tuple[tuple[int, ...], Origin]:
-    """Return the response's ids, and how certain it is that they are the sampled ones."""
+def _response_ids(sample: Sample, text: str, tokenizer: Any, end: int | None) -> tuple[tuple[int, ...], Origin]:
+    """Return the response's ids, and how certain it is that they are the sampled ones.
+
+    The token that ended a response is one of them, as in the server's telemetry: it is not in the text, and its
+    entropy would be missing.
+    """
     pieces = sample.token_text
     if pieces:
         ids = _from_pieces(pieces, tokenizer)
         if ids is not None:
             return ids, "verified"
     ids = tuple(tokenizer(text, add_special_tokens=False).input_ids)
-    ends = (0, 1) if sample.finish_reason == "stop" else (0,)
-    fits = (sample.completion_tokens or 0) - len(ids) in ends
-    return ids, "counted" if fits and not pieces else "differ"
+    missing = (sample.completion_tokens or 0) - len(ids)
+    if missing == 1 and sample.finish_reason == "stop":
+        ids, missing = ids if end is None else (*ids, end), 0
+    return ids, "counted" if missing == 0 and not pieces else "differ"
 
 
 def _from_pieces(pieces: list[str], tokenizer: Any) -> tuple[int, ...] | None:
