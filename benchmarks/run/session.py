@@ -64,7 +64,8 @@ async def run_on(
     """Make, or finish, the run in `folder`, which the caller has locked, on servers that run already.
 
     Raises:
-        As `run`.
+        PreflightError, ServerError, FileError, NoEndpointLeftError, NoGoodAnswerError: it cannot continue.
+        SettingsError, ArmError, CalibrationError: the request is wrong.
     """
     async with target.opened(urls) as endpoints:
         server, endpoints = await survey(endpoints)
