@@ -87,7 +87,7 @@ class SteeringMiddleware:
             # or has been told to abort them.
             if annotator.answered:
                 metrics.count(annotator.returned())
-            ready.loan.give_back(aborted=not sender.complete)
+            ready.loan.give_back(aborted=not sender.complete or annotator.may_be_generating)
 
 
 class _Sender:
