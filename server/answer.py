@@ -18,7 +18,7 @@ class Annotator:
         self._open = len(self._loan.lanes)  # sequences whose end was not seen
 
     def whole(self, answer: dict[str, Any]) -> None:
-        """Annotate a complete chat, text or responses answer, in place."""
+        """Annotate a complete answer of any path, in place."""
         self.answered = True
         self._hide_token_ids(answer)
         for choice in answer.get("choices") or []:
@@ -26,9 +26,8 @@ class Annotator:
             if i is not None:
                 self._echo(choice)
                 self._close(choice, i, self._taken(choice, i, answer.get("usage")))
-        if answer.get("object") == "response" and self._loan.lanes:
-            tokens = (answer.get("usage") or {}).get("output_tokens")
-            self._close(answer, 0, self._loan.lanes[0].recorded_tokens() if tokens is None else tokens)
+        if answer.get("object") == "response" or answer.get("type") == "message":
+            self._close_one(answer)
 
     def chunk(self, chunk: dict[str, Any]) -> bool:
         """Annotate one event of a stream, in place; return False if vLLM would not have sent it to this client."""
@@ -47,6 +46,8 @@ class Annotator:
         response = chunk.get("response")  # of the responses API's closing event
         if isinstance(response, dict) and chunk.get("type") in ("response.completed", "response.incomplete"):
             self.whole(response)
+        if chunk.get("type") == "message_delta":  # the only one of a message, just before it ends
+            self._close_one(chunk)
         return wanted
 
     def _annotate(self, choice: dict[str, Any], i: int, ids: list[int] | None) -> None:
@@ -101,6 +102,12 @@ class Annotator:
         if len(self._loan.lanes) == 1 and usage and isinstance(usage.get("completion_tokens"), int):
             return int(usage["completion_tokens"])
         return self._loan.lanes[i].recorded_tokens()
+
+    def _close_one(self, holder: dict[str, Any]) -> None:
+        """Add the telemetry of the one sequence of a response or message, as long as its usage says."""
+        if self._loan.lanes:
+            tokens = (holder.get("usage") or {}).get("output_tokens")
+            self._close(holder, 0, self._loan.lanes[0].recorded_tokens() if tokens is None else tokens)
 
     def _close(self, holder: dict[str, Any], i: int, tokens: int) -> None:
         """Add the telemetry of a complete sequence of `tokens` tokens."""

@@ -20,7 +20,7 @@ from steerdec.telemetry.loan import Loan
 from steerdec.vllm_plugin import request
 
 from .echo import Echo
-from .fields import CHAT, COMPLETIONS, RESPONSES, read_by
+from .fields import CHAT, COMPLETIONS, RESPONSES, RETURN_TOKEN_IDS, read_by
 
 if TYPE_CHECKING:
     from .middleware.keys import Keys
@@ -128,7 +128,7 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     body["vllm_xargs"] = xargs
     strip, echo = False, None
     ids = body.get("return_token_ids")
-    if loan.lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
+    if loan.lanes and path in RETURN_TOKEN_IDS and (ids is None or _read(_BOOLEAN, ids) is False):
         body["return_token_ids"] = strip = True  # show how many tokens each choice (of each chunk) has
         if path == COMPLETIONS and _echoes(body) and host.decode is not None:
             echo = Echo(_texts(body), n, host.decode)
@@ -163,7 +163,8 @@ def _sequences(path: str, body: dict[str, Any], host: Host, pool: LanePool) -> t
     prompts = 1
     if path == COMPLETIONS:
         prompts = max(1, sum(len(_prompts(body.get(name))) for name in ("prompt", "prompt_embeds")))
-        admission.refuse_unknown_echo(_echoes(body), body.get("truncate_prompt_tokens") is not None, host.decode is not None)
+        truncated = body.get("truncate_prompt_tokens") is not None
+        admission.refuse_unknown_echo(_echoes(body), truncated, host.decode is not None)
     n = _read(_INTEGER, body.get("n"))
     if n is None or n < 1:
         n = 1  # the default, or vLLM's own check refuses it

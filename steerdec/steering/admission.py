@@ -122,7 +122,9 @@ def refuse_forced_tokens(thinking_token_budget: bool) -> None:
     """Refuse a thinking budget: vLLM forces its token after steering, and telemetry would report it as sampled."""
     if thinking_token_budget:
         raise SteeringError(
-            "", "does not go with thinking_token_budget, whose token vLLM forces after steering; use max_tokens"
+            "",
+            "does not go with thinking_token_budget (thinking.budget_tokens on /v1/messages), whose token vLLM forces "
+            "after steering; use max_tokens",
         )
 
 

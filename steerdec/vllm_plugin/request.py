@@ -151,7 +151,7 @@ def _of_one_prompt(sampling_params: SamplingParams, extra: dict[str, Any]) -> di
     Raises:
         SteeringError: the lanes do not fit, or vLLM does not say which prompt this is.
     """
-    lanes, prompts, words = extra.get(LANES_ARG), extra[PROMPTS_ARG], 2 * sampling_params.n
+    lanes, prompts, words = extra.get(LANES_ARG, []), extra[PROMPTS_ARG], 2 * sampling_params.n
     admission.refuse_foreign_prompts(lanes, prompts, sampling_params.n, (LANES_ARG, PROMPTS_ARG))
     prompt = validated_prompt()
     admission.refuse_unnamed_prompt(prompt, prompts)

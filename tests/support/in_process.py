@@ -50,7 +50,7 @@ def _prompts(request: Any) -> list[Any]:
 
 
 def _text(request: Any, prompt: Any) -> str:
-    """What a choice says: nothing, or with `echo` its prompt if that is text, which vLLM leaves out beside token ids."""
+    """What a choice says: nothing, or with `echo` its prompt if that is text; vLLM leaves it out beside token ids."""
     return prompt if request.echo and not request.return_token_ids and isinstance(prompt, str) else ""
 
 

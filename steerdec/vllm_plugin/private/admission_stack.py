@@ -35,7 +35,7 @@ def validating_engine() -> VllmConfig | None:
 def validated_prompt() -> int:
     """Return which prompt of its completion is being validated now, from 0; -1 if vLLM's name does not say."""
     for frame in _input_processors():
-        number = _PROMPT.search(str(frame.f_locals.get("request_id")))
+        number = _PROMPT.search(str(frame.f_locals.get("request_id")))  # of process_inputs
         if number is not None:
             return int(number[1])
     return -1

@@ -1,0 +1,87 @@
+"""Anthropic's API on the real server, through its official client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from anthropic import Anthropic, BadRequestError
+
+from tests.server.test_server import MODEL, QUESTION, STEERING, assert_steered, lanes_lent
+
+pytestmark = pytest.mark.engine
+
+BODY: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 16, "temperature": 1.0}
+GREEDY = {"fork_temperature": 0, "other_temperature": 0, "threshold_nats": 0.6, "telemetry": "tokens"}
+WEATHER = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"enum": ["Rome"]}}}}
+
+
+@pytest.fixture(scope="module")
+def client(server_url: str) -> Anthropic:
+    return Anthropic(base_url=server_url, api_key="none", max_retries=0)
+
+
+def streamed(client: Anthropic, **body: Any) -> tuple[str, Any]:
+    """The text, and the event that closes it."""
+    text, closing = "", []
+    for event in client.messages.create(**body, stream=True):
+        assert event.type == "message_delta" or not hasattr(event, "steering")
+        if event.type == "content_block_delta" and event.delta.type == "text_delta":
+            text += event.delta.text
+        if event.type == "message_delta":
+            closing.append(event)
+    (delta,) = closing
+    return text, delta
+
+
+@pytest.mark.parametrize("more", [{}, {"stop_sequences": [" a", "e"]}], ids=["", "stop"])
+def test_a_message_has_telemetry_of_its_tokens_whole_and_streamed(client: Anthropic, more: dict[str, Any]) -> None:
+    message = client.messages.create(**BODY, **more, extra_body={"steering": STEERING})
+    assert_steered(message.steering, message.usage.output_tokens)  # type: ignore[attr-defined]
+    _, delta = streamed(client, **BODY, **more, extra_body={"steering": STEERING})
+    assert_steered(delta.steering, delta.usage.output_tokens)
+
+
+def test_steered_to_temperature_0_a_message_is_the_greedy_one(client: Anthropic) -> None:
+    """There is no seed on this path, so that steering is seen by what it makes certain."""
+    (plain,) = client.messages.create(**BODY | {"temperature": 0}).content
+    whole = client.messages.create(**BODY, extra_body={"steering": GREEDY})
+    text, delta = streamed(client, **BODY, extra_body={"steering": GREEDY})
+    assert whole.content[0].text == text == plain.text  # type: ignore[union-attr]
+    assert set(delta.steering["temperature"]) == {0}
+    assert delta.steering["entropy_nats"] == pytest.approx(whole.steering["entropy_nats"], abs=1e-3)  # type: ignore[attr-defined]
+
+
+def test_without_steering_a_message_has_nothing_of_ours(client: Anthropic) -> None:
+    plain = client.messages.create(**BODY)
+    steered = client.messages.create(**BODY, extra_body={"steering": STEERING})
+    assert steered.model_dump().keys() - plain.model_dump().keys() == {"steering"}
+    _, delta = streamed(client, **BODY)
+    assert not hasattr(delta, "steering")
+
+
+def test_a_tool_call_has_telemetry_too(client: Anthropic) -> None:
+    body = BODY | {"max_tokens": 60, "tools": [WEATHER], "tool_choice": {"type": "tool", "name": "weather"}}
+    message = client.messages.create(**body, extra_body={"steering": STEERING})
+    assert message.content[-1].type == "tool_use"
+    assert_steered(message.steering, message.usage.output_tokens)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("more", "steering", "words"),
+    [
+        ({}, {"forks": 1}, "steering.forks"),
+        ({"temperature": 0}, {}, "temperature is 0"),
+        ({"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}, {}, "thinking.budget_tokens"),
+        ({}, {"select": "random", "fork_rate": 0.2}, "seed"),
+    ],
+)
+def test_what_cannot_be_steered_is_an_error_of_the_clients_own(
+    client: Anthropic, server_url: str, more: dict[str, Any], steering: dict[str, Any], words: str, stream: bool
+) -> None:
+    with pytest.raises(BadRequestError, match=words) as refused:
+        client.messages.create(**BODY | more, stream=stream, extra_body={"steering": steering, "seed": 1})
+    body: Any = refused.value.body
+    assert body["type"] == "error"
+    assert lanes_lent(server_url) == 0
