@@ -11,7 +11,7 @@ from tests.server.test_server import MODEL, QUESTION, STEERING, assert_steered, 
 
 pytestmark = pytest.mark.engine
 
-BODY: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 16, "temperature": 1.0}
+BODY: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 16}
 GREEDY = {"fork_temperature": 0, "other_temperature": 0, "threshold_nats": 0.6, "telemetry": "tokens"}
 WEATHER = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"enum": ["Rome"]}}}}
 
@@ -19,6 +19,12 @@ WEATHER = {"name": "weather", "input_schema": {"type": "object", "properties": {
 @pytest.fixture(scope="module")
 def client(server_url: str) -> Anthropic:
     return Anthropic(base_url=server_url, api_key="none", max_retries=0)
+
+
+def asked(steering: dict[str, Any] | None, temperature: float = 1.0, **more: Any) -> dict[str, Any]:
+    """The client's arguments. Of a temperature it knows nothing, and a seed is ignored by vLLM."""
+    extra = {"temperature": temperature, "seed": 1} | ({} if steering is None else {"steering": steering})
+    return BODY | {"extra_body": extra} | more
 
 
 def streamed(client: Anthropic, **body: Any) -> tuple[str, Any]:
@@ -36,33 +42,33 @@ def streamed(client: Anthropic, **body: Any) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("more", [{}, {"stop_sequences": [" a", "e"]}], ids=["", "stop"])
 def test_a_message_has_telemetry_of_its_tokens_whole_and_streamed(client: Anthropic, more: dict[str, Any]) -> None:
-    message = client.messages.create(**BODY, **more, extra_body={"steering": STEERING})
+    message = client.messages.create(**asked(STEERING, **more))
     assert_steered(message.steering, message.usage.output_tokens)  # type: ignore[attr-defined]
-    _, delta = streamed(client, **BODY, **more, extra_body={"steering": STEERING})
+    _, delta = streamed(client, **asked(STEERING, **more))
     assert_steered(delta.steering, delta.usage.output_tokens)
 
 
 def test_steered_to_temperature_0_a_message_is_the_greedy_one(client: Anthropic) -> None:
     """There is no seed on this path, so that steering is seen by what it makes certain."""
-    (plain,) = client.messages.create(**BODY | {"temperature": 0}).content
-    whole = client.messages.create(**BODY, extra_body={"steering": GREEDY})
-    text, delta = streamed(client, **BODY, extra_body={"steering": GREEDY})
+    (plain,) = client.messages.create(**asked(None, temperature=0)).content
+    whole = client.messages.create(**asked(GREEDY))
+    text, delta = streamed(client, **asked(GREEDY))
     assert whole.content[0].text == text == plain.text  # type: ignore[union-attr]
     assert set(delta.steering["temperature"]) == {0}
     assert delta.steering["entropy_nats"] == pytest.approx(whole.steering["entropy_nats"], abs=1e-3)  # type: ignore[attr-defined]
 
 
 def test_without_steering_a_message_has_nothing_of_ours(client: Anthropic) -> None:
-    plain = client.messages.create(**BODY)
-    steered = client.messages.create(**BODY, extra_body={"steering": STEERING})
+    plain = client.messages.create(**asked(None))
+    steered = client.messages.create(**asked(STEERING))
     assert steered.model_dump().keys() - plain.model_dump().keys() == {"steering"}
-    _, delta = streamed(client, **BODY)
+    _, delta = streamed(client, **asked(None))
     assert not hasattr(delta, "steering")
 
 
 def test_a_tool_call_has_telemetry_too(client: Anthropic) -> None:
-    body = BODY | {"max_tokens": 60, "tools": [WEATHER], "tool_choice": {"type": "tool", "name": "weather"}}
-    message = client.messages.create(**body, extra_body={"steering": STEERING})
+    choose = {"type": "tool", "name": "weather"}
+    message = client.messages.create(**asked(STEERING, max_tokens=60, tools=[WEATHER], tool_choice=choose))
     assert message.content[-1].type == "tool_use"
     assert_steered(message.steering, message.usage.output_tokens)  # type: ignore[attr-defined]
 
@@ -81,7 +87,7 @@ def test_what_cannot_be_steered_is_an_error_of_the_clients_own(
     client: Anthropic, server_url: str, more: dict[str, Any], steering: dict[str, Any], words: str, stream: bool
 ) -> None:
     with pytest.raises(BadRequestError, match=words) as refused:
-        client.messages.create(**BODY | more, stream=stream, extra_body={"steering": steering, "seed": 1})
+        client.messages.create(**asked(steering, **more), stream=stream)
     body: Any = refused.value.body
     assert body["type"] == "error"
     assert lanes_lent(server_url) == 0

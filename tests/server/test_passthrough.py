@@ -117,7 +117,7 @@ def test_what_brings_no_steering_passes_untouched_both_ways(server: InProcess) -
         for raw in sent:
             assert exchange(app, path, raw) == exchange(answer, path, raw), (path, raw[:200])
             compared += 1
-    assert compared >= 200
+    assert compared >= 180
     assert server.pool.lent == 0
 
 
