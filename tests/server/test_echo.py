@@ -30,6 +30,16 @@ def said(choice: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in choice.items() if name != "steering"}
 
 
+def assert_same_log_probabilities(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
+    """Their last digits depend on what is in the prefix cache."""
+    if one is None or other is None:
+        assert one is other
+        return
+    assert one["tokens"] == other["tokens"]
+    assert one["text_offset"] == other["text_offset"]
+    assert one["token_logprobs"] == pytest.approx(other["token_logprobs"], abs=1e-3)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_all_but_the_telemetry_is_as_without_steering(server_url: str, case: str) -> None:
     body = BODY | CASES[case]
@@ -37,7 +47,9 @@ def test_all_but_the_telemetry_is_as_without_steering(server_url: str, case: str
         httpx.post(f"{server_url}/v1/completions", json=body | more, timeout=PATIENCE_S).json()
         for more in ({}, {"steering": SAME})
     )
-    assert [said(choice) for choice in steered["choices"]] == plain["choices"]
+    for choice, expected in zip(steered["choices"], plain["choices"], strict=True):
+        assert_same_log_probabilities(choice.pop("logprobs"), expected.pop("logprobs"))
+        assert said(choice) == expected
     assert steered["usage"] == plain["usage"]
     tokens = [choice["steering"]["tokens"] for choice in steered["choices"]]
     assert sum(tokens) == plain["usage"]["completion_tokens"]
