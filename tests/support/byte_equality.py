@@ -7,8 +7,8 @@ be found, and beside it ours, then ours with a default that steps back from ever
 are sent at once (float32 on a CPU does not depend on the batch), and again alone where the answers differ. Compared are
 the status, the headers, and every byte of the body, but for what no two answers share: ids, times, and the fingerprint
 of the configuration. Where a stream is cut into chunks depends on the moment, on one server as between two, so the
-chunks of a choice are joined before they are compared. The model is a tiny random one unless another is named: what
-passes through a server does not depend on it. Exit status 1 if any pair is unequal.
+chunks of a choice are joined, and the choices put in order, before they are compared. The model is a tiny random one
+unless another is named: what passes through a server does not depend on it. Exit status 1 if any pair is unequal.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ _GROWING: Final = frozenset(
 
 
 def _joined(stream: bytes) -> bytes:
-    """Return the events of a stream, in their order, with the chunks of a choice joined into its first."""
+    """Return the events of a stream, with the chunks of a choice joined into its first, and the choices in order.
+
+    Which of several prompts is answered first depends on the moment, too.
+    """
     events: list[tuple[list[bytes], Any]] = []
     first: dict[tuple[object, ...], int] = {}
     for event in stream.split(b"\n\n"):
@@ -221,6 +224,10 @@ def _joined(stream: bytes) -> bytes:
         if key is not None:
             first[key] = len(events)
         events.append((lines[:-1], content))
+    choices = [key for key in first if key[0] == "choice"]
+    joined = [events[first[key]] for key in sorted(choices, key=str)]
+    for i, event in zip(sorted(first[key] for key in choices), joined, strict=True):
+        events[i] = event
     return b"\n\n".join(b"\n".join([*lines, json.dumps(content, sort_keys=True).encode()]) for lines, content in events)
 
 
