@@ -15,18 +15,19 @@ class Annotator:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared, self._loan = prepared, prepared.loan
         self.answered = False  # with generated tokens; a stream may begin and contain nothing but an error
+        self._open = len(self._loan.lanes)  # sequences whose end was not seen
 
     def whole(self, answer: dict[str, Any]) -> None:
-        """Annotate a complete chat, text or responses answer, in place."""
+        """Annotate a complete answer of any path, in place."""
         self.answered = True
         self._hide_token_ids(answer)
         for choice in answer.get("choices") or []:
             i = self._sequence(choice)
             if i is not None:
+                self._echo(choice)
                 self._close(choice, i, self._taken(choice, i, answer.get("usage")))
-        if answer.get("object") == "response" and self._loan.lanes:
-            tokens = (answer.get("usage") or {}).get("output_tokens")
-            self._close(answer, 0, self._loan.lanes[0].recorded_tokens() if tokens is None else tokens)
+        if answer.get("object") == "response" or answer.get("type") == "message":
+            self._close_one(answer)
 
     def chunk(self, chunk: dict[str, Any]) -> bool:
         """Annotate one event of a stream, in place; return False if vLLM would not have sent it to this client."""
@@ -35,6 +36,7 @@ class Annotator:
         wanted = not choices
         for choice in choices:
             ids = choice.get("token_ids")
+            self._echo(choice)
             self._hide_token_ids(choice)
             i = self._sequence(choice)
             if i is not None:
@@ -44,6 +46,8 @@ class Annotator:
         response = chunk.get("response")  # of the responses API's closing event
         if isinstance(response, dict) and chunk.get("type") in ("response.completed", "response.incomplete"):
             self.whole(response)
+        if chunk.get("type") == "message_delta":  # the only one of a message, just before it ends
+            self._close_one(chunk)
         return wanted
 
     def _annotate(self, choice: dict[str, Any], i: int, ids: list[int] | None) -> None:
@@ -53,8 +57,13 @@ class Annotator:
         if closing and ids is None:  # vLLM hides the ids of hidden reasoning; the lane still has the records
             tokens = self._loan.lanes[i].recorded_tokens() - self._loan.returned_tokens[i]
         telemetry = self._loan.following(i, tokens)
+        self._open -= closing
         if self._prepared.telemetry == "tokens" or closing:
             choice["steering"] = self._report(i, telemetry, closing)
+
+    def _echo(self, choice: dict[str, Any]) -> None:
+        if self._prepared.echo is not None:
+            self._prepared.echo.restore(choice)
 
     def _hide_token_ids(self, holder: dict[str, Any]) -> None:
         """Replace token ids by null, as vLLM has it for clients that did not request them."""
@@ -69,6 +78,11 @@ class Annotator:
             and choice.get("delta") == {}
             and not any(choice.get(key) for key in ("finish_reason", "logprobs", "steering"))
         )
+
+    @property
+    def may_be_generating(self) -> bool:
+        """Return whether the engine may have been told to abort a sequence: one prompt failed, and others had begun."""
+        return self._prepared.prompts > 1 and self._open > 0
 
     def returned(self) -> list[Telemetry]:
         """Return the telemetry of every token that was returned, one entry per choice."""
@@ -89,9 +103,16 @@ class Annotator:
             return int(usage["completion_tokens"])
         return self._loan.lanes[i].recorded_tokens()
 
+    def _close_one(self, holder: dict[str, Any]) -> None:
+        """Add the telemetry of the one sequence of a response or message, as long as its usage says."""
+        if self._loan.lanes:
+            tokens = (holder.get("usage") or {}).get("output_tokens")
+            self._close(holder, 0, self._loan.lanes[0].recorded_tokens() if tokens is None else tokens)
+
     def _close(self, holder: dict[str, Any], i: int, tokens: int) -> None:
         """Add the telemetry of a complete sequence of `tokens` tokens."""
         self._loan.returned_tokens[i] = tokens
+        self._open -= 1
         holder["steering"] = self._report(i, self._loan.returned(i), closing=True)
 
     def _report(self, i: int, telemetry: Telemetry, closing: bool) -> dict[str, Any]:

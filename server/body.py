@@ -6,7 +6,7 @@ the engine sees the request, and before a stream has begun.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -19,7 +19,8 @@ from steerdec.telemetry.lanes import LanePool, LanesExhaustedError
 from steerdec.telemetry.loan import Loan
 from steerdec.vllm_plugin import request
 
-from .fields import CHAT, COMPLETIONS, RESPONSES, read_by
+from .echo import Echo
+from .fields import CHAT, COMPLETIONS, RESPONSES, RETURN_TOKEN_IDS, read_by
 
 if TYPE_CHECKING:
     from .middleware.keys import Keys
@@ -40,6 +41,7 @@ class Host:
     default_penalties: Mapping[str, float]
     delimiters: tuple[int | None, int | None]
     engine: admission.Engine
+    decode: Callable[[list[int]], str] | None  # token ids to text; None without a tokenizer
     pool: LanePool | None
     keys: Keys
 
@@ -51,7 +53,9 @@ class Prepared:
     body: dict[str, Any]
     telemetry: str
     loan: Loan  # a lane per choice; none with telemetry "none"
+    prompts: int  # each of them a request to the engine
     strip_token_ids: bool  # we requested them, not the client
+    echo: Echo | None  # where vLLM leaves out the prompt because we requested token ids
 
 
 def may_be_steered(raw: bytes, host: Host) -> bool:
@@ -115,18 +119,20 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     if not isinstance(xargs, dict):
         raise SteeringError("", "goes with vllm_xargs only where that is an object")
     pool = host.pool if steering.telemetry != "none" else None
-    n = 0 if pool is None else _sequences(path, read, pool)
+    prompts, n = (1, 0) if pool is None else _sequences(path, read, host, pool)
     threshold_nats = encoded.floats[encoding.THRESHOLD]
-    loan = Loan(pool, n, threshold_nats, probed=steering.probe_temperature is not None)
-    if n > 1 and _without_seed(body):
-        body["seed"] = request.drawn_seed()
-    xargs = {**xargs, **request.arguments(encoded, loan.lanes, _seed(body))}
+    loan = Loan(pool, prompts * n, threshold_nats, probed=steering.probe_temperature is not None)
+    if prompts == 1 and n > 1 and _without_seed(body):
+        body["seed"] = request.drawn_seed()  # with several prompts, each gets its own on its way to the engine
+    xargs = {**xargs, **request.arguments(encoded, loan.lanes, _seed(body), prompts)}
     body["vllm_xargs"] = xargs
-    strip = False
+    strip, echo = False, None
     ids = body.get("return_token_ids")
-    if loan.lanes and path != RESPONSES and (ids is None or _read(_BOOLEAN, ids) is False):
+    if loan.lanes and path in RETURN_TOKEN_IDS and (ids is None or _read(_BOOLEAN, ids) is False):
         body["return_token_ids"] = strip = True  # show how many tokens each choice (of each chunk) has
-    return Prepared(body=body, telemetry=steering.telemetry, loan=loan, strip_token_ids=strip)
+        if path == COMPLETIONS and _echoes(body) and host.decode is not None:
+            echo = Echo(_texts(body), n, host.decode)
+    return Prepared(body, steering.telemetry, loan, prompts, strip, echo)
 
 
 def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:
@@ -148,15 +154,17 @@ def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:
     )
 
 
-def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
-    """Return how many sequences the request generates, each of which needs a lane."""
+def _sequences(path: str, body: dict[str, Any], host: Host, pool: LanePool) -> tuple[int, int]:
+    """Return how many prompts the request has, and how many sequences each generates; each sequence needs a lane."""
     tools = body.get("tools")
     built_in = isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools)
     admission.refuse_background(path == RESPONSES and _read(_BOOLEAN, body.get("background")) is True)
     admission.refuse_built_in_tools(path == RESPONSES and built_in)
+    prompts = 1
     if path == COMPLETIONS:
-        admission.refuse_several_prompts(sum(_prompts(body.get(name)) for name in ("prompt", "prompt_embeds")))
-        admission.refuse_echo(_read(_BOOLEAN, body.get("echo")) is True)
+        prompts = max(1, sum(len(_prompts(body.get(name))) for name in ("prompt", "prompt_embeds")))
+        truncated = body.get("truncate_prompt_tokens") is not None
+        admission.refuse_unknown_echo(_echoes(body), truncated, host.decode is not None)
     n = _read(_INTEGER, body.get("n"))
     if n is None or n < 1:
         n = 1  # the default, or vLLM's own check refuses it
@@ -164,15 +172,25 @@ def _sequences(path: str, body: dict[str, Any], pool: LanePool) -> int:
     admission.refuse_uncounted_tokens(
         hidden and bool(body.get("stop")) and (n > 1 or _read(_BOOLEAN, body.get("stream")) is True)
     )
-    admission.refuse_too_many_sequences(n, max(1, pool.count // 4))
-    return n
+    admission.refuse_too_many_sequences(n, max(1, pool.count // 4), prompts)
+    return prompts, n
 
 
-def _prompts(given: Any) -> int:
-    """Return how many prompts a field of a completion holds."""
+def _prompts(given: Any) -> list[Any]:
+    """Return the prompts that a field of a completion holds."""
     if isinstance(given, list) and given and not isinstance(given[0], int):
-        return len(given)
-    return int(given is not None)
+        return given
+    return [] if given is None else [given]
+
+
+def _echoes(body: dict[str, Any]) -> bool:
+    """Return whether a completion is to begin with its prompt."""
+    return _read(_BOOLEAN, body.get("echo")) is True
+
+
+def _texts(body: dict[str, Any]) -> list[str | None]:
+    """Return the prompts of a completion, None for those of token ids. (vLLM does not echo embeddings.)"""
+    return [prompt if isinstance(prompt, str) else None for prompt in _prompts(body.get("prompt"))]
 
 
 def _seed(body: dict[str, Any]) -> int | None:

@@ -7,6 +7,8 @@ from typing import Final
 
 from starlette.types import Send
 
+from .fields import MESSAGES
+
 RETRY_AFTER_S: Final = 1
 _TYPES: Final = {
     400: "BadRequestError",
@@ -16,10 +18,10 @@ _TYPES: Final = {
 }
 
 
-async def refuse(send: Send, status: int, message: str, param: str | None) -> None:
-    """Return an OpenAI error as the answer."""
+async def refuse(send: Send, status: int, message: str, param: str | None, path: str = "") -> None:
+    """Return an OpenAI error as the answer; on Anthropic's path it is also an Anthropic error."""
     error = {"message": message, "type": _TYPES[status], "param": param, "code": status}
-    body = json.dumps({"error": error}).encode()
+    body = json.dumps({"type": "error", "error": error} if path == MESSAGES else {"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 429:
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))

@@ -76,6 +76,7 @@ class SteeringRoutes:
             default_penalties=penalties,
             delimiters=scope.delimiters(tokenizer) if tokenizer is not None else (None, None),
             engine=engine,
+            decode=None if tokenizer is None else tokenizer.decode,
             pool=pool,
             keys=Keys.of(args),
         )

@@ -39,11 +39,11 @@ class SteeringMiddleware:
         try:
             ready = self._prepare(path, raw)
         except SteeringError as e:
-            await refuse(send, 400, str(e), f"steering.{e.field}" if e.field else "steering")
+            await refuse(send, 400, str(e), f"steering.{e.field}" if e.field else "steering", path)
             return
         except LanesExhaustedError as e:
             message = f'{e}: try again, or send steering.telemetry "none"'
-            await refuse(send, 429, message, "steering.telemetry")
+            await refuse(send, 429, message, "steering.telemetry", path)
             return
         if ready is None:
             await self._app(scope, replayed(raw, receive), send)
@@ -87,7 +87,7 @@ class SteeringMiddleware:
             # or has been told to abort them.
             if annotator.answered:
                 metrics.count(annotator.returned())
-            ready.loan.give_back(aborted=not sender.complete)
+            ready.loan.give_back(aborted=not sender.complete or annotator.may_be_generating)
 
 
 class _Sender:

@@ -122,7 +122,9 @@ def refuse_forced_tokens(thinking_token_budget: bool) -> None:
     """Refuse a thinking budget: vLLM forces its token after steering, and telemetry would report it as sampled."""
     if thinking_token_budget:
         raise SteeringError(
-            "", "does not go with thinking_token_budget, whose token vLLM forces after steering; use max_tokens"
+            "",
+            "does not go with thinking_token_budget (thinking.budget_tokens on /v1/messages), whose token vLLM forces "
+            "after steering; use max_tokens",
         )
 
 
@@ -147,6 +149,18 @@ def refuse_foreign_lanes(lanes: object, base_seed: object, seed: int | None, n: 
     fits = len(words) == 2 * n and all(type(word) is int and 0 <= word < 2**30 for word in words)
     if not fits or (n > 1 and (type(base_seed) is not int or base_seed != seed)):
         raise SteeringError("", f"{' and '.join(names)} are the server's own and cannot be sent")
+
+
+def refuse_foreign_prompts(lanes: object, prompts: object, n: int, names: Iterable[str]) -> None:
+    """Refuse a number of prompts, or lanes of several, in a form the server does not produce."""
+    if type(prompts) is not int or prompts < 2 or not isinstance(lanes, list) or len(lanes) != 2 * n * prompts:
+        raise SteeringError("", f"{' and '.join(names)} are the server's own and cannot be sent")
+
+
+def refuse_unnamed_prompt(prompt: int, prompts: int) -> None:
+    """Refuse telemetry of several prompts if vLLM does not name each of their requests by its prompt's number."""
+    if not 0 <= prompt < prompts:
+        raise SteeringError("telemetry", 'must be "none" with several prompts on this version of vLLM')
 
 
 def refuse_foreign_numbers(packed: object, kinds: Container[int], temperature: float, name: str) -> None:
@@ -244,16 +258,12 @@ def refuse_built_in_tools(built_in_tools: bool) -> None:
         )
 
 
-def refuse_several_prompts(prompts: int) -> None:
-    """Refuse telemetry of several prompts in one body, whose sequences cannot be distinguished."""
-    if prompts > 1:
-        raise SteeringError("telemetry", 'must be "none" with several prompts in one request; send them one by one')
-
-
-def refuse_echo(echo: bool) -> None:
-    """Refuse telemetry with echo: it needs return_token_ids, with which vLLM leaves the prompt out of the text."""
-    if echo:
-        raise SteeringError("telemetry", 'must be "none" with echo')
+def refuse_unknown_echo(echo: bool, truncated: bool, tokenizer: bool) -> None:
+    """Refuse telemetry of an echo that we cannot repeat: the server puts the prompt before the text, not vLLM."""
+    if echo and truncated:
+        raise SteeringError("telemetry", 'must be "none" with echo and truncate_prompt_tokens')
+    if echo and not tokenizer:
+        raise SteeringError("telemetry", 'must be "none" with echo on a server without a tokenizer')
 
 
 def refuse_uncounted_tokens(uncounted: bool) -> None:
@@ -267,7 +277,12 @@ def refuse_uncounted_tokens(uncounted: bool) -> None:
         )
 
 
-def refuse_too_many_sequences(n: int, most: int) -> None:
+def refuse_too_many_sequences(n: int, most: int, prompts: int = 1) -> None:
     """Refuse telemetry of more sequences than one request may have lanes."""
-    if n > most:
+    if prompts == 1 and n > most:
         raise SteeringError("telemetry", f'must be "none" with n = {n}; with telemetry n is at most {most}')
+    if n * prompts > most:
+        raise SteeringError(
+            "telemetry",
+            f'must be "none" with {prompts} prompts and n = {n}; with telemetry prompts times n is at most {most}',
+        )

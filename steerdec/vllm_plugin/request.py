@@ -19,7 +19,7 @@ from steerdec.steering import admission, encoding
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.steering.params import Steering, SteeringError
 from steerdec.telemetry.lanes import Lane
-from steerdec.vllm_plugin.private.admission_stack import validating_engine
+from steerdec.vllm_plugin.private.admission_stack import validated_prompt, validating_engine
 from steerdec.vllm_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ STEERING_ARG: Final = "steering"
 ENCODED_ARG: Final = "steerdec_request"  # [what it was made of, *EncodedRequest.packed()]; [] for "not steered"
 LANES_ARG: Final = "steerdec_lanes"  # [lane, generation] of each of the n sequences, flat
 BASE_SEED_ARG: Final = "steerdec_base_seed"
-RESERVED_ARGS: Final = (ENCODED_ARG, LANES_ARG, BASE_SEED_ARG)
+PROMPTS_ARG: Final = "steerdec_prompts"  # how many prompts, if more than one; the lanes are then those of all
+RESERVED_ARGS: Final = (ENCODED_ARG, LANES_ARG, BASE_SEED_ARG, PROMPTS_ARG)
 
 BY_THE_SERVER: Final = 0  # in place of a checksum; a front end of ours
 
@@ -82,10 +83,15 @@ def admitted(
     return encoding.encode(steering, temperature, threshold_nats)
 
 
-def arguments(encoded: EncodedRequest, lanes: Sequence[Lane], seed: int | None) -> dict[str, Any]:
-    """Return the extra arguments that take an admitted request, with its lanes if it has any, to the worker."""
+def arguments(encoded: EncodedRequest, lanes: Sequence[Lane], seed: int | None, prompts: int = 1) -> dict[str, Any]:
+    """Return the extra arguments that take an admitted request, with its lanes if it has any, to the worker.
+
+    With several `prompts` the lanes are those of the first one's sequences, then those of the second one's, and so on.
+    """
     extra: dict[str, Any] = {ENCODED_ARG: [BY_THE_SERVER, *encoded.packed()]}
-    return extra | (lane_arguments(lanes, seed) if lanes else {})
+    if not lanes:
+        return extra
+    return extra | lane_arguments(lanes, seed) | ({PROMPTS_ARG: prompts} if prompts > 1 else {})
 
 
 def lane_arguments(lanes: Sequence[Lane], seed: int | None) -> dict[str, Any]:
@@ -109,6 +115,8 @@ def validate(sampling_params: SamplingParams) -> None:
         ValueError: the engine's own settings are invalid.
     """
     extra: dict[str, Any] = sampling_params.extra_args or {}
+    if PROMPTS_ARG in extra:
+        extra = sampling_params.extra_args = _of_one_prompt(sampling_params, extra)
     admission.refuse_foreign_lanes(
         extra.get(LANES_ARG),
         extra.get(BASE_SEED_ARG),
@@ -133,6 +141,25 @@ def validate(sampling_params: SamplingParams) -> None:
     numbers = [] if encoded is None else [made_of, *encoded.packed()]
     # A new dict: the caller may reuse its own for requests with other temperatures.
     sampling_params.extra_args = {**extra, ENCODED_ARG: numbers}
+
+
+def _of_one_prompt(sampling_params: SamplingParams, extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the extra arguments with the lanes of the prompt that is being validated, out of those of all prompts.
+
+    Sequences without a seed get one here: with one from the server, equal prompts would get equal texts.
+
+    Raises:
+        SteeringError: the lanes do not fit, or vLLM does not say which prompt this is.
+    """
+    lanes, prompts, words = extra.get(LANES_ARG, []), extra[PROMPTS_ARG], 2 * sampling_params.n
+    admission.refuse_foreign_prompts(lanes, prompts, sampling_params.n, (LANES_ARG, PROMPTS_ARG))
+    prompt = validated_prompt()
+    admission.refuse_unnamed_prompt(prompt, prompts)
+    if sampling_params.n > 1 and sampling_params.seed is None:
+        sampling_params.seed = drawn_seed()
+    others = {name: value for name, value in extra.items() if name != PROMPTS_ARG}
+    first = prompt * words
+    return others | {LANES_ARG: lanes[first : first + words], BASE_SEED_ARG: sampling_params.seed or 0}
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,19 @@ TABLE: Final = (
         "InputProcessor",
         attributes=("vllm_config",),
     ),
+    # Also found there: which prompt of a completion a request is for.
+    Used(
+        ("steerdec/vllm_plugin/private/admission_stack.py",),
+        "vllm.v1.engine.input_processor",
+        "InputProcessor.process_inputs",
+        ("self", "request_id"),
+        texts=("self._validate_params(",),
+    ),
+    Used(
+        ("steerdec/vllm_plugin/private/admission_stack.py",),
+        f"{OPENAI}.completion.serving",
+        texts=('f"{request_id}-{i}"', "i = output.index + prompt_idx * num_choices", "index=len(choices)"),
+    ),
     # Children of one request differ by their seeds, which is how they are told apart.
     Used(REQUEST, "vllm.v1.engine.parallel_sampling", texts=("seed + index",)),
     # Offline -------------------------------------------------------------------------------------
@@ -327,6 +340,42 @@ TABLE: Final = (
         f"{OPENAI}.completion.protocol",
         "CompletionRequest",
         attributes=("vllm_xargs", "return_token_ids", "seed", "temperature", "n", "use_beam_search", "echo", "prompt"),
+    ),
+    # Beside token ids an echo lacks its prompt, and gets it from us: text as it was sent, else what this decodes.
+    Used(
+        ("server/echo.py",),
+        f"{OPENAI}.completion.serving",
+        "OpenAIServingCompletion.request_output_to_completion_response",
+        order=("if request.return_token_ids:", 'prompt_text = ""', "output_text = prompt_text + output.text"),
+    ),
+    Used(
+        ("server/echo.py",),
+        f"{OPENAI}.completion.serving",
+        "OpenAIServingCompletion.completion_stream_generator",
+        order=("if request.return_token_ids:", 'prompt_text = ""', "delta_text = prompt_text + output.text"),
+    ),
+    Used(
+        ("server/echo.py",),
+        "vllm.renderers.base",
+        "BaseRenderer._detokenize_prompt",
+        order=('tokenizer.decode(prompt["prompt_token_ids"])',),
+    ),
+    Used(
+        (*BODY, "server/fields.py"),
+        "vllm.entrypoints.anthropic.protocol",
+        "AnthropicMessagesRequest",
+        attributes=("vllm_xargs", "temperature", "thinking"),
+    ),
+    Used(
+        (*BODY, "server/fields.py"),
+        "vllm.entrypoints.anthropic.serving",
+        texts=("vllm_xargs=anthropic_request.vllm_xargs", "thinking_token_budget = thinking.budget_tokens"),
+    ),
+    Used(
+        ("server/answer.py",),
+        "vllm.entrypoints.anthropic.serving",
+        "AnthropicServingMessages.message_stream_converter",
+        order=("len(origin_chunk.choices) == 0", 'type="message_delta"', "usage=_build_anthropic_usage("),
     ),
     Used(
         BODY,

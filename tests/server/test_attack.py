@@ -78,6 +78,7 @@ CASES: dict[str, tuple[Any, int]] = {
     "xargs with a null": ({"steering": S, "vllm_xargs": None}, OK),
     "lanes from outside": ({"steering": S, "vllm_xargs": {"steerdec_lanes": [0, 0]}}, BAD),
     "a base seed from outside": ({"vllm_xargs": {"steerdec_base_seed": 0}}, BAD),
+    "prompts from outside": ({"steering": S, "vllm_xargs": {"steerdec_prompts": 2}}, BAD),
     "lanes without steering": ({"vllm_xargs": {"steerdec_lanes": [0, 0]}}, BAD),
     "steering twice": ({"steering": S, "vllm_xargs": {"steering": "{}"}}, BAD),
     "steering in xargs as a number": ({"vllm_xargs": {"steering": 5}}, BAD),

@@ -8,23 +8,30 @@ from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from steerdec.policies import registry
 from steerdec.server import metrics
-from steerdec.server.fields import CHAT, COMPLETIONS, RESPONSES, read_by
+from steerdec.server.fields import CHAT, COMPLETIONS, MESSAGES, RESPONSES, read_by
 from steerdec.server.middleware import body_limit
 from steerdec.telemetry import lanes as telemetry
 from tests.support.in_process import InProcess, choices_of, in_process_server
 
 STEERING = {"fork_temperature": 1.3, "other_temperature": 0.7, "telemetry": "tokens"}
-MODELS: dict[str, Any] = {CHAT: ChatCompletionRequest, COMPLETIONS: CompletionRequest, RESPONSES: ResponsesRequest}
+MODELS: dict[str, Any] = {
+    CHAT: ChatCompletionRequest,
+    COMPLETIONS: CompletionRequest,
+    RESPONSES: ResponsesRequest,
+    MESSAGES: AnthropicMessagesRequest,
+}
 CONTENT: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "x"}]},
     COMPLETIONS: {"prompt": "x"},
     RESPONSES: {"input": "x"},
+    MESSAGES: {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
 }
 READ = (
     *("temperature", "seed", "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "use_beam_search"),

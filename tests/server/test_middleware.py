@@ -20,7 +20,7 @@ from steerdec.server.middleware.keys import Keys
 from steerdec.steering import admission, scope
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.telemetry import lanes as telemetry
-from tests.support.in_process import TOKENS, InProcess, choices_of, in_process_server
+from tests.support.in_process import ENTROPIES_NATS, TOKENS, InProcess, choices_of, in_process_server
 
 STEERING = {"fork_temperature": 1.3, "other_temperature": 0.7, "telemetry": "tokens"}
 
@@ -73,21 +73,65 @@ def test_a_seed_that_is_none_to_vllm_is_none_to_us(server: InProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "words"),
+    ("body", "words"),
     [
-        ("/v1/completions", {"prompt_embeds": ["a", "b"]}, b"several prompts"),
-        ("/v1/completions", {"prompt": "x", "prompt_embeds": "a"}, b"several prompts"),
-        ("/v1/completions", {"prompt": [[1], [2]]}, b"several prompts"),
-        ("/v1/responses", {"input": "x", "tools": [{"type": "code_interpreter"}]}, b"built-in tools"),
+        ({"tools": [{"type": "code_interpreter"}]}, b"built-in tools"),
+        ({"background": True}, b"background"),
     ],
 )
-def test_telemetry_is_refused_where_several_requests_would_share_a_lane(
-    server: InProcess, path: str, body: dict[str, Any], words: bytes
+def test_telemetry_is_refused_where_a_response_is_several_requests_or_comes_later(
+    server: InProcess, body: dict[str, Any], words: bytes
 ) -> None:
-    status, raw = server.post(path, json.dumps(body | {"steering": STEERING}).encode())
+    status, raw = server.post("/v1/responses", json.dumps(body | {"input": "x", "steering": STEERING}).encode())
     assert status == 400
     assert words in raw
     assert server.pool.lent == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("body", "choices"),
+    [
+        ({"prompt": ["a", "b"]}, 2),
+        ({"prompt": ["a", "a"], "n": 2}, 4),
+        ({"prompt": ["a", "b"], "n": 2, "seed": 7}, 4),
+        ({"prompt": [[1], [2, 3]], "n": "2"}, 4),
+        ({"prompt": "x", "prompt_embeds": "YQ=="}, 2),
+        ({"prompt": ["a"], "n": 2}, 2),
+    ],
+)
+def test_every_choice_of_every_prompt_has_its_lane(
+    server: InProcess, body: dict[str, Any], choices: int, stream: bool
+) -> None:
+    status, raw = post(server, **body, stream=stream, steering=STEERING)
+    assert status == 200, raw
+    found = choices_of(raw)
+    assert [choice["index"] for choice in found] == list(range(choices))
+    assert [choice["steering"]["entropy_nats"] for choice in found] == [pytest.approx(ENTROPIES_NATS)] * choices
+
+
+def test_prompts_times_n_are_limited_together(server: InProcess) -> None:
+    for body in ({"prompt": ["a"] * 5}, {"prompt": ["a", "b", "c"], "n": 2}):
+        status, raw = post(server, **body, steering=STEERING)
+        assert (status, json.loads(raw)["error"]["param"]) == (400, "steering.telemetry")
+        assert b"prompts times n is at most 4" in raw
+        assert post(server, **body, steering=STEERING | {"telemetry": "none"})[0] == 200
+
+
+def test_lanes_rest_when_one_of_several_prompts_fails(server: InProcess) -> None:
+    """vLLM aborts the requests of the other prompts, and a step in flight may still write their records."""
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": b'{"error": {"message": "one prompt is too long"}}'})
+
+    app = InProcess(server.inner, server.pool, server.host, failing)
+    for prompt, resting in (("a", 0), (["a", "b"], 2)):
+        assert post(app, prompt=prompt, steering=STEERING)[0] == 400
+        free = server.pool.count - resting
+        server.pool.take_back(server.pool.lend(free), aborted=False)
+        with pytest.raises(telemetry.LanesExhaustedError):
+            server.pool.lend(free + 1)
 
 
 def test_token_ids_declined_in_words_are_still_counted_and_not_sent(server: InProcess) -> None:
@@ -120,16 +164,43 @@ def test_an_unprintable_key_is_named_in_one_plain_line(server: InProcess) -> Non
     assert error["param"] == "steering.a\n\x1b[2J"
 
 
-def test_echo_goes_without_telemetry_only(server: InProcess) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [("once", ["once"] * 2), (["a", "b"], ["a", "a", "b", "b"]), ([[65], [66, 67]], ["A", "A", "BC", "BC"])],
+)
+def test_an_echo_has_its_prompt_and_telemetry_of_what_follows(
+    server: InProcess, prompt: Any, texts: list[str], stream: bool
+) -> None:
     """vLLM leaves the prompt out of an echo that returns token ids, which telemetry needs."""
-    status, raw = post(server, echo=True, steering=STEERING)
-    assert status == 400
-    assert json.loads(raw)["error"]["param"] == "steering.telemetry"
-    assert post(server, echo=True, steering=STEERING | {"telemetry": "none"})[0] == 200
-    assert "return_token_ids" not in json.loads(server.inner.bodies[0])
+    status, raw = post(server, prompt=prompt, n=2, echo="true", stream=stream, steering=STEERING)
+    assert status == 200
+    choices = choices_of(raw)
+    assert [choice["text"] for choice in choices] == texts
+    assert {choice["steering"]["tokens"] for choice in choices} == {TOKENS}
+    assert all(choice["token_ids"] is choice["prompt_token_ids"] is None for choice in choices)
 
 
-@pytest.mark.parametrize("body", [{"echo": True}, {"n": 5}, {"prompt": ["a", "b"]}])
+def test_an_echo_is_vllms_own_where_the_client_asks_for_token_ids(server: InProcess) -> None:
+    status, raw = post(server, echo=True, return_token_ids=True, steering=STEERING)
+    (choice,) = choices_of(raw)
+    assert (status, choice["text"], choice["token_ids"]) == (200, "", [0] * TOKENS)
+    assert len(choice["steering"]["fork"]) == TOKENS
+
+
+def test_an_echo_that_we_cannot_repeat_goes_without_telemetry_only(server: InProcess) -> None:
+    for host, body in (
+        (server.host, {"truncate_prompt_tokens": 1}),
+        (dataclasses.replace(server.host, decode=None), {}),
+    ):
+        server.host = host
+        status, raw = post(server, echo=True, steering=STEERING, **body)
+        assert (status, json.loads(raw)["error"]["param"]) == (400, "steering.telemetry")
+        assert post(server, echo=True, steering=STEERING | {"telemetry": "none"}, **body)[0] == 200
+        assert "return_token_ids" not in json.loads(server.inner.bodies[0])
+
+
+@pytest.mark.parametrize("body", [{"echo": True, "truncate_prompt_tokens": 1}, {"n": 5}, {"prompt": ["a"] * 5}])
 def test_a_default_gives_up_its_telemetry_before_its_steering(
     server_with_default: InProcess, body: dict[str, Any]
 ) -> None:
@@ -303,7 +374,7 @@ def test_steering_is_refused_where_it_would_be_ignored(server: InProcess) -> Non
         await send({"type": "http.response.body", "body": b"{}"})
 
     app = InProcess(server.inner, server.pool, server.host, other)
-    for path in ("/invocations", "/v1/chat/completions/batch", "/v1/messages"):
+    for path in ("/invocations", "/v1/chat/completions/batch"):
         for steering in (
             *(b'"steering": {}', b'"st\\u0065ering": 1', b'"vllm_xargs": {"steering": "{}"}'),
             *(b'"vllm_xargs": {"steerdec_lanes": [1, 1]}', b'"sampling_params": {"extra_args": {"steering": {}}}'),

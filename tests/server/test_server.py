@@ -205,7 +205,7 @@ BAD = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("steering", "param"), BAD, ids=[p for _, p in BAD])
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
 def test_wrong_steering_is_a_400_that_names_the_field(
     server_url: str, path: str, steering: Any, param: str, stream: bool
 ) -> None:
@@ -235,7 +235,7 @@ def test_the_openai_client_raises_its_own_error(client: OpenAI) -> None:
         ({"vllm_xargs": {"steerdec_lanes": [1, 1]}}, "steerdec_lanes"),
         ({"steering": {}, "vllm_xargs": {"steerdec_base_seed": 1}}, "steerdec_base_seed"),
         ({"steering": {}, "presence_penalty": 1.0}, "penalties"),
-        ({"steering": {}, "prompt": ["a", "b"]}, "several prompts"),
+        ({"steering": {}, "prompt": ["a", "b"], "n": 100_000}, "prompts times n is at most"),
         ({"steering": {}, "n": 100_000}, "n is at most"),
         ({"vllm_xargs": {"steering": '{"fork_temperature": -3}'}}, "fork_temperature"),
     ],

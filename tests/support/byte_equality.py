@@ -7,8 +7,8 @@ be found, and beside it ours, then ours with a default that steps back from ever
 are sent at once (float32 on a CPU does not depend on the batch), and again alone where the answers differ. Compared are
 the status, the headers, and every byte of the body, but for what no two answers share: ids, times, and the fingerprint
 of the configuration. Where a stream is cut into chunks depends on the moment, on one server as between two, so the
-chunks of a choice are joined before they are compared. The model is a tiny random one unless another is named: what
-passes through a server does not depend on it. Exit status 1 if any pair is unequal.
+chunks of a choice are joined, and the choices put in order, before they are compared. The model is a tiny random one
+unless another is named: what passes through a server does not depend on it. Exit status 1 if any pair is unequal.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import httpx
 from steerdec import models
 from steerdec.benchmarks.engine.served import CPU_ENVIRONMENT, CPU_FLAGS, HIDING
 from steerdec.benchmarks.run.local_server import local_server
+from steerdec.server.fields import read_by
 from tests.support.tiny_lm import tiny_lm
 
 MODEL: Final = "served"
@@ -47,7 +48,7 @@ START_PATIENCE_S: Final = 1200.0  # beside other work
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, BATCH, GENERATE = "/v1/messages", "/v1/chat/completions/batch", "/inference/v1/generate"
 INVOCATIONS = "/invocations"
-STEERABLE: Final = (CHAT, COMPLETIONS, RESPONSES)
+STEERABLE: Final = (CHAT, COMPLETIONS, RESPONSES)  # and messages, which have no seed: only greedy ones repeat
 
 QUESTION: Final = [{"role": "user", "content": "Name two animals, and say why."}]
 TOOL: Final = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -92,6 +93,9 @@ ALSO: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     ),
     COMPLETIONS: (
         *({"logprobs": 3}, {"echo": True}, {"echo": True, "logprobs": 1}, {"prompt": ["A", "B"]}, {"prompt": [1, 2]}),
+        *({"prompt": ["A", "B", "A"], "n": 2}, {"prompt": ["A", "B"], "n": 2, "seed": None, "temperature": 0}),
+        *({"prompt": ["A", "B"], "echo": True, "n": 2}, {"prompt": [[1, 2], [3]], "echo": True, "logprobs": 1}),
+        *({"prompt": [1, 2], "echo": True, "return_token_ids": True},),
         *({"prompt": [[1, 2], [3]]}, {"prompt": ""}, {"prompt": None}, {"prompt": {}}, {"suffix": "end"}),
         *({"use_beam_search": True, "n": 2}, {"prompt_logprobs": 1}, {"max_tokens": 0, "echo": True}),
         *({"structured_outputs": {"regex": "[ab]{3}"}}, {"truncate_prompt_tokens": 2}, {"add_special_tokens": False}),
@@ -106,6 +110,11 @@ ALSO: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     MESSAGES: (
         *({"system": "Be brief."}, {"stop_sequences": ["a"]}, {"max_tokens": 0}, {"metadata": {"user_id": "u"}}),
         *({"messages": []}, {"tools": [{"name": "w", "input_schema": {"type": "object"}}]}, {"top_k": 3}),
+        *(
+            {"vllm_xargs": {"mine": 1}},
+            {"thinking": {"type": "enabled", "budget_tokens": 2}},
+            {"thinking": {"type": "x"}},
+        ),
     ),
     BATCH: ({"logprobs": True, "top_logprobs": 2}, {"messages": [QUESTION]}, {"messages": []}, {"tools": [TOOL]}),
     GENERATE: (
@@ -138,13 +147,17 @@ def bodies(path: str) -> Iterator[bytes]:
 
 def bodies_of_a_default(path: str) -> Iterator[bytes]:
     """Every body of a path that a default leaves alone."""
+    if path == MESSAGES:
+        rows = [row for row in (*SAMPLING[:24:3], *ALSO[path]) if "temperature" not in row]
+        yield from (_body(path, row, stream) for row, stream in itertools.product(rows, (False, True)))
+        yield from RAW[:-1]
+        return
     if path not in STEERABLE:
         yield from bodies(path)
         return
-    reads_n = path != RESPONSES
     for back, row, stream in itertools.product(STEPS_BACK, (SAMPLING[0], *SAMPLING[16:24:2]), (False, True)):
-        # Where one sequence of several would get no seed, n and the seed must stand; responses do not read n.
-        if ("n" not in back or reads_n) and not back.keys() & row.keys():
+        # A path that does not read a field does not step back from it.
+        if back.keys() <= read_by(path, back).keys() and not back.keys() & row.keys():
             yield _body(path, row | back, stream)
     yield from RAW[:-1]
 
@@ -190,7 +203,10 @@ _GROWING: Final = frozenset(
 
 
 def _joined(stream: bytes) -> bytes:
-    """Return the events of a stream, in their order, with the chunks of a choice joined into its first."""
+    """Return the events of a stream, with the chunks of a choice joined into its first, and the choices in order.
+
+    Which of several prompts is answered first depends on the moment, too.
+    """
     events: list[tuple[list[bytes], Any]] = []
     first: dict[tuple[object, ...], int] = {}
     for event in stream.split(b"\n\n"):
@@ -208,6 +224,10 @@ def _joined(stream: bytes) -> bytes:
         if key is not None:
             first[key] = len(events)
         events.append((lines[:-1], content))
+    choices = [key for key in first if key[0] == "choice"]
+    joined = [events[first[key]] for key in sorted(choices, key=str)]
+    for i, event in zip(sorted(first[key] for key in choices), joined, strict=True):
+        events[i] = event
     return b"\n\n".join(b"\n".join([*lines, json.dumps(content, sort_keys=True).encode()]) for lines, content in events)
 
 

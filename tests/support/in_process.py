@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers.inputs.preprocess import prompt_to_seq
+from vllm.sampling_params import SamplingParams
 
 from steerdec.policies.split.fields import FORK_T, Split
 from steerdec.server.body import Host
@@ -22,6 +24,7 @@ from steerdec.steering import admission, encoding
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.steering.params import PAPER_THRESHOLD_NATS, Steering
 from steerdec.telemetry.lanes import ENTROPY, TAG, TEMPERATURE, LaneFile, LanePool
+from steerdec.vllm_plugin.request import validate
 
 MODELS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
@@ -29,6 +32,32 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 ENTROPIES_NATS = (0.01, 0.5, 0.7, 2.0, 6.0)
 TOKENS = len(ENTROPIES_NATS)
+
+
+class InputProcessor:
+    """In place of vLLM's, which needs an engine: what `validate` looks for on the stack."""
+
+    def process_inputs(self, request_id: str, params: SamplingParams) -> None:
+        validate(params)
+
+
+def _prompts(request: Any) -> list[Any]:
+    """The prompts of a request as vLLM counts them."""
+    if not isinstance(request, CompletionRequest):
+        return [""]
+    given = (request.prompt_embeds, request.prompt)
+    return [prompt for each in given if each is not None for prompt in prompt_to_seq(each)]
+
+
+def _text(request: Any, prompt: Any) -> str:
+    """What a choice says: nothing, or with `echo` its prompt if that is text; vLLM leaves it out beside token ids."""
+    return prompt if request.echo and not request.return_token_ids and isinstance(prompt, str) else ""
+
+
+def _token_ids(request: Any, prompt: Any) -> dict[str, list[int]]:
+    if not request.return_token_ids:
+        return {}
+    return {"token_ids": [0] * TOKENS, "prompt_token_ids": prompt if isinstance(prompt, list) else [0]}
 
 
 @dataclass
@@ -47,11 +76,13 @@ class Inner:
             request.to_sampling_params(TOKENS, {})
         except (ValueError, RecursionError, VLLMValidationError):
             return await _send(send, 400, b"application/json", [b'{"error": {"message": "vLLM\'s own"}}'])
-        self._record(request)
-        chosen = [{"index": i, "finish_reason": "length", "token_ids": [0] * TOKENS} for i in range(request.n or 1)]
-        if not request.return_token_ids:
-            for choice in chosen:
-                del choice["token_ids"]
+        prompts = _prompts(request)
+        for i in range(len(prompts)):
+            self._record(request, i)
+        chosen = [
+            {"index": i, "finish_reason": "length", "text": _text(request, prompt), **_token_ids(request, prompt)}
+            for i, prompt in enumerate(prompt for prompt in prompts for _ in range(request.n or 1))
+        ]
         if request.stream:
             events = [b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in chosen]
             return await _send(send, 200, b"text/event-stream", [*events, b"data: [DONE]\n\n"])
@@ -59,14 +90,17 @@ class Inner:
         answer = json.dumps({"choices": chosen, "usage": usage}).encode()
         return await _send(send, 200, b"application/json", [answer])
 
-    def _record(self, request: Any) -> None:
-        """What the worker does, told sequences apart by their seeds as it does."""
-        xargs = request.vllm_xargs or {}
-        if "steerdec_lanes" not in xargs:
+    def _record(self, request: Any, prompt: int) -> None:
+        """What the worker does for a prompt, told sequences apart by their seeds as it does."""
+        params = request.to_sampling_params(TOKENS, {})
+        InputProcessor().process_inputs(f"cmpl-in-process-{prompt}", params)
+        extra = params.extra_args or {}
+        if "steerdec_lanes" not in extra:
             return
-        encoded = EncodedRequest.unpacked(xargs["steerdec_request"][1:])
+        encoded = EncodedRequest.unpacked(extra["steerdec_request"][1:])
         f = dict(enumerate(encoded.floats))
-        words, flat = self.file.open(), xargs["steerdec_lanes"]
+        words, flat = self.file.open(), extra["steerdec_lanes"]
+        assert params.n == 1 or extra["steerdec_base_seed"] == params.seed
         for i in range(request.n or 1):
             lane, generation = flat[2 * i : 2 * i + 2]
             for token, h in enumerate(ENTROPIES_NATS):
@@ -124,6 +158,7 @@ def in_process_server(
         default_penalties=admission.NO_PENALTIES,
         delimiters=delimiters,
         engine=admission.Engine(v1=True),
+        decode=lambda ids: "".join(map(chr, ids)),
         pool=pool,
         keys=Keys([]),
     )

@@ -19,6 +19,7 @@ from vllm import SamplingParams
 
 from steerdec.policies import registry
 from steerdec.steering import admission
+from steerdec.steering.encoding import encode
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.vllm_plugin import request
 from steerdec.vllm_plugin.settings import CONFIG_KEY, Settings
@@ -119,6 +120,59 @@ def test_validation_knows_the_runner_and_speculation_of_its_caller() -> None:
     Config.use_v2_model_runner = False
     with pytest.raises(ValueError, match="penalties"):
         InputProcessor().validate(params)
+
+
+class NamingProcessor:
+    """In place of vLLM's InputProcessor, by whose name it is found: only the request's name counts here."""
+
+    def process_inputs(self, request_id: str, params: SamplingParams) -> SamplingParams:
+        for _ in range(2):  # vLLM loads the processor twice
+            request.validate(params)
+        return params
+
+
+NamingProcessor.__name__ = "InputProcessor"
+
+
+def prompts_params(**extra: Any) -> dict[str, Any]:
+    packed = registry.parse({}), 1.0, PAPER_THRESHOLD_NATS
+    encoded = [request.BY_THE_SERVER, *encode(*packed).packed()]
+    return {request.ENCODED_ARG: encoded, request.LANES_ARG: list(range(12)), request.PROMPTS_ARG: 3, "mine": 1} | extra
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_each_prompt_of_a_completion_gets_its_own_lanes(seed: int | None) -> None:
+    shared = prompts_params()
+    each = [
+        NamingProcessor().process_inputs(f"cmpl-a-9-{i}", SamplingParams(n=2, seed=seed, extra_args=shared))
+        for i in range(3)
+    ]
+    assert shared == prompts_params(), "vLLM gives all prompts the same dict"
+    for i, params in enumerate(each):
+        extra = params.extra_args or {}
+        assert extra[request.LANES_ARG] == list(range(4 * i, 4 * i + 4))
+        assert extra[request.BASE_SEED_ARG] == params.seed
+        assert extra["mine"] == 1
+        assert request.PROMPTS_ARG not in extra
+    assert len({params.seed for params in each}) == (3 if seed is None else 1)
+
+
+@pytest.mark.parametrize("name", ["cmpl-a", "cmpl-a-3", "cmpl-a-x", ""])
+def test_a_request_that_is_not_named_by_its_prompt_gets_no_lanes_of_another(name: str) -> None:
+    with pytest.raises(ValueError, match="several prompts"):
+        NamingProcessor().process_inputs(name, SamplingParams(n=2, extra_args=prompts_params()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({request.PROMPTS_ARG: 1}, {request.PROMPTS_ARG: 2}, {request.PROMPTS_ARG: "3"}, {request.PROMPTS_ARG: True}),
+        *({request.LANES_ARG: None}, {request.LANES_ARG: [0] * 11}, {request.LANES_ARG: ["a"] * 12}),
+    ],
+)
+def test_prompts_in_a_form_that_the_server_does_not_send_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the server's own"):
+        NamingProcessor().process_inputs("cmpl-a-0", SamplingParams(n=2, extra_args=prompts_params(**wrong)))
 
 
 def test_on_v1_nobody_is_left_out_of_a_default_that_the_engine_cannot_do() -> None:
