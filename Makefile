@@ -36,7 +36,7 @@ test: setup
 	@for need in chromium chromedriver:chromium-driver node:nodejs npm; do \
 		command -v $${need%%:*} >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -yqq $${need##*:}; } \
 		|| echo "make test: $${need##*:} is missing, and only root can install it"; done
-	@$(MAKE) --no-print-directory --jobs 3 tests-of-servers tests-of-engine tests-of-benchmarks tests-of-rest
+	@$(MAKE) --no-print-directory --jobs 4 tests-of-servers tests-of-engine tests-of-benchmarks tests-of-rest
 ifdef COVERAGE
 	@# A few points under what was measured. Servers, commands and engines run in processes that are not traced.
 	$(BIN)/coverage combine --quiet .coverage.engine .coverage.servers .coverage.benchmarks .coverage.rest
