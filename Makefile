@@ -21,7 +21,7 @@ demo: setup
 		--samples 4 --max-tokens 64 --looks 1 $(LIMIT:%=--limit %) --out $(DEMO)
 	$(BIN)/python -m steerdec bench report $(DEMO)
 
-# Models whose every number is known, measured with the commands above; SAMPLES=16 make phantom is the thorough form.
+# Models whose every number is known, measured with the commands above; SAMPLES=32 make phantom is the thorough form.
 phantom: setup
 	$(BIN)/python -m steerdec.phantom.check $(SAMPLES:%=--samples %) $(KINDS:%=--kinds %) --out build/phantom$(SAMPLES:%=-%)
 

@@ -20,7 +20,7 @@ _INSTRUMENT = {
     "valid": "The instrument is VALID: switched on at the base temperatures, steering answers as the baseline does.",
     "invalid": (
         "The instrument is INVALID: switched on at the base temperatures, steering already changes the answers, "
-        "so the verdicts below measure the instrument and not the claims."
+        "so every claim below that was applied is undecided."
     ),
     "not shown": (
         "The instrument is NOT SHOWN to be valid: this run can neither show nor refute that steering at the base "
