@@ -30,6 +30,8 @@ FIRST_SEED: Final = 10_000
 MOST_ROWS: Final = 64  # different rows of logits for one prompt; a GPU's kernels may give a few
 BUDGET_S: Final = 30.0  # for one case
 FEWEST: Final = 500
+EDGE: Final = 1e-4  # of a cumulative probability: where float32 may put the end of a nucleus elsewhere
+EQUAL: Final = 1e-6  # relative; probabilities of tokens with the same logit
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,29 @@ def _drawn(reporter: Reporter, engine: Engine, prompt: Any, row: Tensor, h: floa
     rows = [row.cpu() for row in seen.rows]
     top_p = sampling.get("top_p", 1.0)
 
+    sure = ~np.any([at_the_edge(steered_logits(row, steering), top_p) for row in rows], axis=0)
+    tokens = tokens[sure[tokens]]
+    if not len(tokens):
+        return Result(
+            check=f"distribution: {case.name}",
+            measured="every token drawn lies where the nucleus ends, so nothing can be compared",
+            limit=f"p at least {ALPHA:g}",
+            status="undecided",
+            figures={"draws": 0, "entropy_nats": h},
+        )
+
+    def mixed(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """[vocab] what is drawn of the tokens that are compared."""
+        whole = np.sum([share * part for share, part in zip(shares, parts, strict=True)], axis=0) * sure
+        compared: NDArray[np.float64] = whole / whole.sum()
+        return compared
+
     def mixture(off: float) -> NDArray[np.float64]:
-        """[vocab] what is drawn where every T' is off by that much."""
-        parts = [share * expected(row, steering, top_p, off) for share, row in zip(shares, rows, strict=True)]
-        whole: NDArray[np.float64] = np.sum(parts, axis=0)
-        return whole
+        """[vocab] the same where every T' is off by that much."""
+        return mixed([expected(row, steering, top_p, off) for row in rows])
 
     p, bins = chi_square(tokens, mixture(0.0))
-    unsteered = np.sum([s * plain(row, top_p) for s, row in zip(shares, rows, strict=True)], axis=0)
+    unsteered = mixed([plain(row, top_p) for row in rows])
     without, _ = chi_square(tokens, unsteered)
     seen_off = detectable(mixture, 0.0, len(tokens), alpha=ALPHA)
     if bins == 1:
@@ -173,17 +190,40 @@ def _one_token(
 
 def expected(row: Tensor, steering: dict[str, Any], top_p: float, off: float = 0.0) -> NDArray[np.float64]:
     """Return the probabilities [vocab] that the reference gives a row of logits, T' off by `off`."""
+    return truncated(steered_logits(row, steering, off), top_p)
+
+
+def steered_logits(row: Tensor, steering: dict[str, Any], off: float = 0.0) -> Tensor:
+    """Return what the reference makes of a row of logits [vocab], divided by T' + `off`, float64."""
     z = row.double()
     encoded = encoding.encode(registry.parse(steering), T, params.PAPER_THRESHOLD_NATS)
     table = torch.tensor([encoded.floats], dtype=torch.float64), torch.tensor([encoded.ints(0)])
     steered = z.clone()
     outcome = reference.steer_(steered[None], *table, torch.tensor([0]), torch.tensor([0]))
-    return truncated(torch.where(steered.isneginf(), steered, z / (float(outcome.temperature[0]) + off)), top_p)
+    return torch.where(steered.isneginf(), steered, z / (float(outcome.temperature[0]) + off))
 
 
 def plain(row: Tensor, top_p: float) -> NDArray[np.float64]:
     """Return the probabilities [vocab] without steering."""
     return truncated(row.double() / T, top_p)
+
+
+def at_the_edge(z: Tensor, top_p: float) -> NDArray[np.bool_]:
+    """Return whether each token [vocab] lies where the nucleus ends, so that an engine may take it or not.
+
+    Which of several equal logits are taken is a matter of the order in which they are sorted (a model in bfloat16 has
+    many), and float32 sums may end one token sooner or later.
+    """
+    edge = torch.zeros(len(z), dtype=torch.bool)
+    if top_p < 1.0:
+        ordered, order = torch.softmax(z, -1).sort(descending=True)
+        before = ordered.cumsum(0) - ordered
+        ends = (before - top_p).abs() <= EDGE
+        ends[(before < top_p).sum() - 1] = True
+        for last in np.unique(ordered[ends].numpy()).tolist():
+            edge[order] |= (ordered - last).abs() <= EQUAL * last
+    found: NDArray[np.bool_] = edge.numpy()
+    return found
 
 
 def truncated(z: Tensor, top_p: float) -> NDArray[np.float64]:

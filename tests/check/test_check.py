@@ -31,6 +31,20 @@ def reporter(tmp_path: Path) -> Reporter:
     return Reporter(tmp_path / "results", QUICK)
 
 
+# The engine's part ---------------------------------------------------------------------------------
+
+
+def test_tokens_at_the_end_of_a_nucleus_are_not_compared() -> None:
+    """Of three equal logits one is in the nucleus; a model in bfloat16 made the check fail for having another one."""
+    from steerdec.check.distribution import at_the_edge, truncated
+
+    z = torch.tensor([0.5, 0.1, 0.2, 0.1, 0.1], dtype=torch.float64).log()
+    assert at_the_edge(z, 0.75).tolist() == [False, True, False, True, True]
+    assert [bool(p) for p in truncated(z, 0.75)] == [True, True, True, False, False]
+    assert at_the_edge(z, 0.69995).tolist() == [False, True, True, True, True]  # 0.7 is within rounding of it
+    assert not at_the_edge(z, 1.0).any()
+
+
 # The kernel's part --------------------------------------------------------------------------------
 
 
