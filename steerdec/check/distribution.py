@@ -218,10 +218,11 @@ def at_the_edge(z: Tensor, top_p: float) -> NDArray[np.bool_]:
     if top_p < 1.0:
         ordered, order = torch.softmax(z, -1).sort(descending=True)
         before = ordered.cumsum(0) - ordered
-        ends = (before - top_p).abs() <= EDGE
-        ends[(before < top_p).sum() - 1] = True
-        for last in np.unique(ordered[ends].numpy()).tolist():
-            edge[order] |= (ordered - last).abs() <= EQUAL * last
+        kept, near = before < top_p, (before - top_p).abs() <= EDGE
+        for p in {float(ordered[kept][-1]), *ordered[near].tolist()}:
+            equal = (ordered - p).abs() <= EQUAL * p
+            if (equal & near).any() or ((equal & kept).any() and (equal & ~kept).any()):
+                edge[order] |= equal
     found: NDArray[np.bool_] = edge.numpy()
     return found
 

@@ -41,7 +41,8 @@ def test_tokens_at_the_end_of_a_nucleus_are_not_compared() -> None:
     z = torch.tensor([0.5, 0.1, 0.2, 0.1, 0.1], dtype=torch.float64).log()
     assert at_the_edge(z, 0.75).tolist() == [False, True, False, True, True]
     assert [bool(p) for p in truncated(z, 0.75)] == [True, True, True, False, False]
-    assert at_the_edge(z, 0.69995).tolist() == [False, True, True, True, True]  # 0.7 is within rounding of it
+    assert at_the_edge(z, 0.69995).tolist() == [False, True, False, True, True]  # 0.7 is within rounding of it
+    assert not at_the_edge(torch.zeros(3, dtype=torch.float64), 0.9).any()  # all are in
     assert not at_the_edge(z, 1.0).any()
 
 
