@@ -36,9 +36,8 @@ from steerdec.phantom.truth import Truth
 CALIBRATED: Final = ("dose-only", "place-only")
 LENSES_OF: Final = "claim-true"
 START_TIMEOUT_S: Final = 900.0  # of a server on a machine that is busy with other work
-DECIDED_SAMPLES: Final = (
-    32  # of every problem: from then on no verdict may be undecided (tests/support/phantom_runs.py)
-)
+# Of every problem: from then on no verdict may be undecided (tests/support/phantom_runs.py counts).
+DECIDED_SAMPLES: Final = 32
 
 
 class CheckError(Exception):

@@ -47,7 +47,7 @@ class SlotRows:
         self._settings, self._states = settings, states
         self._steered = np.zeros(n, bool)
         # Both tables in one block of words, for one copy. In host memory, as vLLM keeps such tables, each program of a
-        # kernel would read them over PCIe: 9 to 13 microseconds of a step (docs/performance.md).
+        # kernel would read them over PCIe: 9 to 17 microseconds of a step (docs/performance.md).
         self._staged = UvaBackedTensor(n * (encoding.FLOATS + slots.SLOT_INTS), dtype=torch.int32)
         self._words = torch.zeros(len(self._staged.np), dtype=torch.int32, device=device)
         floats, ints = np.split(self._staged.np, [n * encoding.FLOATS])

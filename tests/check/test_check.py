@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,21 @@ def test_tokens_at_the_end_of_a_nucleus_are_not_compared() -> None:
     assert at_the_edge(z, 0.69995).tolist() == [False, True, False, True, True]  # 0.7 is within rounding of it
     assert not at_the_edge(torch.zeros(3, dtype=torch.float64), 0.9).any()  # all are in
     assert not at_the_edge(z, 1.0).any()
+
+
+def test_kernels_of_steering_that_are_compiled_late_are_noted_and_others_are_not() -> None:
+    """No GPU compiles here, so Triton's hook is called as Triton calls it; vLLM's own hook has to be called too."""
+    knobs = pytest.importorskip("triton").knobs
+    from steerdec.check.counting import compilations
+
+    calls: list[str] = []
+    late: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **about: calls.append(about["fn"].name))
+        with compilations(late):
+            for module, name in (("steerdec.kernels.triton", "measure"), ("vllm.v1.worker.gpu.sample.gumbel", "other")):
+                knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module=module, name=name))
+    assert (late, calls) == (["measure"], ["measure", "other"])
 
 
 # The kernel's part --------------------------------------------------------------------------------

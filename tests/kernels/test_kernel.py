@@ -478,6 +478,15 @@ def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monke
             assert "atom." not in compiled.asm["ptx"]
 
 
+@pytest.mark.parametrize(("vocab", "strides"), [(518, {518, 576}), (151_936, {151_936})])
+def test_a_warm_up_has_every_way_in_which_logits_lie_in_memory(vocab: int, strides: set[int]) -> None:
+    """A model in float32 hands over a window of its padded vocabulary, for which Triton compiled while serving."""
+    windows = list(dispatch.windows(vocab, "cpu"))
+    assert {window.stride(0) for window in windows} == strides
+    assert {tuple(window.shape) for window in windows} == {(2, vocab)}
+    assert {window.storage_offset() for window in windows} == {0, *strides}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_steering_on_cuda_never_waits_for_the_gpu() -> None:
     arguments = [None if x is None else x.cuda() for x in call_for(20, seed=1)]

@@ -50,7 +50,7 @@ def test_a_message_has_telemetry_of_its_tokens_whole_and_streamed(client: Anthro
 
 
 def test_steered_to_temperature_0_a_message_is_the_greedy_one(client: Anthropic) -> None:
-    """There is no seed on this path, so that steering is seen by what it makes certain."""
+    """This path has no seed, so the test uses steering that leaves one possible text."""
     (plain,) = client.messages.create(**asked(None, temperature=0)).content
     whole = client.messages.create(**asked(GREEDY))
     text, delta = streamed(client, **asked(GREEDY))

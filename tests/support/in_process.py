@@ -91,7 +91,7 @@ class Inner:
         return await _send(send, 200, b"application/json", [answer])
 
     def _record(self, request: Any, prompt: int) -> None:
-        """What the worker does for a prompt, told sequences apart by their seeds as it does."""
+        """What the worker does for a prompt; it distinguishes sequences by their seeds."""
         params = request.to_sampling_params(TOKENS, {})
         InputProcessor().process_inputs(f"cmpl-in-process-{prompt}", params)
         extra = params.extra_args or {}
