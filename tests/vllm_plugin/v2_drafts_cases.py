@@ -48,16 +48,20 @@ def prompt(rng: random.Random) -> list[int]:
 
 
 def test_zero_temperature_everywhere_is_greedy_under_drafts(engine: Engine) -> None:
+    """Accepted and rejected: without a penalty the greedy text comes to one letter, and nearly every draft is right."""
     rng = random.Random(4)
-    prompts = [prompt(rng) for _ in range(6)]
-    greedy = [engine.ask(p, None, temperature=0.0, max_tokens=24) for p in prompts]
+    cases = [(prompt(rng), {"frequency_penalty": 2.0 * (i % 2)}) for i in range(12)]
+    greedy = [engine.ask(p, None, temperature=0.0, max_tokens=24, **varied) for p, varied in cases]
     engine.run()
     zero = {"fork_temperature": 0.0, "other_temperature": 0.0}
-    steered = [engine.ask(p, zero, temperature=1.0, seed=i, max_tokens=24) for i, p in enumerate(prompts)]
+    steered = [engine.ask(p, zero, temperature=1.0, seed=i, max_tokens=24, **v) for i, (p, v) in enumerate(cases)]
     with drafts_counted() as counted:
         engine.run()
     assert [one.tokens for one in steered] == [one.tokens for one in greedy]
-    assert counted["accepted"] > 0
+    print(f"greedy under drafts: {counted}", flush=True)
+    rejected = counted["drafts"] - counted["accepted"]
+    assert counted["accepted"] > 20
+    assert rejected > 20
 
 
 def called_for(engine: Engine) -> tuple[list[int], list[int], Any]:
