@@ -116,9 +116,5 @@ class Annotator:
         holder["steering"] = self._report(i, self._loan.returned(i), closing=True)
 
     def _report(self, i: int, telemetry: Telemetry, closing: bool) -> dict[str, Any]:
-        report: dict[str, Any] = {}
-        if closing:
-            report |= self._loan.returned(i).summary()
-        if self._prepared.telemetry == "tokens":
-            report |= telemetry.lists()
-        return report
+        totals = self._loan.returned(i).summary() if closing else {}
+        return totals | (telemetry.lists() if self._prepared.telemetry == "tokens" else {})

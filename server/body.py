@@ -6,6 +6,7 @@ the engine sees the request, and before a stream has begun.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -56,6 +57,7 @@ class Prepared:
     prompts: int  # each of them a request to the engine
     strip_token_ids: bool  # we requested them, not the client
     echo: Echo | None  # where vLLM leaves out the prompt because we requested token ids
+    background: str | None = None  # the name of a response with telemetry that is fetched later
 
 
 def may_be_steered(raw: bytes, host: Host) -> bool:
@@ -132,7 +134,8 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
         body["return_token_ids"] = strip = True  # show how many tokens each choice (of each chunk) has
         if path == COMPLETIONS and _echoes(body) and host.decode is not None:
             echo = Echo(_texts(body), n, host.decode)
-    return Prepared(body, steering.telemetry, loan, prompts, strip, echo)
+    background = _name(body) if loan.lanes and _in_background(path, read) else None
+    return Prepared(body, steering.telemetry, loan, prompts, strip, echo, background)
 
 
 def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:
@@ -158,7 +161,6 @@ def _sequences(path: str, body: dict[str, Any], host: Host, pool: LanePool) -> t
     """Return how many prompts the request has, and how many sequences each generates; each sequence needs a lane."""
     tools = body.get("tools")
     built_in = isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools)
-    admission.refuse_background(path == RESPONSES and _read(_BOOLEAN, body.get("background")) is True)
     admission.refuse_built_in_tools(path == RESPONSES and built_in)
     prompts = 1
     if path == COMPLETIONS:
@@ -174,6 +176,17 @@ def _sequences(path: str, body: dict[str, Any], host: Host, pool: LanePool) -> t
     )
     admission.refuse_too_many_sequences(n, max(1, pool.count // 4), prompts)
     return prompts, n
+
+
+def _in_background(path: str, body: dict[str, Any]) -> bool:
+    return path == RESPONSES and _read(_BOOLEAN, body.get("background")) is True
+
+
+def _name(body: dict[str, Any]) -> str:
+    """Return the name of a response, which is in its answers: the client's, else one of ours, as vLLM's would be."""
+    if not isinstance(body.get("request_id"), str):  # of another type, vLLM refuses it
+        body.setdefault("request_id", f"resp_{secrets.token_hex(8)}")
+    return str(body["request_id"])
 
 
 def _prompts(given: Any) -> list[Any]:

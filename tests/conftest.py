@@ -70,7 +70,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server with the embedded model, one for all tests; float32, so that an answer repeats in any batch."""
     log = tmp_path_factory.mktemp("server") / "log"
     flags = ["--dtype", "float32", "--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    with serving(log, *flags) as base:
+    with serving(log, *flags, environment={"VLLM_ENABLE_RESPONSES_API_STORE": "1"}) as base:
         yield base
 
 

@@ -6,7 +6,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,9 +16,10 @@ from steerdec.telemetry.lanes import LanesExhaustedError
 
 from .. import metrics
 from ..answer import Annotator
+from ..background import BackgroundResponses
 from ..body import Host, Prepared, may_be_steered, names_steering, prepared
 from ..errors import refuse
-from ..fields import PATHS
+from ..fields import PATHS, RESPONSES
 from ..misplaced import refuse_everywhere, refuse_misplaced
 from .body_limit import read_body, replayed
 from .sse import EventStream
@@ -29,13 +30,16 @@ class SteeringMiddleware:
 
     def __init__(self, app: ASGIApp, host: Callable[[], Host]) -> None:
         self._app, self._host = app, host
+        self._background = BackgroundResponses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
         if scope["type"] != "http" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
+            under, _, name = path.rpartition("/")
+            fetched = self._background.get(name) if under == RESPONSES else None
+            await self._app(scope, receive, send if fetched is None else _Sender(send, fetched))
             return
         raw = await read_body(receive) or b""
-        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
         try:
             ready = self._prepare(path, raw)
         except SteeringError as e:
@@ -48,7 +52,8 @@ class SteeringMiddleware:
         if ready is None:
             await self._app(scope, replayed(raw, receive), send)
             return
-        await self._answer(scope, receive, send, *ready)
+        answer = self._answer if ready[0].background is None else self._answer_in_background
+        await answer(scope, receive, send, *ready)
 
     def _prepare(self, path: str, raw: bytes) -> tuple[Prepared, bytes] | None:
         """Return how to answer, and the body to pass on; None if it passes unchanged."""
@@ -70,18 +75,20 @@ class SteeringMiddleware:
         if ready is None:
             return None
         try:
+            self._background.refuse_taken(ready.background)
             return ready, json.dumps(ready.body).encode()
+        except SteeringError:
+            ready.loan.give_back(aborted=False)
+            raise
         except RecursionError:  # a few levels below the depth at which parsing fails
             ready.loan.give_back(aborted=False)
             raise SteeringError("", "cannot be combined with a body nested this deeply") from None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes) -> None:
-        headers = MutableHeaders(raw=list(scope["headers"]))
-        headers["content-length"] = str(len(raw))
         annotator = Annotator(ready)
         sender = _Sender(send, annotator)
         try:
-            await self._app({**scope, "headers": headers.raw}, replayed(raw, receive), sender)
+            await self._app(_with_length(scope, raw), replayed(raw, receive), sender)
         finally:
             # The handler has returned or been cancelled, so the engine has finished the sequences
             # or has been told to abort them.
@@ -89,11 +96,29 @@ class SteeringMiddleware:
                 metrics.count(annotator.returned())
             ready.loan.give_back(aborted=not sender.complete or annotator.may_be_generating)
 
+    async def _answer_in_background(
+        self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes
+    ) -> None:
+        name = str(ready.background)
+        response = self._background.begin(name, ready.loan, ready.telemetry)
+        try:
+            await self._app(_with_length(scope, raw), replayed(raw, receive), _Sender(send, response))
+        finally:  # a client that left leaves the response to those who know its name
+            self._background.follow(name, getattr(scope["app"].state, "openai_serving_responses", None))
+
+
+class _Annotates(Protocol):
+    """What puts telemetry into an answer."""
+
+    def whole(self, answer: dict[str, Any]) -> None: ...
+
+    def chunk(self, chunk: dict[str, Any], /) -> bool: ...
+
 
 class _Sender:
     """Passes the answer on, annotated: JSON as a whole, server-sent events one by one."""
 
-    def __init__(self, send: Send, annotator: Annotator) -> None:
+    def __init__(self, send: Send, annotator: _Annotates) -> None:
         self._send, self._annotator = send, annotator
         self._start: Message | None = None
         self._held: list[bytes] = []
@@ -137,6 +162,13 @@ class _Sender:
             return body
         self._annotator.whole(answer)
         return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _with_length(scope: Scope, raw: bytes) -> Scope:
+    """Return the scope of a request whose body is `raw`."""
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    headers["content-length"] = str(len(raw))
+    return {**scope, "headers": headers.raw}
 
 
 @contextmanager

@@ -244,12 +244,6 @@ def refuse_hidden_tokens(steering: Steering, engine: Engine) -> None:
 # Rules about telemetry --------------------------------------------------------------------------
 
 
-def refuse_background(background: bool) -> None:
-    """Refuse telemetry of a response that is fetched later."""
-    if background:
-        raise SteeringError("telemetry", 'must be "none" with background, whose answer is fetched later')
-
-
 def refuse_built_in_tools(built_in_tools: bool) -> None:
     """Refuse telemetry of a response that takes several engine requests."""
     if built_in_tools:

@@ -377,6 +377,23 @@ TABLE: Final = (
         "AnthropicServingMessages.message_stream_converter",
         order=("len(origin_chunk.choices) == 0", 'type="message_delta"', "usage=_build_anthropic_usage("),
     ),
+    # Background responses: a task of the response's name generates it, and its usage is in the store when it has ended.
+    Used(
+        ("server/background.py",),
+        f"{OPENAI}.responses.serving",
+        "OpenAIServingResponses",
+        attributes=("background_tasks", "response_store"),
+        order=("self.background_tasks[response_id] = task", "task.add_done_callback("),
+    ),
+    Used(
+        ("server/background.py",), f"{OPENAI}.responses.protocol", "ResponsesResponse", attributes=("usage", "status")
+    ),
+    Used(BODY, f"{OPENAI}.responses.protocol", "ResponsesRequest", attributes=("request_id", "background")),
+    Used(
+        ("server/middleware/steering.py",),
+        f"{OPENAI}.responses.api_router",
+        texts=("app.state.openai_serving_responses", '"/v1/responses/{response_id}"'),
+    ),
     Used(
         BODY,
         f"{OPENAI}.responses.protocol",

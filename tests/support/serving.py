@@ -58,9 +58,9 @@ def command_running(
 
 
 @contextlib.contextmanager
-def serving(log: Path, *flags: str) -> Iterator[str]:
+def serving(log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """Base URL of a running server."""
     port = free_port()
     command = [sys.executable, "-m", "steerdec", "serve", "SmolLM2-135M-Instruct", "--port", str(port), *flags]
-    with command_running(command, port, log):
+    with command_running(command, port, log, environment=environment):
         yield f"http://127.0.0.1:{port}"
