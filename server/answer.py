@@ -58,7 +58,11 @@ class Annotator:
             tokens = self._loan.lanes[i].recorded_tokens() - self._loan.returned_tokens[i]
         telemetry = self._loan.following(i, tokens)
         self._open -= closing
-        if self._prepared.telemetry == "tokens" or closing:
+        if closing and self._prepared.at_end:
+            choice["steering"] = self._report(i, self._loan.returned(i), closing)
+            if isinstance(choice.get("delta"), dict):
+                choice["delta"]["steering"] = choice["steering"]
+        elif closing or (tokens and self._prepared.telemetry == "tokens" and not self._prepared.at_end):
             choice["steering"] = self._report(i, telemetry, closing)
 
     def _echo(self, choice: dict[str, Any]) -> None:

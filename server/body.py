@@ -53,6 +53,7 @@ class Prepared:
 
     body: dict[str, Any]
     telemetry: str
+    at_end: bool  # a stream has all of it in the chunk that ends a choice
     loan: Loan  # a lane per choice; none with telemetry "none"
     prompts: int  # each of them a request to the engine
     strip_token_ids: bool  # we requested them, not the client
@@ -135,7 +136,8 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
         if path == COMPLETIONS and _echoes(body) and host.decode is not None:
             echo = Echo(_texts(body), n, host.decode)
     background = _name(body) if loan.lanes and _in_background(path, read) else None
-    return Prepared(body, steering.telemetry, loan, prompts, strip, echo, background)
+    at_end = steering.stream_telemetry == "end"
+    return Prepared(body, steering.telemetry, at_end, loan, prompts, strip, echo, background)
 
 
 def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:

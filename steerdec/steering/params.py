@@ -117,6 +117,11 @@ class Steering(BaseModel):
     telemetry: Literal["summary", "tokens", "none"] = Field(
         "summary", description="What is sent back: totals, also one entry per generated token, or nothing."
     )
+    stream_telemetry: Literal["chunks", "end"] = Field(
+        "chunks",
+        description="Where a stream has the lists: in each chunk those of its own tokens, or all in the chunk that "
+        "ends a choice, and there in `delta` too, as helpers that put a final message together need it.",
+    )
     probe_temperature: Probe | None = Field(
         None,
         description="Also send back the entropy at a second temperature: of softmax(z / probe_temperature), or with "

@@ -29,4 +29,4 @@ def test_the_npm_client_reads_what_the_server_writes(server_url: str, tmp_path: 
         shutil.copy(source, tmp_path)
     run(tmp_path, "npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--prefer-offline")
     lines = run(tmp_path, "node", "openai_client.mjs", server_url).splitlines()
-    assert len(lines) == 11, lines
+    assert len(lines) == 12, lines

@@ -136,6 +136,34 @@ def test_responses_streamed_and_whole_are_alike(client: OpenAI, steering: dict[s
 ENDS = ("response.completed", "response.incomplete")
 
 
+@pytest.mark.parametrize("kind", ["tokens", "summary"])
+def test_the_clients_helpers_end_with_the_whole_telemetry(client: OpenAI, kind: str) -> None:
+    extra = {"seed": 5, "steering": STEERING | {"telemetry": kind, "stream_telemetry": "end"}}
+    body: dict[str, Any] = SAMPLING | {"messages": QUESTION, "max_tokens": TOKENS, "extra_body": extra}
+    whole: Any = client.chat.completions.create(**body).choices[0]
+    with client.chat.completions.stream(**body) as stream:
+        stream.until_done()  # get_final_completion() would raise for the answer's length
+        final: Any = stream.current_completion_snapshot.choices[0]
+    assert final.message.content == whole.message.content
+    assert final.message.steering == whole.steering
+
+    body = SAMPLING | {"input": "Name three animals.", "max_output_tokens": TOKENS, "extra_body": extra}
+    response: Any = client.responses.create(**body)
+    with client.responses.stream(**body) as events:
+        ended: Any = events.get_final_response()
+    assert ended.steering == response.steering
+
+
+def test_chunks_without_tokens_have_no_steering(client: OpenAI) -> None:
+    for steering, carrying in ((STEERING, None), (STEERING | {"stream_telemetry": "end"}, 1)):
+        chunks = list(client.chat.completions.create(**asked(steering, 1, messages=QUESTION, stream=True)))
+        choices = [choice.model_extra or {} for chunk in chunks for choice in chunk.choices]
+        lists = [len(c["steering"]["fork"]) for c in choices if "steering" in c]
+        assert sum(lists) == TOKENS
+        assert all(c.get("token_ids") for c in choices[:-1] if "steering" in c)
+        assert carrying is None or len(lists) == carrying
+
+
 def test_a_tool_call_and_a_format_are_kept_while_streamed(client: OpenAI) -> None:
     """Whole answers: tests/server/test_server.py."""
     schema = {"type": "object", "properties": {"name": {"enum": ["Ann", "Bob"]}}, "required": ["name"]}

@@ -74,6 +74,16 @@ for (const [name, create] of Object.entries(endpoints)) {
   }
 }
 
+{
+  const body = { ...sampling, messages, max_tokens: 16, steering: { ...STEERING, stream_telemetry: "end" } };
+  const whole = await client.chat.completions.create(body);
+  const [final] = (await client.chat.completions.stream(body).finalChatCompletion()).choices;
+  assert.equal(final.message.content, whole.choices[0].message.content);
+  for (const report of [final.steering, final.message.steering]) checkAlike(report, whole.choices[0].steering);
+  checkSteering(final.message.steering, whole.usage.completion_tokens);
+  console.log("chat, put together by the stream's helper: the whole telemetry");
+}
+
 for (const steering of [undefined, STEERING]) {
   const body = { ...sampling, input: "Name three animals.", max_output_tokens: 16, steering };
   const whole = await client.responses.create(body);
