@@ -20,11 +20,11 @@ from tests.support.serving import free_port
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements" / "ray.txt"
 INSTALLED = ROOT / "build" / "ray"
-PATHS = (ROOT / "tests" / "support" / "ray_on_cpu", INSTALLED)  # first in PYTHONPATH of Ray and of the server
+SECRET = "RAY_AUTH_TOKEN"
 OBJECT_STORE_BYTES = 100_000_000  # vLLM's ranks do not use it; by default Ray takes 30% of the memory
 START_S, STOP_S = 600.0, 60.0
 STARTED = "Ray runtime started."
-MEMORY_OF_RANKS = re.compile(r"\d+-.+-cpushm_\d+")
+MEMORY_OF_RANKS = re.compile(r"psm_[0-9a-f]+|\d+-.+-cpushm_\d+")
 
 
 def install() -> None:
@@ -39,11 +39,12 @@ def install() -> None:
 
 
 def environment() -> dict[str, str]:
-    """What Ray and those who connect to it must agree on: its address, and a secret so that nobody else connects."""
+    """The variables for Ray and for those who connect to it, which nobody does without the secret."""
     return {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "support" / "ray_on_cpu"), str(INSTALLED)]),
         "RAY_ADDRESS": f"127.0.0.1:{free_port()}",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        SECRET: secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # by default 15, with which a busy machine starves ranks
         "RAY_memory_monitor_refresh_ms": "0",  # it kills ranks where other programs fill the memory
@@ -73,9 +74,10 @@ def running(places: int, log: Path, given: Mapping[str, str]) -> Iterator[subpro
 
 
 def remove_memory_of_ranks(open_before: Iterable[Path]) -> None:
-    """Remove what vLLM's CPU ranks leave in shared memory. Under Ray it is named after a TCP port.
+    """Remove what vLLM's ranks leave in shared memory because Ray kills them, and their resource trackers with them.
 
-    Without Ray it is named after a file in the launcher's temporary folder, and the launcher removes it.
+    These are their message queues, and, on a CPU, the files in which they exchange tensors. Under Ray the latter are
+    named after a TCP port, and not after a file in the launcher's temporary folder, with which they would go.
     """
     for path in open_before:
         if MEMORY_OF_RANKS.fullmatch(path.name):

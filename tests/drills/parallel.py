@@ -1,12 +1,12 @@
 """Tensor, pipeline and data parallel servers on this machine, every record checked: `python -m tests.drills.parallel`.
 
-    python -m tests.drills.parallel [tp2 | pp2 | dp2 | tp2pp2 | tp2dp2] ... [--v2] [--ray] [--requests 120] [--seed 0]
+    python -m tests.drills.parallel [tp2 | pp2 | dp2 | tp2pp2 | tp2dp2] ... [--v2 | --ray] [--requests 120] [--seed 0]
 
 For each form (by default the first three), a real `steerdec serve` of a random llama is sent mixed requests over HTTP.
 What every record must be follows from a forward pass in float64 (`tests.support.expected_records`). Exit status 1 if a
 record, a summary or a token is wrong, if a rank was not there, if an engine generated nothing, or if something is left
 in shared memory. With --v2 the engine is vLLM's V2 runner with our Triton kernels, in Triton's interpreter. With --ray
-the ranks are actors of a Ray that is started for each form, and installed under build/ the first time.
+the ranks of one engine are actors of a Ray that is started for each form, and installed under build/ the first time.
 """
 
 from __future__ import annotations
@@ -53,13 +53,9 @@ class Form:
     ranks_in_ray: int = 0
 
     def in_ray(self) -> Form:
-        """The same form with actors of Ray for its ranks, and for its engines if there are several."""
-        ranks = sum(name.startswith("Worker") for name in self.processes)
-        flags, actors = (*self.flags, "--distributed-executor-backend", "ray"), ranks * ("ray::RayWorkerProc.run",)
-        if self.engines > 1:
-            flags += ("--data-parallel-backend", "ray")
-            actors += self.engines * ("ray::EngineCoreActor.run",)
-        return replace(self, flags=flags, processes=actors, ranks_in_ray=ranks)
+        """The same form with an actor of Ray for each rank."""
+        flags, ranks = (*self.flags, "--distributed-executor-backend", "ray"), len(self.processes)
+        return replace(self, flags=flags, processes=ranks * ("ray::RayWorkerProc.run",), ranks_in_ray=ranks)
 
 
 TP2, PP2, DP2 = (("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2"), ("--data-parallel-size", "2"))
@@ -79,9 +75,9 @@ ENVIRONMENT = {
 }
 V2_ENVIRONMENT = {  # see tests/support/v2_on_cpu
     "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "support" / "v2_on_cpu"), str(ROOT)]),
     "STEERDEC_ROOT": str(ROOT),
 }
-V2_PATHS = (ROOT / "tests" / "support" / "v2_on_cpu", ROOT)
 
 
 @dataclass
@@ -116,15 +112,17 @@ def drill(form: Form, folder: Path, requests: int, seed: int, *, v2: bool = Fals
     model = saved(tiny_model(1, tied=False, hidden=128), folder / "model", tokenizer)
     port, log, seen = free_port(), folder / "server.log", Seen()
     arguments = ["serve", str(model), "--port", str(port), "--dtype", "float32", *form.flags]
-    environment = ENVIRONMENT | _arrangement(v2=v2, ray=form.ranks_in_ray > 0)
-    print(*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), "steerdec", shlex.join(arguments))
+    environment = ENVIRONMENT | (V2_ENVIRONMENT if v2 else {})
+    if form.ranks_in_ray:
+        environment |= local_ray.environment()
+    shown = (f"{name}={shlex.quote(value)}" for name, value in environment.items() if name != local_ray.SECRET)
+    print(*shown, "steerdec", shlex.join(arguments))
     command = [sys.executable, "-m", "steerdec", *arguments]
     shared: set[Path] = set()
     with contextlib.ExitStack() as stack:
         roots = []
         if form.ranks_in_ray:
             local_ray.install()
-            environment |= local_ray.environment()
             head = stack.enter_context(local_ray.running(form.ranks_in_ray, folder / "ray.log", environment))
             roots.append(head.pid)
         server = command_running(command, port, log, START_PATIENCE_S, environment=os.environ | environment)
@@ -150,13 +148,6 @@ def drill(form: Form, folder: Path, requests: int, seed: int, *, v2: bool = Fals
     for one in returned:
         truth.compare(one, seen.found)
     return seen
-
-
-def _arrangement(*, v2: bool, ray: bool) -> dict[str, str]:
-    """The variables that put vLLM's V2 runner, and ranks of Ray, on a CPU."""
-    paths = [*(V2_PATHS if v2 else ()), *(local_ray.PATHS if ray else ())]
-    path = {"PYTHONPATH": os.pathsep.join(map(str, paths))} if paths else {}
-    return path | (V2_ENVIRONMENT if v2 else {})
 
 
 def _below(pids: list[int]) -> Iterator[psutil.Process]:
@@ -216,13 +207,16 @@ def show(name: str, seen: Seen, faults: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.drills.parallel", description=__doc__)
     parser.add_argument("forms", nargs="*", metavar="form", choices=[[], *FORMS], help=", ".join(FORMS))
-    parser.add_argument("--v2", action="store_true")
-    parser.add_argument("--ray", action="store_true")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--v2", action="store_true")
+    one.add_argument("--ray", action="store_true")
     parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.ray and (several := [name for name in options.forms if FORMS[name].engines > 1]):
+        parser.error(f"--ray: {several[0]} has more than one engine; the forms with one are tp2, pp2, tp2pp2")
     status = 0
-    for name in options.forms or ("tp2", "pp2", "dp2"):
+    for name in options.forms or ["tp2", "pp2", *([] if options.ray else ["dp2"])]:
         with tempfile.TemporaryDirectory(prefix="steerdec-parallel-") as folder:
             form = FORMS[name].in_ray() if options.ray else FORMS[name]
             seen = drill(form, Path(folder), options.requests, options.seed, v2=options.v2)

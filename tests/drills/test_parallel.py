@@ -196,11 +196,10 @@ def test_a_form_that_did_not_take_part_is_seen(change: dict[str, Any], told: str
 
 def test_ranks_outside_of_ray_are_seen() -> None:
     """As if vLLM had started its own workers after all."""
-    seen, form = right_run(), FORMS["dp2"].in_ray()
-    assert seen.faults(form)[0] == "no process ray::RayWorkerProc.run"
-    seen.processes = ["ray::EngineCoreActor.run", *(2 * ["ray::RayWorkerProc.run"])]
-    assert seen.faults(form) == ["no process ray::EngineCoreActor.run"]
-    seen.processes.append("ray::EngineCoreActor.run")
+    seen, form = right_run(), FORMS["tp2"].in_ray()
+    seen.processes, seen.engine_tokens = ["EngineCore", "ray::RayWorkerProc.run", "Worker_TP1"], {"0": 20}
+    assert seen.faults(form) == ["no process ray::RayWorkerProc.run"]
+    seen.processes.append("ray::RayWorkerProc.run")
     assert seen.faults(form) == []
 
 
