@@ -74,7 +74,7 @@ def running(places: int, log: Path, given: Mapping[str, str]) -> Iterator[subpro
 
 
 def remove_memory_of_ranks(open_before: Iterable[Path]) -> None:
-    """Remove what vLLM's ranks leave in shared memory because Ray kills them, and their resource trackers with them.
+    """Remove what vLLM's ranks leave in shared memory because Ray kills them.
 
     These are their message queues, and, on a CPU, the files in which they exchange tensors. Under Ray the latter are
     named after a TCP port, and not after a file in the launcher's temporary folder, with which they would go.
