@@ -92,7 +92,7 @@ docs: setup
 # Known vulnerabilities of the pinned packages. Not part of check: it needs the network, and asks PyPI about each.
 audit: setup
 	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; }
-	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r requirements/cpu.txt -r requirements/dev.txt -r requirements/ray.txt
 
 # Faults brought about on purpose, against docs/faults.md; about ten minutes.
 drills: setup

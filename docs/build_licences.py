@@ -33,6 +33,11 @@ SPECIAL: Final = {
 # Read in the license file of the package, because its metadata names none.
 READ: Final = {"oss-harmony": "Apache-2.0", "quickjs-ng": "MIT", "setuptools": "MIT", "supervisor": "BSD", "zss": "BSD"}
 
+# Read in the metadata of packages that are not installed beside the others, but by the drill that needs them.
+ELSEWHERE: Final = {"msgpack": "Apache-2.0", "ray": "Apache-2.0"}
+
+PURPOSES: Final = {"cpu": "run", "dev": "develop", "ray": "drill Ray"}  # by list
+
 SPELLINGS: Final = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache": "Apache-2.0",
@@ -52,7 +57,7 @@ VAGUE: Final = {"OSI Approved", "DFSG approved"}
 
 def requirements() -> Iterator[tuple[str, str]]:
     """Yield (list, package) of every line."""
-    for name in ("cpu", "dev"):
+    for name in PURPOSES:
         for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
             if line and not line.startswith("#"):
                 yield name, line.partition("==")[0].strip()
@@ -64,7 +69,7 @@ def licence(package: str) -> str:
     Raises:
         PackageNotFoundError: it is not installed.
     """
-    return READ.get(package) or _from_metadata(metadata(package))
+    return READ.get(package) or ELSEWHERE.get(package) or _from_metadata(metadata(package))
 
 
 def _from_metadata(package: PackageMetadata) -> str:
@@ -100,7 +105,7 @@ def page() -> str:
     lines = ["| package | license | needed to |", "| --- | --- | --- |"]
     for kind, package in requirements():
         license_ = licence(package) + (f" ({SPECIAL[package]})" if package in SPECIAL else "")
-        lines.append(f"| {package} | {license_} | {'run' if kind == 'cpu' else 'develop'} |")
+        lines.append(f"| {package} | {license_} | {PURPOSES[kind]} |")
     return text + "\n".join(lines) + "\n"
 
 

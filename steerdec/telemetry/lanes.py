@@ -197,7 +197,9 @@ class LanePool:
         first = self._claimed_part(parts) * self.count
         self._free = deque(range(first, first + self.count))
         self._resting: deque[tuple[int, float]] = deque()
-        self._generation = dict.fromkeys(self._free, 0)
+        # Not from 0: a worker on another host opens a file of the same name there if that host has a server of its own,
+        # and writes into its lanes. Under numbers of another start, these records are nobody's.
+        self._generation = dict.fromkeys(self._free, secrets.randbelow(MAX_GENERATION))
 
     def _claimed_part(self, parts: int) -> int:
         for i in range(parts):

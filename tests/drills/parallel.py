@@ -1,17 +1,19 @@
 """Tensor, pipeline and data parallel servers on this machine, every record checked: `python -m tests.drills.parallel`.
 
-    python -m tests.drills.parallel [tp2 | pp2 | dp2 | tp2pp2 | tp2dp2] ... [--v2] [--requests 120] [--seed 0]
+    python -m tests.drills.parallel [tp2 | pp2 | dp2 | tp2pp2 | tp2dp2] ... [--v2 | --ray] [--requests 120] [--seed 0]
 
 For each form (by default the first three), a real `steerdec serve` of a random llama is sent mixed requests over HTTP.
 What every record must be follows from a forward pass in float64 (`tests.support.expected_records`). Exit status 1 if a
 record, a summary or a token is wrong, if a rank was not there, if an engine generated nothing, or if something is left
-in shared memory. With --v2 the engine is vLLM's V2 runner with our Triton kernels, in Triton's interpreter.
+in shared memory. With --v2 the engine is vLLM's V2 runner with our Triton kernels, in Triton's interpreter. With --ray
+the ranks of one engine are actors of a Ray that is started for each form, and installed under build/ the first time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -19,13 +21,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import psutil
 
 from steerdec.telemetry.lanes import SHARED_MEMORY
+from tests.drills import local_ray
 from tests.drills.parallel_requests import planned, sent
 from tests.support.expected_records import Findings, Truth
 from tests.support.serving import command_running, free_port
@@ -46,6 +50,12 @@ class Form:
     flags: tuple[str, ...]
     processes: tuple[str, ...]
     engines: int = 1
+    ranks_in_ray: int = 0
+
+    def in_ray(self) -> Form:
+        """The same form with an actor of Ray for each rank."""
+        flags, ranks = (*self.flags, "--distributed-executor-backend", "ray"), len(self.processes)
+        return replace(self, flags=flags, processes=ranks * ("ray::RayWorkerProc.run",), ranks_in_ray=ranks)
 
 
 TP2, PP2, DP2 = (("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2"), ("--data-parallel-size", "2"))
@@ -103,21 +113,33 @@ def drill(form: Form, folder: Path, requests: int, seed: int, *, v2: bool = Fals
     port, log, seen = free_port(), folder / "server.log", Seen()
     arguments = ["serve", str(model), "--port", str(port), "--dtype", "float32", *form.flags]
     environment = ENVIRONMENT | (V2_ENVIRONMENT if v2 else {})
-    print(*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), "steerdec", shlex.join(arguments))
+    if form.ranks_in_ray:
+        environment |= local_ray.environment()
+    shown = (f"{name}={shlex.quote(value)}" for name, value in environment.items() if name != local_ray.SECRET)
+    print(*shown, "steerdec", shlex.join(arguments))
     command = [sys.executable, "-m", "steerdec", *arguments]
     shared: set[Path] = set()
-    with command_running(command, port, log, START_PATIENCE_S, environment=os.environ | environment) as process:
+    with contextlib.ExitStack() as stack:
+        roots = []
+        if form.ranks_in_ray:
+            local_ray.install()
+            head = stack.enter_context(local_ray.running(form.ranks_in_ray, folder / "ray.log", environment))
+            roots.append(head.pid)
+        server = command_running(command, port, log, START_PATIENCE_S, environment=os.environ | environment)
+        roots.append(stack.enter_context(server).pid)
         url, begin = f"http://127.0.0.1:{port}", time.monotonic()
-        seen.processes = _titles(process.pid)
+        seen.processes = _titles(roots)
         returned, seen.kinds, failed = asyncio.run(sent(url, planned(requests, str(model), tokenizer, seed)))
         seen.seconds = time.monotonic() - begin
         try:
             seen.runner = httpx.get(f"{url}/v1/steering", timeout=60).json()["runner"]
             failed += _lanes_left(url)
             seen.engine_tokens = _engine_tokens(httpx.get(f"{url}/metrics", timeout=60).text)
-            shared = _shared_memory(process.pid)
+            shared = _shared_memory(roots)
         except (httpx.HTTPError, psutil.Error) as e:
             failed.append(f"the server is gone: {type(e).__name__} {e}")
+    if form.ranks_in_ray:
+        local_ray.remove_memory_of_ranks(shared)
     failed += [f"{path} was left in shared memory" for path in shared if path.exists()]
     if seen.runner != (wanted := "v2" if v2 else "v1"):
         failed.append(f"the runner is {seen.runner}, not {wanted}")
@@ -128,15 +150,20 @@ def drill(form: Form, folder: Path, requests: int, seed: int, *, v2: bool = Fals
     return seen
 
 
-def _titles(pid: int) -> list[str]:
-    """The names that vLLM gave to its engines and workers below a process."""
-    lines = (" ".join(p.cmdline()) for p in psutil.Process(pid).children(recursive=True))
-    return [line.removeprefix("VLLM::").strip() for line in lines if line.startswith("VLLM::")]
+def _below(pids: list[int]) -> Iterator[psutil.Process]:
+    for pid in pids:
+        yield from psutil.Process(pid).children(recursive=True)
 
 
-def _shared_memory(pid: int) -> set[Path]:
-    """The files in shared memory that are open in the processes below one."""
-    maps = (m for p in psutil.Process(pid).children(recursive=True) for m in p.memory_maps())
+def _titles(pids: list[int]) -> list[str]:
+    """The names that vLLM and Ray gave to engines and workers below some processes."""
+    lines = (" ".join(p.cmdline()) for p in _below(pids))
+    return [line.removeprefix("VLLM::").strip() for line in lines if line.startswith(("VLLM::", "ray::"))]
+
+
+def _shared_memory(pids: list[int]) -> set[Path]:
+    """The files in shared memory that are open in the processes below some."""
+    maps = (m for p in _below(pids) for m in p.memory_maps())
     return {Path(m.path) for m in maps if m.path.startswith(str(SHARED_MEMORY))}
 
 
@@ -180,15 +207,20 @@ def show(name: str, seen: Seen, faults: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.drills.parallel", description=__doc__)
     parser.add_argument("forms", nargs="*", metavar="form", choices=[[], *FORMS], help=", ".join(FORMS))
-    parser.add_argument("--v2", action="store_true")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--v2", action="store_true")
+    one.add_argument("--ray", action="store_true")
     parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.ray and (several := [name for name in options.forms if FORMS[name].engines > 1]):
+        parser.error(f"--ray: {several[0]} has more than one engine; the forms with one are tp2, pp2, tp2pp2")
     status = 0
-    for name in options.forms or ("tp2", "pp2", "dp2"):
+    for name in options.forms or ["tp2", "pp2", *([] if options.ray else ["dp2"])]:
         with tempfile.TemporaryDirectory(prefix="steerdec-parallel-") as folder:
-            seen = drill(FORMS[name], Path(folder), options.requests, options.seed, v2=options.v2)
-            if faults := seen.faults(FORMS[name]):
+            form = FORMS[name].in_ray() if options.ray else FORMS[name]
+            seen = drill(form, Path(folder), options.requests, options.seed, v2=options.v2)
+            if faults := seen.faults(form):
                 log = (Path(folder) / "server.log").read_text().splitlines()
                 print("\n".join([line for line in log if " ERROR " in line][:LOG_SHOWN]))
         show(name, seen, faults)

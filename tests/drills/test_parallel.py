@@ -194,6 +194,15 @@ def test_a_form_that_did_not_take_part_is_seen(change: dict[str, Any], told: str
     assert told in seen.faults(FORMS["dp2"])[0]
 
 
+def test_ranks_outside_of_ray_are_seen() -> None:
+    """As if vLLM had started its own workers after all."""
+    seen, form = right_run(), FORMS["tp2"].in_ray()
+    seen.processes, seen.engine_tokens = ["EngineCore", "ray::RayWorkerProc.run", "Worker_TP1"], {"0": 20}
+    assert seen.faults(form) == ["no process ray::RayWorkerProc.run"]
+    seen.processes.append("ray::RayWorkerProc.run")
+    assert seen.faults(form) == []
+
+
 def test_the_plan_mixes_everything_and_repeats() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -215,3 +224,12 @@ def test_the_plan_mixes_everything_and_repeats() -> None:
 @pytest.mark.parametrize("form", ["tp2", "pp2", "dp2"])
 def test_a_real_server_of_each_form(form: str, tmp_path: Path) -> None:
     assert drill(FORMS[form], tmp_path, requests=40, seed=1).faults(FORMS[form]) == []
+
+
+@pytest.mark.engine
+@pytest.mark.thorough
+@pytest.mark.timeout(3600)
+def test_a_real_server_whose_ranks_are_actors_of_ray(tmp_path: Path) -> None:
+    """Installs Ray under build/ the first time, from the package index."""
+    form = FORMS["tp2"].in_ray()
+    assert drill(form, tmp_path, requests=40, seed=1).faults(form) == []

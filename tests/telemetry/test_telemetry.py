@@ -63,6 +63,18 @@ def test_a_lane_is_never_read_by_another_request() -> None:
         assert pool.lent == 0
 
 
+def test_records_of_another_server_are_never_taken_for_our_own() -> None:
+    """As if a worker of a server on another host had opened the file that has the same name here."""
+    with telemetry.created(4, max_lanes=3) as file, telemetry.created(4, max_lanes=3) as elsewhere:
+        (ours,), (theirs,) = LanePool(file).lend(1), LanePool(elsewhere).lend(1)
+        assert ours.index == theirs.index
+        recorder = Recorder.open(file, torch.device("cpu"))
+        assert recorder is not None
+        write(recorder, theirs, 0, 1.0, 1.0, True)
+        assert np.isnan(ours.read(0, 4).entropy_nats).all()
+        assert ours.recorded_tokens() == 0
+
+
 def test_aborted_lanes_rest_before_they_are_lent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: now)
