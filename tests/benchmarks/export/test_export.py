@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -49,6 +51,20 @@ def test_parquet_has_every_sample_and_the_settings(run: Path, tmp_path: Path) ->
     assert Settings.model_validate_json(table.schema.metadata[b"steerdec_run"]) == load_run(run).settings
     lists = [row for row in table.column("fork").to_pylist() if row is not None]
     assert lists == [sample.fork for sample in samples if sample.fork]
+
+
+def test_polars_and_pandas_read_parquet_with_the_right_types(run: Path, tmp_path: Path) -> None:
+    (path,) = export(run, "parquet", tmp_path)
+    table = pl.read_parquet(path)
+    frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    polars = {"sample": pl.Int32, "seed": pl.Int64, "forks": pl.Int32, "correct": pl.Boolean}
+    assert {name: table.schema[name] for name in polars} == polars
+    assert table.schema["fork"] == pl.List(pl.Boolean)
+    assert [str(frame.dtypes[name]) for name in polars] == ["Int32", "Int64", "Int32", "boolean"]
+    assert len(table) == len(frame) == len(list(load_run(run).samples()))
+    for arm, score in frame.groupby("arm")["correct"].mean().items():
+        assert score == pytest.approx(accuracy(run, str(arm)))
+    assert (load_run(run).to_pandas().dtypes[list(polars)] == frame.dtypes[list(polars)]).all()
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +113,12 @@ def test_inspect_reads_its_logs_and_finds_our_scores(run: Path, tmp_path: Path) 
         assert values.count("C") == sum(s.arm == name and s.grade == "correct" for s in graded(run))
     failed = [sample for sample in logs["N-down"].samples if sample.error]
     assert [sample.error.message for sample in failed] == ["ReadTimeout after 600 s"] * 6
+    assert logs["A/A"].eval.task == "embedded, arm A_A"
+    first = logs["B"].samples[0]
+    assert first.input in first.messages[0].content
+    assert sum(usage.output_tokens for usage in logs["B"].stats.model_usage.values()) == sum(
+        sample.completion_tokens or 0 for sample in load_run(run).samples() if sample.arm == "B"
+    )
     assert logs["F-up"].eval.model_generate_config.extra_body["steering"]["fork_temperature"] == 1.0
 
 
