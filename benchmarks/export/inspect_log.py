@@ -66,8 +66,11 @@ def _log(source: Source, arm: Arm) -> Any:
         status="cancelled" if summary.missing else "success",
         eval=_spec(source, arm),
         results=_results(source, arm),
-        # A run does not record when it ended.
-        stats=EvalStats(started_at=settings.created, completed_at="", model_usage={_model(source): _usage(tokens)}),
+        stats=EvalStats(
+            started_at=settings.created,
+            completed_at=settings.created,  # a run does not record when it ended, and the viewer has no word for that
+            model_usage={_model(source): _usage(tokens)},
+        ),
         samples=[_sample(source, sample) for sample in samples],
     )
 

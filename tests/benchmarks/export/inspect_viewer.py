@@ -63,7 +63,7 @@ def _all(driver: Chrome, url: str, logs: Path, screenshots: Path) -> dict[str, S
     names = sorted(path.name for path in logs.glob("*.eval"))
     driver.set_window_size(1500, 1000)
     driver.get(url)
-    _text_with(driver, rf"{len(names)} items")
+    _text_with(driver, rf"(?s)^(?!.*Syncing).*\b{len(names)} items")  # scores come after the names
     driver.save_screenshot(str(screenshots / "logs.png"))
     driver.set_window_size(1500, 4000)  # rows that are out of view are not in the page
     return {name: _one(driver, url, name, screenshots) for name in names}
