@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from steerdec.benchmarks.export import every_eval_ever
 from steerdec.benchmarks.export.formats import export
 from steerdec.common.errors import InvalidInputError
 from steerdec.problems.sets import load_problems
@@ -97,6 +99,19 @@ def test_every_eval_ever_passes_its_schemas_and_has_our_scores(
     for arm in ("B", "F-up", "N-down"):
         assert scores[f"{arm}/avg@k"] == accuracy(run, arm)
     assert sum(row["evaluation"]["is_correct"] for row in rows) == sum(s.grade == "correct" for s in graded(run))
+
+
+def test_every_eval_ever_is_told_where_a_set_of_the_hub_comes_from(run: Path, schemas: dict[str, Any]) -> None:
+    source = every_eval_ever.read(run)
+    own = source.settings.problems
+    for name, repo, split in (("gsm8k@" + "a" * 40, "openai/gsm8k", "test"), ("hub:own/x", "own/x", None)):
+        problems = own.model_copy(update={"source": name})
+        settings = source.settings.model_copy(update={"problems": problems})
+        given = replace(source, run=replace(source.run, settings=settings))
+        record = every_eval_ever._record(given)
+        jsonschema.validate(record, schemas["eval"])
+        data = record["evaluation_results"][0]["source_data"]
+        assert (data["source_type"], data["hf_repo"], data.get("hf_split")) == ("hf_dataset", repo, split)
 
 
 def test_inspect_reads_its_logs_and_finds_our_scores(run: Path, tmp_path: Path) -> None:
