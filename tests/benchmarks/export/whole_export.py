@@ -13,6 +13,7 @@ status 1 at the first that fails.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -28,7 +29,7 @@ from tests.benchmarks.export.inspect_viewer import check_viewer
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "build" / "exports"
 INSPECT = "inspect-ai==0.3.285"
-EVERY_EVAL_EVER = "every-eval-ever==0.3.0"  # needs Python 3.12, which uv finds or brings
+EVERY_EVAL_EVER = "every-eval-ever==0.3.0"  # needs Python 3.12
 UV = "uv==0.13.9"
 
 READ_LOGS = """
@@ -87,11 +88,21 @@ def inspect_environment() -> Path:
     return folder / "bin"
 
 
+def newer_python() -> str:
+    """Return a Python from 3.12 on: one in PATH or of pyenv, else "3.12" for uv to bring."""
+    names = [shutil.which(f"python3.{minor}") for minor in (12, 13, 14)]
+    pyenv = [str(path) for path in sorted(Path.home().glob(".pyenv/versions/3.1[2-9].*/bin/python"))]
+    for path in [*filter(None, names), *pyenv]:
+        if subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:  # else pyenv's shim
+            return path
+    return "3.12"
+
+
 def validator(bin_: Path) -> Path:
     """Return the command of Every Eval Ever."""
     folder = FOLDER / "every-eval-ever"
     if not (folder / "bin" / "every_eval_ever").exists():
-        run(bin_ / "uv", "venv", "--quiet", "--seed", "--clear", "--python", "3.12", folder)
+        run(bin_ / "uv", "venv", "--quiet", "--seed", "--clear", "--python", newer_python(), folder)
         run(folder / "bin" / "pip", "install", "--quiet", EVERY_EVAL_EVER)
     return folder / "bin" / "every_eval_ever"
 
