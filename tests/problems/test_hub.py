@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from steerdec.benchmarks.run.run_request import read_request
 from steerdec.problems import hub
 from steerdec.problems.sets import Problem, ProblemError, load_problems
 from tests.support.hub_server import serving
@@ -105,6 +106,15 @@ def test_any_set_of_the_hub_is_read_by_its_columns(monkeypatch: pytest.MonkeyPat
     assert (where.repo, where.revision, where.split, where.config) == ("own/some-set", "v2", "test", "main")
     again = load_problems(got.source)
     assert (again, asked[1].revision) == (got, COMMIT)
+
+
+def test_a_run_records_the_commit_that_was_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "download", lambda where: hub.Table([ROWS["gsm8k"][0]], COMMIT))
+    request = read_request(
+        "gsm8k@main", "quick", limit=None, prompt=None, thinking=None, samples=1, seed=0, temperature=None,
+        max_tokens=8, threshold=None, force=False,
+    )  # fmt: skip
+    assert (request.source, request.problem_set.name) == (f"gsm8k@{COMMIT}", "gsm8k")
 
 
 @pytest.mark.parametrize(
