@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist docs organism phantom clean
+.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist exports docs organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -106,6 +106,11 @@ contract: setup
 dist: setup
 	rm -rf dist && mkdir dist
 	$(BIN)/python -m tests.packaging.whole_install dist
+
+# A real run, exported, in the tools that read the exports: polars, pandas, inspect view in chromium, Every Eval Ever's
+# validator; minutes, the package index, and chromium. RUN=DIR make exports: a run that is there already.
+exports: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.export.whole_export $(RUN)
 
 clean:
 	rm -rf demo demo-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,6 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from steerdec.common.files import FileError, write_atomically
+from steerdec.problems import hub
 from steerdec.records.arms import Arm
 from steerdec.records.run import Settings
 from steerdec.records.samples import Sample
@@ -152,7 +153,12 @@ def _result_id(arm: Arm, metric: str) -> str:
 def _data(source: Source) -> Json:
     problems = source.settings.problems
     details = {"source": problems.source, "sha256": problems.sha256, "problems": str(problems.n)}
-    return {"dataset_name": problems.name, "source_type": "other", "additional_details": details}
+    data: Json = {"dataset_name": problems.name, "source_type": "other", "additional_details": details}
+    if where := hub.find(problems.source):
+        split = {} if where.split is None else {"hf_split": where.split}
+        data |= {"source_type": "hf_dataset", "hf_repo": where.repo, "samples_number": problems.n, **split}
+        details["revision"] = str(where.revision)
+    return data
 
 
 def _generation(source: Source, arm: Arm) -> Json:

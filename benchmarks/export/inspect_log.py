@@ -42,8 +42,7 @@ def write(folder: Path, out: Path) -> list[Path]:
     source = read(folder)
     paths = []
     for number, arm in enumerate(source.settings.arms.arms, start=1):
-        name = re.sub(r"[^\w.=-]", "_", arm.name)
-        path = out / f"{number:02}-{name}.eval"
+        path = out / f"{number:02}-{_plain(arm.name)}.eval"
         try:
             out.mkdir(parents=True, exist_ok=True)
             write_eval_log(_log(source, arm), str(path))
@@ -53,17 +52,37 @@ def write(folder: Path, out: Path) -> list[Path]:
     return paths
 
 
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.=-]", "_", name)
+
+
 def _log(source: Source, arm: Arm) -> Any:
     from inspect_ai.log import EvalLog, EvalStats
 
     settings, summary = source.settings, source.summary.arms[arm.name]
+    samples = list(source.samples_of(arm))
+    tokens = sum(sample.completion_tokens or 0 for sample in samples)
     return EvalLog(
         status="cancelled" if summary.missing else "success",
         eval=_spec(source, arm),
         results=_results(source, arm),
-        stats=EvalStats(started_at=settings.created, completed_at=settings.created),
-        samples=[_sample(source, sample) for sample in source.samples_of(arm)],
+        stats=EvalStats(
+            started_at=settings.created,
+            completed_at=settings.created,  # a run does not record when it ended, and the viewer has no word for that
+            model_usage={_model(source): _usage(tokens)},
+        ),
+        samples=[_sample(source, sample) for sample in samples],
     )
+
+
+def _model(source: Source) -> str:
+    return f"vllm/{source.settings.model}"
+
+
+def _usage(tokens: int) -> Any:
+    from inspect_ai.model import ModelUsage
+
+    return ModelUsage(output_tokens=tokens, total_tokens=tokens)  # those of the prompts are not recorded
 
 
 def _spec(source: Source, arm: Arm) -> Any:
@@ -78,11 +97,12 @@ def _spec(source: Source, arm: Arm) -> Any:
         created=settings.created,
         run_id=run_id,
         eval_id=f"{run_id}-{arm.name}",
-        task=f"{settings.problems.name}, arm {arm.name}",
+        # Inspect's data frames drop what stands before a slash in the name of a task.
+        task=f"{settings.problems.name.replace('/', '_')}, arm {_plain(arm.name)}",
         task_id=f"{settings.problems.name}-{arm.name}",
         task_args={"arm": arm.name},
         tags=["steerdec", arm.role],
-        model=f"vllm/{settings.model}",
+        model=_model(source),
         dataset=EvalDataset(
             name=settings.problems.name,
             location=settings.problems.source,
@@ -132,11 +152,12 @@ def _results(source: Source, arm: Arm) -> Any:
 
 def _sample(source: Source, sample: Sample) -> Any:
     from inspect_ai.log import EvalError, EvalSample
-    from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput, ModelUsage
+    from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
     from inspect_ai.scorer import Score
 
-    prompt = source.prompt(sample.problem_id)
-    question = ChatMessageUser(content=prompt)
+    problem = source.problems[sample.problem_id]
+    question = ChatMessageUser(content=source.prompt(sample.problem_id))
+    usage = _usage(sample.completion_tokens or 0)
     extra: dict[str, Any] = {}
     if sample.text is None:
         messages = [question]
@@ -145,8 +166,8 @@ def _sample(source: Source, sample: Sample) -> Any:
         messages = [question, ChatMessageAssistant(content=sample.text)]
         stop = _STOP.get(str(sample.finish_reason), "unknown")
         output = ModelOutput.from_content(source.settings.model, sample.text, stop_reason=stop)
-        output.usage = ModelUsage(output_tokens=sample.completion_tokens or 0)
-        extra["output"] = output
+        output.usage = usage
+        extra |= {"output": output, "model_usage": {_model(source): usage}}
     if sample.grade != "ungraded":
         value = "C" if sample.grade == "correct" else "I"
         extra["scores"] = {SCORER: Score(value=value, answer=sample.answer, explanation=sample.grade_path)}
@@ -160,8 +181,8 @@ def _sample(source: Source, sample: Sample) -> Any:
     return EvalSample(
         id=sample.problem_id,
         epoch=sample.sample + 1,
-        input=prompt,
-        target=source.problems[sample.problem_id].answer,
+        input=problem.problem,  # the messages have the whole prompt
+        target=problem.answer,
         messages=messages,
         metadata={name: value for name, value in kept.items() if value is not None},
         **extra,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steerdec.problems import embedded, hub
 from steerdec.problems.prompts import request_body
 from steerdec.problems.sets import ProblemSet, load_problems
 from steerdec.records.arms import ArmSet
@@ -69,7 +68,7 @@ def read_request(
     arm_set, replays = read_replays(load_arm_set(arms), problem_set, prompt=prompt, max_tokens=max_tokens)
     request = RunRequest(
         problem_set=problem_set,
-        source=_source(problems),
+        source=problem_set.source,
         limit=limit,
         prompt=prompt,
         thinking=thinking,
@@ -91,12 +90,6 @@ def read_request(
         solved = {arm.name: request.temperature for arm in arm_set.arms}
         resolved(request, Threshold(0.0, "", fork_rate=0.5, solved=solved))
     return request
-
-
-def _source(name: str) -> str:
-    """Return a name that loads the same problems from any working directory."""
-    built_in = name in hub.SETS or name in embedded.SETS or name.startswith("gym:")
-    return name if built_in else str(Path(name).resolve())
 
 
 def repeated_request(run_json: Path) -> tuple[RunRequest, Settings]:

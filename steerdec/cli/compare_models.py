@@ -24,7 +24,8 @@ def compare_models(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Built-in problem set, or a JSONL file of id, problem, answer. Default: compare only the weights.",
+            help="A problem set by name, hub:OWNER/NAME, gym:TASK, or a JSONL or Parquet file with problem, answer. "
+            "Default: compare only the weights.",
             show_default=False,
         ),
     ] = None,

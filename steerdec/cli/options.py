@@ -41,7 +41,9 @@ def number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
 Problems = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|FILE", help="Built-in problem set, or a JSONL file of id, problem, answer.", show_default=False
+        metavar="NAME|FILE",
+        help="A problem set by name, hub:OWNER/NAME, gym:TASK, or a JSONL or Parquet file with problem, answer.",
+        show_default=False,
     ),
 ]
 Endpoints = Annotated[

@@ -12,6 +12,8 @@ from functools import cache
 from typing import Any, Final
 
 MAX_CANONICAL_CHARS: Final = 200
+_PLUS_MINUS: Final = re.compile(r"\\pm(?![A-Za-z])|±")
+_MINUS_PLUS: Final = re.compile(r"\\mp(?![A-Za-z])|∓")
 
 
 def compare(answer: str, gold: str) -> tuple[bool, str]:
@@ -26,7 +28,8 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
     config = [LatexExtractionConfig(normalization_config=normal)]
     try:
         parsed_gold, parsed = (
-            parse(f"\\boxed{{{latex}}}", extraction_config=config, parsing_timeout=None) for latex in (gold, answer)
+            parse(f"\\boxed{{{both_signs(latex)}}}", extraction_config=config, parsing_timeout=None)
+            for latex in (gold, answer)
         )
         equal = bool(verify(parsed_gold, parsed, timeout_seconds=None))
         if equal and "%" not in answer + gold:
@@ -34,6 +37,13 @@ def compare(answer: str, gold: str) -> tuple[bool, str]:
         return equal, _canonical(parsed, answer)
     except Exception:  # what cannot be read is not equal
         return False, answer
+
+
+def both_signs(latex: str) -> str:
+    r"""Return "1 + x, 1 - x" for `1 \pm x`, which math-verify does not read as two answers."""
+    if not _PLUS_MINUS.search(latex):
+        return latex
+    return ", ".join(_MINUS_PLUS.sub(lower, _PLUS_MINUS.sub(upper, latex)) for upper, lower in ("+-", "-+"))
 
 
 @cache

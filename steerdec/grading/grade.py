@@ -29,9 +29,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from steerdec.common.boxes import last_box
 from steerdec.common.numerals import MAX_CHARS, NUMBER, canonical_number, read_integer, read_number
 from steerdec.grading import exact
-from steerdec.grading.boxes import last_box
 from steerdec.grading.measures import (
     FULL_WIDTH,
     Measure,

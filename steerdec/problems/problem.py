@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from steerdec.common.errors import InvalidInputError
@@ -35,11 +35,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Problems with distinct ids, and the name of their template in `prompts`."""
+    """Problems with distinct ids, and the name of their template in `prompts`.
+
+    `source` is a name that loads the same set from any working directory, with the revision that was fetched.
+    """
 
     name: str
     problems: tuple[Problem, ...]
     prompt: str
+    source: str = field(default="", compare=False)
 
     @property
     def sha256(self) -> str:

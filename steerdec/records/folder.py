@@ -99,8 +99,16 @@ class Run:
         return pa.Table.from_batches(batches, schema)
 
     def to_pandas(self, *, tokens: bool = False) -> pd.DataFrame:
-        """Return `to_arrow` as a pandas data frame. Raises ImportError if pandas is not installed."""
-        return self.to_arrow(tokens=tokens).to_pandas()
+        """Return `to_arrow` as a pandas data frame; whole numbers and booleans stay such beside nulls.
+
+        Raises:
+            ImportError: pandas is not installed.
+            JournalError: see `samples`.
+        """
+        import pandas as pd
+
+        types = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+        return self.to_arrow(tokens=tokens).to_pandas(types_mapper=types.get)
 
     def to_polars(self, *, tokens: bool = False) -> pl.DataFrame:
         """Return `to_arrow` as a polars data frame. Raises ImportError if polars is not installed."""

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steerdec.common.boxes import last_box
 from steerdec.common.numerals import read_integer, read_number
 from steerdec.grading import pool as grading_pool
-from steerdec.grading.boxes import last_box
 from steerdec.grading.grade import Comparison, Grade, decide, grade
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.sets import Problem

@@ -6,13 +6,17 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from steerdec.benchmarks.export import every_eval_ever
 from steerdec.benchmarks.export.formats import export
 from steerdec.common.errors import InvalidInputError
 from steerdec.problems.sets import load_problems
@@ -51,6 +55,20 @@ def test_parquet_has_every_sample_and_the_settings(run: Path, tmp_path: Path) ->
     assert lists == [sample.fork for sample in samples if sample.fork]
 
 
+def test_polars_and_pandas_read_parquet_with_the_right_types(run: Path, tmp_path: Path) -> None:
+    (path,) = export(run, "parquet", tmp_path)
+    table = pl.read_parquet(path)
+    frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    polars = {"sample": pl.Int32, "seed": pl.Int64, "forks": pl.Int32, "correct": pl.Boolean}
+    assert {name: table.schema[name] for name in polars} == polars
+    assert table.schema["fork"] == pl.List(pl.Boolean)
+    assert [str(frame.dtypes[name]) for name in polars] == ["Int32", "Int64", "Int32", "boolean"]
+    assert len(table) == len(frame) == len(list(load_run(run).samples()))
+    for arm, score in frame.groupby("arm")["correct"].mean().items():
+        assert score == pytest.approx(accuracy(run, str(arm)))
+    assert (load_run(run).to_pandas().dtypes[list(polars)] == frame.dtypes[list(polars)]).all()
+
+
 @pytest.fixture(scope="module")
 def schemas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the schemas of Every Eval Ever, from its wheel: the package itself needs Python 3.12."""
@@ -83,6 +101,19 @@ def test_every_eval_ever_passes_its_schemas_and_has_our_scores(
     assert sum(row["evaluation"]["is_correct"] for row in rows) == sum(s.grade == "correct" for s in graded(run))
 
 
+def test_every_eval_ever_is_told_where_a_set_of_the_hub_comes_from(run: Path, schemas: dict[str, Any]) -> None:
+    source = every_eval_ever.read(run)
+    own = source.settings.problems
+    for name, repo, split in (("gsm8k@" + "a" * 40, "openai/gsm8k", "test"), ("hub:own/x", "own/x", None)):
+        problems = own.model_copy(update={"source": name})
+        settings = source.settings.model_copy(update={"problems": problems})
+        given = replace(source, run=replace(source.run, settings=settings))
+        record = every_eval_ever._record(given)
+        jsonschema.validate(record, schemas["eval"])
+        data = record["evaluation_results"][0]["source_data"]
+        assert (data["source_type"], data["hf_repo"], data.get("hf_split")) == ("hf_dataset", repo, split)
+
+
 def test_inspect_reads_its_logs_and_finds_our_scores(run: Path, tmp_path: Path) -> None:
     inspect_log = pytest.importorskip("inspect_ai.log", reason="inspect-ai is not among steerdec's dependencies")
     paths = export(run, "inspect", tmp_path)
@@ -97,6 +128,12 @@ def test_inspect_reads_its_logs_and_finds_our_scores(run: Path, tmp_path: Path) 
         assert values.count("C") == sum(s.arm == name and s.grade == "correct" for s in graded(run))
     failed = [sample for sample in logs["N-down"].samples if sample.error]
     assert [sample.error.message for sample in failed] == ["ReadTimeout after 600 s"] * 6
+    assert logs["A/A"].eval.task == "embedded, arm A_A"
+    first = logs["B"].samples[0]
+    assert first.input in first.messages[0].content
+    assert sum(usage.output_tokens for usage in logs["B"].stats.model_usage.values()) == sum(
+        sample.completion_tokens or 0 for sample in load_run(run).samples() if sample.arm == "B"
+    )
     assert logs["F-up"].eval.model_generate_config.extra_body["steering"]["fork_temperature"] == 1.0
 
 
