@@ -67,7 +67,7 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
             SteeringError: the scope cannot be known, because the prompt has no token ids.
         """
         n = scores.shape[0]
-        if self._tables is None or self._tables[0].shape[0] != n:
+        if self._tables is None or self._tables[0].shape[0] != n or self._tables[0].device != scores.device:
             seeds = [None if self._seed is None else self._seed + r for r in range(n)]
             self._tables = (
                 torch.tensor([self._request.floats] * n, dtype=torch.float32, device=scores.device),
