@@ -376,7 +376,15 @@ def same_when_compiled(how: How, backend: Any) -> None:
         assert 0 < one.steering.fork.sum() < 6
 
 
-@pytest.mark.parametrize("how", [compiled_in_place, compiled_wrapper, compiled_forward, compiled_by_generate])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(compiled_in_place, marks=pytest.mark.thorough),
+        pytest.param(compiled_forward, marks=pytest.mark.thorough),
+        compiled_wrapper,
+        compiled_by_generate,
+    ],
+)
 def test_compiled_models_give_the_same(how: How) -> None:
     graphs = []
 
