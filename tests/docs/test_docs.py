@@ -195,12 +195,26 @@ def test_commands_take_the_options_they_are_shown_with(words: list[str]) -> None
         assert steering is None or registry.parse(steering)
 
 
-def test_the_transformers_example_runs(weights: Path) -> None:
-    (block,) = [b for b in blocks() if b.language == "python" and "EntropySteering(" in b.code and "generate" in b.code]
+def printed(imported: str) -> list[str]:
+    """What the example prints that has this import, line by line."""
+    (block,) = [b for b in blocks() if b.language == "python" and imported in b.code]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(block.code, block.at, "exec"), {"__name__": "__main__"})
-    entropies = ast.literal_eval(out.getvalue().splitlines()[-1])
+    return out.getvalue().splitlines()
+
+
+def test_the_transformers_example_runs(weights: Path) -> None:
+    lines = printed("from steerdec.hf import generate")
+    tokens = [line.split() for line in lines if re.fullmatch(r"\d+ [\d.e-]+ (fork)? \S+", line)]
+    assert 2 <= len(tokens) <= 64
+    for _, entropy, *fork, temperature in tokens:
+        assert (float(entropy) > 0.6) == bool(fork)
+        assert float(temperature) == pytest.approx(1.3 if fork else 0.8)
+
+
+def test_the_example_of_the_logits_processor_runs(weights: Path) -> None:
+    entropies = ast.literal_eval(printed("from steerdec.hf import EntropySteering")[-1])
     assert 1 <= len(entropies) <= 32
     assert min(entropies) >= 0
 

@@ -1,4 +1,4 @@
-"""Steering in transformers' generate(), against vLLM on the same prefixes and against itself."""
+"""The logits processor for transformers, against vLLM on the same prefixes and against itself."""
 
 from __future__ import annotations
 
@@ -134,15 +134,14 @@ def test_scope_starts_after_the_delimiter(model: Any, inputs: Any) -> None:
     assert [bool(o.selected[0]) for o in asked.outcomes] == expected
 
 
-def test_scope_follows_a_beam_wherever_it_goes() -> None:
-    """A beam search reorders its rows between two tokens, whole sequences with them."""
-    steering = {"select": "all", "scope": "thinking", "thinking_start_id": 5, "thinking_end_id": 6}
-    asked = EntropySteering(steering | {"fork_temperature": 2.0}, temperature=1.0, prompt_tokens=2)
-    logits = torch.randn(2, 11, generator=torch.Generator().manual_seed(1))
-    asked(torch.tensor([[1, 5], [1, 2]]), logits)
-    asked(torch.tensor([[1, 2, 5], [1, 5, 6]]), logits)
-    asked(torch.tensor([[1, 5, 6, 3], [1, 2, 5, 3]]), logits)
-    assert [o.selected.tolist() for o in asked.outcomes] == [[True, False], [True, False], [False, True]]
+def test_rows_that_have_ended_go_on_having_outcomes(model: Any, inputs: Any) -> None:
+    """So `outcomes` is as long as the longest row; `steerdec.hf.generate` knows where each row ends."""
+    asked = EntropySteering({}, temperature=0.8)
+    torch.manual_seed(0)
+    sampled = {"do_sample": True, "temperature": 0.8, "num_return_sequences": 3, "max_new_tokens": 6}
+    out = model.generate(**inputs, **sampled, eos_token_id=list(range(0, 40000, 2)), logits_processor=[asked])
+    assert len(asked.outcomes) == out.shape[1] - inputs.input_ids.shape[1]
+    assert {len(o.selected) for o in asked.outcomes} == {3}
 
 
 def test_what_cannot_be_done_is_refused_before_the_first_token(inputs: Any) -> None:
