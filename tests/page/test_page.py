@@ -27,19 +27,11 @@ from selenium.webdriver.common.by import By
 from steerdec.policies.registry import POLICIES
 from steerdec.steering.params import Select
 from tests.page import stub_server
-from tests.page.browser import WIDE, Page, start_chrome
+from tests.page.browser import CONTRAST, NARROW, NARROWEST, OUTSIDE, WIDE, Page
 from tests.page.stub_server import CALIBRATED_THRESHOLD_NATS, PARTING_NATS, START, Stub, Token, tokens_of
 
-NARROW, NARROWEST = 390, 320
 AWKWARD = """It's "5 > 3" & `date` $HOME \\n \\ 100% !x # {"a": [1]}
 second line — naïve 🙂 'quoted'"""
-
-
-@pytest.fixture(scope="session")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    driver = start_chrome(tmp_path_factory.mktemp("chromium"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="session")
@@ -448,39 +440,13 @@ def test_nothing_sticks_out_of_the_window(page: Page, width: int) -> None:
     page.generate("scripted")
     page.js("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert page.js("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    outside = page.js(
-        "const edge = document.documentElement.clientWidth + 1;"
-        "return [...document.querySelectorAll('main *')].filter((n) => !n.closest('pre') && n.getClientRects().length)"
-        ".filter((n) => n.getBoundingClientRect().right > edge).map((n) => n.outerHTML.slice(0, 80))"
-    )
+    outside = page.js(OUTSIDE)
     assert outside == []
     page.js("document.querySelector('.steered .tok.first').focus()")
     box = page.js("return document.getElementById('inspector').getBoundingClientRect().toJSON()")
     assert box["width"] > 0
     assert box["left"] >= 0
     assert box["right"] <= width
-
-
-CONTRAST = """
-const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
-const rgba = (color, under) => {
-  canvas.clearRect(0, 0, 1, 1);
-  for (const c of [under, color]) { if (c) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } }
-  return [...canvas.getImageData(0, 0, 1, 1).data];
-};
-const solid = (c) => rgba(c)[3] === 255;
-const background = (n) => { while (n && !solid(getComputedStyle(n).backgroundColor)) n = n.parentElement;
-  return n ? getComputedStyle(n).backgroundColor : 'white'; };
-const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-const luminance = (channels) => channels.slice(0, 3).map((v) => linear(v / 255))
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-return [...document.querySelectorAll('body *')].filter((n) => n.getClientRects().length && !n.closest(':disabled') &&
-    [...n.childNodes].some((c) => c.nodeType === 3 && c.data.trim())).map((n) => {
-  const back = background(n);
-  const [a, b] = [luminance(rgba(getComputedStyle(n).color, back)), luminance(rgba(back))];
-  return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.outerHTML.slice(0, 100)];
-}).filter(([ratio]) => ratio < 4.5);
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
