@@ -5,7 +5,7 @@ export const ASK_ABOVE_TOKENS = 2000;
 
 const count = (tokens) => tokens.toLocaleString("en");
 
-/** "Up to 400 tokens: 2 arms of 200." */
+/** { tokens, text: "Up to 400 tokens: 2 arms of 200." } */
 export function costOf(settings) {
   const arms = settings.steered ? 2 : 1;
   const each = Number.isInteger(settings.max_tokens) ? settings.max_tokens : 0;

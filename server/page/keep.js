@@ -4,7 +4,7 @@ import { copy, download } from "./clipboard.js";
 import { picture } from "./picture.js";
 import { colors, measurer, pngBlob, svgBlob } from "./render.js";
 import { readSession, sessionText } from "./session.js";
-import { InputError } from "./settings.js";
+import { InputError, checkSettings, publicSettings } from "./settings.js";
 import { linkTo } from "./share.js";
 
 /**
@@ -21,11 +21,11 @@ export function wireKeep(root, page, say, fail) {
   };
   const button = (name) => root.querySelector(`[data-keep="${name}"]`);
   const on = (name, work) => button(name).addEventListener("click", guarded(work));
-  const settings = () => page.ran() ?? page.form.settings;
+  const checked = (settings) => checkSettings(publicSettings(settings), page.form.policies); // as on loading
   const file = root.querySelector("input[type=file]");
 
   on("save", () => {
-    const text = sessionText(settings(), page.ran() ? page.arms() : []);
+    const text = sessionText(checked(page.ran() ?? page.form.settings), page.ran() ? page.arms() : []);
     download(new Blob([text], { type: "application/json" }), "steerdec-session.json");
     say("Session saved.");
   });
@@ -44,7 +44,7 @@ export function wireKeep(root, page, say, fail) {
     }),
   );
   on("link", async () => {
-    const link = linkTo(page.form.settings, new URL(".", document.baseURI).href);
+    const link = linkTo(checked(page.form.settings), new URL(".", document.baseURI).href);
     const shown = root.querySelector("output");
     shown.textContent = link;
     shown.hidden = false;

@@ -5,7 +5,7 @@ import { Arm } from "./arm.js";
 import { Comparison } from "./comparison.js";
 import { nats, percent } from "./format.js";
 import { Form } from "./form.js";
-import { confirmed, costOf, guardLeaving } from "./guard.js";
+import { ASK_ABOVE_TOKENS, confirmed, costOf, guardLeaving } from "./guard.js";
 import { Histogram } from "./histogram.js";
 import { wireKeep } from "./keep.js";
 import { buildRequest, describe } from "./requests.js";
@@ -43,7 +43,8 @@ const byLine = ({ steering: { select, scope } }) => select === "entropy" && (sco
 
 function onSettings(settings) {
   showSnippets(settings, form.shared);
-  byId("cost").textContent = costOf(settings).text;
+  const { tokens, text } = costOf(settings);
+  byId("cost").textContent = tokens > ASK_ABOVE_TOKENS ? `${text} You will be asked first.` : text;
   if (!ran) showArms(settings);
   const threshold = thresholdOf(settings);
   const isFork =

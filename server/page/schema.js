@@ -8,16 +8,16 @@
 //   optional  may be empty in a form
 //   needs     { name of another field: its values with which this one has a meaning }
 
-// What the page sets itself: it reads every token's entropy.
-const OURS = new Set(["policy", "telemetry", "probe_temperature"]);
+// What the page sets itself: it reads every token's entropy, as it comes.
+const OURS = /^policy$|^probe_temperature$|telemetry$/;
 
 /** -> [{ name, about, fields, shared }], the default policy first; `shared` names the fields that all policies have. */
 export function readSchema(schema) {
   const names = schema.oneOf.map(({ properties }) => new Set(Object.keys(properties)));
-  const shared = new Set([...names[0]].filter((name) => !OURS.has(name) && names.every((all) => all.has(name))));
+  const shared = new Set([...names[0]].filter((name) => !OURS.test(name) && names.every((all) => all.has(name))));
   return schema.oneOf.map(({ title, description, properties, required }) => {
     const fields = Object.entries(properties)
-      .filter(([name]) => !OURS.has(name))
+      .filter(([name]) => !OURS.test(name))
       .map(([name, property]) => readField(name, property, required))
       .filter((field) => field.kind);
     return { name: title, about: description ?? "", fields: ordered(fields, shared), shared };

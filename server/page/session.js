@@ -1,15 +1,6 @@
 // A session as a JSON file: settings, and the tokens of the run on display. Never the API key.
 
-import {
-  InputError,
-  checkSettings,
-  isObject,
-  publicSettings,
-  demand,
-  requireKeys,
-  requireNumber,
-  requireText,
-} from "./settings.js";
+import { InputError, checkSettings, isObject, demand, requireKeys, requireNumber, requireText } from "./settings.js";
 
 const VERSION = 1;
 const MAX_BYTES = 64 * 1024 * 1024;
@@ -17,13 +8,13 @@ const MAX_SPANS = 200_000;
 const ENDING = 100; // characters
 const TEXT = 100_000;
 
-/** The file's text. `arms`: those on display, none before a run. */
+/** The file's text. `settings` are checked; `arms`: those on display, none before a run. */
 export function sessionText(settings, arms) {
   const kept = arms.map((arm) => [
     arm.name,
     { spans: arm.tokens.spans.map(toFile), summary: arm.summary, ending: arm.ending, complete: arm.complete },
   ]);
-  const session = { steerdec_session: VERSION, settings: publicSettings(settings), arms: Object.fromEntries(kept) };
+  const session = { steerdec_session: VERSION, settings, arms: Object.fromEntries(kept) };
   return `${JSON.stringify(session)}\n`;
 }
 

@@ -1,13 +1,13 @@
 // Settings in the fragment of a link. A fragment is not sent to the server, and it holds settings and prompt only.
 
-import { InputError, checkSettings, publicSettings } from "./settings.js";
+import { InputError, checkSettings } from "./settings.js";
 
 const NAME = "#settings=";
 export const MAX_FRAGMENT = 8000; // characters; longer links break in mail and chat
 
-/** -> the link, or throws InputError when the prompt makes it too long. */
+/** -> the link to checked settings, or throws InputError when the prompt makes it too long. */
 export function linkTo(settings, base) {
-  const bytes = new TextEncoder().encode(JSON.stringify(publicSettings(settings)));
+  const bytes = new TextEncoder().encode(JSON.stringify(settings));
   const binary = Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
   const text = btoa(binary).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   const [length, most] = [text.length, MAX_FRAGMENT].map((n) => n.toLocaleString("en"));

@@ -550,6 +550,7 @@ def test_a_policy_brings_its_fields_and_its_selector_and_keeps_what_was_typed(pa
 def test_a_long_run_is_asked_about_first(page: Page, stub: Stub) -> None:
     assert page.text("#cost") == "Up to 400 tokens: 2 arms of 200."
     page.set("max_tokens", 1001)
+    assert page.text("#cost") == "Up to 2,002 tokens: 2 arms of 1,001. You will be asked first."
     page.start("scripted")
     page.wait(lambda: page.one("#long-run").is_displayed(), "the question")
     assert "Up to 2,002 tokens" in page.text("#long-run p")
@@ -719,6 +720,14 @@ def test_a_link_carries_settings_and_prompt_and_never_a_key(page: Page, stub: St
     page.set("prompt", "x" * 9000)
     page.one("[data-keep=link]").click()
     page.wait(lambda: page.error, "the refusal")
+    page.set("temperature", "")
+    page.one("[data-keep=link]").click()
+    page.wait(
+        lambda: page.error.startswith("settings.temperature is null; allowed: a number from 0 to 100"), "the other"
+    )
+    page.set("temperature", 1)
+    page.one("[data-keep=link]").click()
+    page.wait(lambda: page.error.startswith("A link"), "the refusal again")
     assert re.match(r"A link would have 1\d,\d{3} characters, at most 8,000 are allowed", page.error)
 
 
