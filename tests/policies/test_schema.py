@@ -15,7 +15,20 @@ from steerdec.steering.params import SteeringError
 SCHEMA = request_schema()
 BY_POLICY = {one["title"]: one for one in SCHEMA["oneOf"]}
 VALUES: list[Any] = [None, True, "1", [], -21, -20, -1, 0, 0.001, 0.01, 0.5, 1, 1.5, 5, 11, 64, 65, 100, 101, 2**31]
-WORDS = ["entropy", "random", "first", "all", "thinking", "answer", "summary", "tokens", "none", "applied"]
+WORDS = [
+    "entropy",
+    "random",
+    "first",
+    "all",
+    "thinking",
+    "answer",
+    "summary",
+    "tokens",
+    "none",
+    "applied",
+    "chunks",
+    "end",
+]
 
 
 def accepted(steering: dict[str, Any]) -> bool:
