@@ -106,6 +106,6 @@ def asks(arm: Arm, run_threshold_nats: float) -> str:
     steering.pop("telemetry", None)
     if steering.get("threshold_nats") == run_threshold_nats:
         del steering["threshold_nats"]
-    parts = [f"{name.replace('_', ' ')} {value}" for name, value in steering.items()]
+    parts = [f"{name.replace('_', ' ')}\N{NO-BREAK SPACE}{value}" for name, value in steering.items()]
     named = [str(policy)] if policy != "split" else []
     return ", ".join([*named, *([f"select {select}"] if select else []), *parts]) or f"T {arm.temperature}"

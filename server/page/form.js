@@ -64,9 +64,9 @@ export class Form {
     const [first] = policy.about.split("\n\n");
     const list = element("dl");
     for (const { name, description } of policy.fields) {
-      list.append(element("dt", "", labelOf(name).join(" ").trim()), element("dd", "", description));
+      list.append(element("dt", "", labelOf(name).join(" ").trim()), element("dd", "", plain(description)));
     }
-    this.form.querySelector("#policy-about").textContent = first.replaceAll("`", "");
+    this.form.querySelector("#policy-about").textContent = plain(first);
     this.form.querySelector("#field-notes").replaceChildren(list);
   }
 
@@ -118,6 +118,9 @@ export class Form {
     this.onChange(this.settings);
   }
 }
+
+/** A docstring's text without the marks around names. */
+const plain = (text) => text.replaceAll("`", "");
 
 /** Opens what `control` is folded away in. */
 function reveal(control) {

@@ -195,7 +195,7 @@ def test_the_first_page_has_the_length_and_the_dose_of_each_arm(finished: Path) 
     row = re.search(r'<tr><th scope="row">F-up</th>(.*?)</tr>', client(finished).get("/").text)
     assert row is not None
     cells = re.findall("<td[^>]*>(.*?)</td>", row[1])
-    assert cells[0] == "fork temperature 1.0"
+    assert cells[0] == "fork temperature\N{NO-BREAK SPACE}1.0"
     assert cells[3:6] == [f"{v:,.0f}" for v in (fmean(lengths), median(lengths), max(lengths))]
     assert cells[9] == f"{dose / sum(lengths):.3f}"
 
