@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from steerdec.benchmarks.view.app import app
 from tests.page.browser import CONTRAST, NARROW, OUTSIDE, WIDE, resize
@@ -48,18 +49,22 @@ def test_a_person_comes_from_the_run_to_the_forks_of_a_sample(chrome: Chrome, ur
     def click(text: str) -> None:
         chrome.find_element(By.PARTIAL_LINK_TEXT, text).click()
 
+    def shows(selector: str, count: int) -> None:  # a page comes some time after the click
+        WebDriverWait(chrome, 30).until(lambda _: len(chrome.find_elements(By.CSS_SELECTOR, selector)) == count)
+
     resize(chrome, WIDE)
     chrome.get(url)
     click("forks marked")
-    assert len(chrome.find_elements(By.CSS_SELECTOR, "tbody tr")) == 3
+    shows("tbody tr", 3)
     chrome.find_element(By.NAME, "q").send_keys("001\n")
-    assert chrome.find_element(By.CSS_SELECTOR, "tbody th").text == "embedded-001"
+    shows("tbody tr", 1)
     click("embedded-001")
+    shows("thead th", 1 + 6)
     click("0")
-    assert len(chrome.find_elements(By.CSS_SELECTOR, ".response")) == 6
+    shows(".response", 6)
     assert chrome.find_elements(By.CSS_SELECTOR, ".response .t.f")
     chrome.find_element(By.CSS_SELECTOR, "input[value=B]").click()
     chrome.find_element(By.CSS_SELECTOR, "form button").click()
-    assert len(chrome.find_elements(By.CSS_SELECTOR, ".response")) == 5
+    shows(".response", 5)
     click("Two arms side by side")
-    assert len(chrome.find_elements(By.CSS_SELECTOR, ".two .panel")) == 2
+    shows(".two .panel", 2)
