@@ -18,13 +18,12 @@ from typing import Any
 from unittest import mock
 
 import typer
-from pydantic import BaseModel
 
 from steerdec.benchmarks.design import arm_sets, power
 from steerdec.benchmarks.operations import sizing, step_share
 from steerdec.cli import main as cli
 from steerdec.phantom import folder, kinds
-from steerdec.policies import registry
+from steerdec.policies import registry, schema
 from steerdec.policies.split.fields import Split
 from steerdec.records.arms import Arm
 from steerdec.server import metrics
@@ -32,9 +31,6 @@ from steerdec.steering import params
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-# The required fields of a policy, to try values of its other fields.
-REQUIRED = {"entropy_target": {"delta_nats": 0.5}}
 
 
 def filled(text: str) -> str:
@@ -79,45 +75,36 @@ def _fields(policy: str) -> str:
         same = name in common and field.default == common[name].default
         if name != "policy" and same == shared:
             default = "required" if name in required else "" if field.default is None else _code(field.default)
-            rows.append([f"`{name}`", _allowed(model, policy, name), default, str(field.description)])
+            rows.append([f"`{name}`", _allowed(model, name), default, str(field.description)])
     return _markdown(["field", "type and range", "default", "meaning"], rows)
 
 
-def _allowed(model: type[BaseModel], policy: str, name: str) -> str:
+def _allowed(model: type[params.Steering], name: str) -> str:
     """Describe the type and range of a field, from its JSON schema."""
-    schema: dict[str, Any] = model.model_json_schema()["properties"][name]
-    kinds = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
-    return ", or ".join(_in_words(kind, policy, name) for kind in kinds)
+    field: dict[str, Any] = schema.policy_schema(model)["properties"][name]
+    return ", or ".join(_in_words(kind) for kind in _kinds(field))
 
 
-def _in_words(schema: dict[str, Any], policy: str, name: str) -> str:
-    if "const" in schema:
-        return _code(schema["const"])
-    if "enum" in schema:
-        return ", ".join(_code(value) for value in schema["enum"])
-    # Behind a validator of ours, pydantic leaves its own names of the bounds in the schema.
-    low, high = schema.get("minimum", schema.get("ge")), schema.get("maximum", schema.get("le"))
-    above, below = schema.get("exclusiveMinimum", schema.get("gt")), schema.get("exclusiveMaximum", schema.get("lt"))
-    kind = {"number": "number", "integer": "whole number"}[schema["type"]]
+def _kinds(field: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the alternatives of a field's value other than null."""
+    inner = [kind for one in field.get("anyOf", []) for kind in _kinds(one)]
+    return inner or [one for one in [field] if one.get("type") != "null"]
+
+
+def _in_words(one: dict[str, Any]) -> str:
+    if "const" in one:
+        return _code(one["const"])
+    if "enum" in one:
+        return ", ".join(_code(value) for value in one["enum"])
+    low, high = one.get("minimum"), one.get("maximum")
+    above, below = one.get("exclusiveMinimum"), one.get("exclusiveMaximum")
+    kind = {"number": "number", "integer": "whole number"}[one["type"]]
     if below == 2**31:
         return f"{kind}, {low:g} to 2^31 - 1"
-    if low == 0.0 and not _takes(policy, name, params.MIN_TEMPERATURE / 2) and _takes(policy, name, 0.0):
-        return f"{kind}, 0 or {params.MIN_TEMPERATURE:g} to {high:g}"  # a gap the schema cannot express
     lower = f"{low:g}" if low is not None else f"above {above:g}"
     if high is not None:
         return f"{kind}, {lower} to {high:g}"
     return f"{kind}, {lower}, below {below:g}" if below is not None else f"{kind}, {lower} or more"
-
-
-def _takes(policy: str, name: str, value: float) -> bool:
-    asked = {"policy": "split" if policy == "shared" else policy, **REQUIRED.get(policy, {}), name: value}
-    if name == "fork_rate":
-        asked["select"] = "random"
-    try:
-        registry.parse(asked)
-    except params.SteeringError:
-        return False
-    return True
 
 
 def _code(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What steerdec adds to vLLM's server: the steering middleware, GET /v1/steering, and the page at /.
+"""What steerdec adds to vLLM's server: the steering middleware, GET /v1/steering and its schema, and the page at /.
 
 vLLM loads it by the entry point group `vllm.endpoint_plugins`.
 """
@@ -20,6 +20,7 @@ from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 
 import steerdec
+from steerdec.policies.schema import request_schema
 from steerdec.steering import admission, scope
 from steerdec.telemetry.lanes import LanePool
 from steerdec.vllm_plugin.private.uvicorn_headers import limit_headers
@@ -55,6 +56,7 @@ class SteeringRoutes:
             app.add_middleware(layer, host=self._ready)
         limit_headers()  # in each process of the server, and before uvicorn is configured
         app.get("/v1/steering")(self._steering)
+        app.get("/v1/steering/schema")(self._schema)
         app.get("/", include_in_schema=False)(self._page)
         app.mount("/page", _PageFiles(directory=PAGE), name="steerdec-page")
 
@@ -103,6 +105,9 @@ class SteeringRoutes:
         pool = self._ready().pool
         lent = {} if pool is None else {"telemetry_lanes_lent": pool.lent}
         return JSONResponse(self._about | lent)
+
+    async def _schema(self) -> Response:
+        return JSONResponse(request_schema())
 
     async def _page(self) -> Response:
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)

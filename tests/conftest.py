@@ -16,6 +16,8 @@ from tests.support.built import Built
 from tests.support.serving import serving
 
 if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
     from steerdec.offline import SteeredLLM
 
 # Before vLLM is imported: the engine in this process, so that tests can look at its tensors.
@@ -72,6 +74,16 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     flags = ["--dtype", "float32", "--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with serving(log, *flags, environment={"VLLM_ENABLE_RESPONSES_API_STORE": "1"}) as base:
         yield base
+
+
+@pytest.fixture(scope="session")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A headless browser, one for all tests of pages."""
+    from tests.page.browser import start_chrome
+
+    driver = start_chrome(tmp_path_factory.mktemp("chromium"))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

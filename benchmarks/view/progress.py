@@ -2,77 +2,43 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from steerdec.records.folder import load_run
-from steerdec.records.samples import NAME as SAMPLES
-from steerdec.records.samples import Sample
+from steerdec.records.arms import Arm
 
-
-@dataclass
-class ArmProgress:
-    """Counts over the existing samples of one arm."""
-
-    name: str
-    planned: int
-    made: int = 0
-    failed: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    steered_tokens: int = 0  # of samples with telemetry
-    forks: int = 0
-    entropy_nats: float = 0.0  # summed over `steered_tokens`
-
-    @property
-    def mean_tokens(self) -> float | None:
-        answered = self.made - self.failed
-        return self.tokens / answered if answered else None
-
-    @property
-    def truncation_rate(self) -> float | None:
-        answered = self.made - self.failed
-        return self.truncated / answered if answered else None
-
-    @property
-    def fork_rate(self) -> float | None:
-        return self.forks / self.steered_tokens if self.steered_tokens else None
-
-    @property
-    def mean_entropy_nats(self) -> float | None:
-        return self.entropy_nats / self.steered_tokens if self.steered_tokens else None
-
-    def count(self, sample: Sample) -> None:
-        """Add one sample."""
-        self.made += 1
-        if sample.error is not None:
-            self.failed += 1
-            return
-        tokens = sample.completion_tokens or 0
-        self.tokens += tokens
-        self.truncated += sample.finish_reason == "length"
-        if sample.forks is not None and sample.mean_entropy_nats is not None:
-            self.steered_tokens += tokens
-            self.forks += sample.forks
-            self.entropy_nats += sample.mean_entropy_nats * tokens
+from .index import Index, Seen
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A sample that kept its tokens."""
+class ArmProgress:
+    """The numbers of one arm so far; None where nothing is known yet."""
 
-    problem_id: str
-    sample: int
-    arms: list[str] = field(default_factory=list)
+    name: str
+    asks: str  # its temperatures, or its policy, in a few words
+    about: str
+    planned: int
+    made: int
+    failed: int
+    not_needed: bool  # dropped at a planned look
+    mean_tokens: float | None
+    median_tokens: float | None
+    longest_tokens: int | None
+    truncation_rate: float | None
+    fork_rate: float | None
+    mean_entropy_nats: float | None
+    mean_sampled_entropy_nats: float | None
+    planned_dose_nats: float | None  # change of the mean entropy, from the calibration
 
 
 @dataclass(frozen=True)
 class Progress:
     arms: list[ArmProgress]
-    traced: list[Traced]  # those under the most arms first
-    idle_s: float  # since the last sample
-    reading_s: float  # how long it took to read the samples
+    kept_tokens: int  # samples that kept their tokens
+    idle_s: float | None  # since the last sample; None before the first
+    finished: bool
 
     @property
     def planned(self) -> int:
@@ -83,28 +49,63 @@ class Progress:
         return sum(arm.made for arm in self.arms)
 
     @property
-    def finished(self) -> bool:
-        return self.made >= self.planned
+    def share(self) -> float:
+        """The samples that exist, of those planned."""
+        return self.made / self.planned if self.planned else 0.0
 
 
-def read_progress(folder: Path) -> Progress:
-    """Count the samples of a run, by arm.
+def progress_of(index: Index) -> Progress:
+    """Count the samples of a run, by arm."""
+    by_arm: dict[str, list[Seen]] = {arm: [] for arm in index.arms}
+    for one in index.seen.values():
+        by_arm[one.arm].append(one)
+    arms = [_arm(index, arm, by_arm[arm.name]) for arm in index.settings.arms.arms]
+    idle_s = None if index.last_s is None else max(0.0, time.time() - index.last_s)
+    return Progress(arms, sum(one.kept_tokens for one in index.seen.values()), idle_s, index.finished)
 
-    Raises:
-        SettingsError, JournalError: the run cannot be read.
-    """
-    began_s = time.monotonic()
-    run = load_run(folder)
-    planned = run.settings.samples * run.settings.problems.n
-    arms = {arm.name: ArmProgress(arm.name, planned) for arm in run.settings.arms.arms}
-    traced: dict[tuple[str, int], Traced] = {}
-    path = folder / SAMPLES
-    if path.exists():
-        for sample in run.samples():
-            arms[sample.arm].count(sample)
-            if sample.token_text:
-                key = (sample.problem_id, sample.sample)
-                traced.setdefault(key, Traced(*key)).arms.append(sample.arm)
-    idle_s = time.time() - path.stat().st_mtime if path.exists() else 0.0
-    most_arms_first = sorted(traced.values(), key=lambda one: -len(one.arms))
-    return Progress(list(arms.values()), most_arms_first, idle_s, time.monotonic() - began_s)
+
+def _arm(index: Index, arm: Arm, seen: Sequence[Seen]) -> ArmProgress:
+    lengths = [one.tokens for one in seen if one.tokens is not None]
+    dose = index.settings.doses.get(arm.name)
+    return ArmProgress(
+        name=arm.name,
+        asks=asks(arm, index.settings.threshold_nats),
+        about=arm.about,
+        planned=index.planned_each,
+        made=len(seen),
+        failed=len(seen) - len(lengths),
+        not_needed=arm.name in index.not_needed,
+        mean_tokens=statistics.fmean(lengths) if lengths else None,
+        median_tokens=statistics.median(lengths) if lengths else None,
+        longest_tokens=max(lengths, default=None),
+        truncation_rate=sum(one.truncated for one in seen) / len(lengths) if lengths else None,
+        fork_rate=per_token(seen, lambda one: None if one.forks is None or not one.tokens else one.forks / one.tokens),
+        mean_entropy_nats=per_token(seen, lambda one: one.entropy_nats),
+        mean_sampled_entropy_nats=per_token(seen, lambda one: one.sampled_entropy_nats),
+        planned_dose_nats=None if dose is None else dose.dose_nats,
+    )
+
+
+def per_token(seen: Sequence[Seen], value: Callable[[Seen], float | None]) -> float | None:
+    """Return the mean of a number over tokens: samples weigh by their length, those without the number are left out."""
+    total = tokens = 0.0
+    for one in seen:
+        known = value(one)
+        if known is not None and one.tokens:
+            total += known * one.tokens
+            tokens += one.tokens
+    return total / tokens if tokens else None
+
+
+def asks(arm: Arm, run_threshold_nats: float) -> str:
+    """Return what an arm asks for, in a few words; a threshold only where it is not the run's."""
+    steering = dict(arm.steering or {})
+    if arm.steering is None:
+        return f"T {arm.temperature}"
+    policy, select = steering.pop("policy", "split"), steering.pop("select", None)
+    steering.pop("telemetry", None)
+    if steering.get("threshold_nats") == run_threshold_nats:
+        del steering["threshold_nats"]
+    parts = [f"{name.replace('_', ' ')}\N{NO-BREAK SPACE}{value}" for name, value in steering.items()]
+    named = [str(policy)] if policy != "split" else []
+    return ", ".join([*named, *([f"select {select}"] if select else []), *parts]) or f"T {arm.temperature}"

@@ -14,6 +14,8 @@ export class Arm {
     this.title = title;
     this.onChange = onChange;
     this.complete = false; // the whole answer is here
+    this.summary = null;
+    this.ending = "";
     this.isFork = (token) => token.fork;
     this.tokens = new Tokens(title);
     this.element = element("section", `card arm ${name}`);
@@ -54,6 +56,15 @@ export class Arm {
     }
   }
 
+  /** Shows an answer that was kept: { spans, summary, ending, complete }. */
+  restore({ spans, summary, ending, complete }) {
+    this.clear();
+    this.tokens.append(spans);
+    Object.assign(this, { summary, ending, complete });
+    this.empty.hidden = spans.length > 0;
+    this.onChange();
+  }
+
   describe(text) {
     this.subtitle.textContent = text;
   }
@@ -85,6 +96,11 @@ export class Arm {
 
   get forks() {
     return this.measured.filter(this.isFork).length;
+  }
+
+  /** "94 tokens · 12 forks (12.8%) · ..." */
+  get statistics() {
+    return this.stats.textContent;
   }
 
   showStats() {

@@ -1,11 +1,12 @@
 // Settings of the form -> the request of one arm. The page sends exactly what the snippets show.
 
+import { labelOf } from "./schema.js";
+
 /**
- * `arm` is "baseline" or "steered". The baseline is steered too, to the temperature it would have anyway:
- * the same tokens as without steering, but measured.
+ * `arm` is "baseline" or "steered"; `shared` names the steering fields that every policy has. The baseline is steered
+ * too, by the policy split, which leaves every temperature as it is: the same tokens as without steering, but measured.
  */
-export function buildRequest(settings, arm) {
-  const steered = arm === "steered";
+export function buildRequest(settings, arm, shared) {
   const common = {
     model: settings.model,
     max_tokens: settings.max_tokens,
@@ -13,15 +14,10 @@ export function buildRequest(settings, arm) {
     seed: settings.seed,
     stream: true,
   };
+  const asked = Object.entries(settings.steering).filter(([name]) => arm === "steered" || shared.has(name));
   const steering = {
-    policy: "split",
-    select: settings.select,
-    ...(settings.select === "entropy" && { threshold_nats: settings.threshold_nats }),
-    ...(settings.select === "random" && { fork_rate: settings.fork_rate }),
-    fork_temperature: steered ? settings.fork_temperature : settings.temperature,
-    ...(settings.select !== "all" && {
-      other_temperature: steered ? settings.other_temperature : settings.temperature,
-    }),
+    ...(arm === "baseline" && { policy: "split" }),
+    ...Object.fromEntries(asked),
     telemetry: "tokens",
   };
   return settings.mode === "chat"
@@ -39,9 +35,16 @@ export function buildRequest(settings, arm) {
 }
 
 /** What an arm does, in a few words. */
-export function describe(settings, arm) {
+export function describe(settings, arm, shared) {
   if (arm === "baseline") return `T = ${settings.temperature} everywhere`;
-  if (settings.select === "all") return `T = ${settings.fork_temperature} everywhere`;
-  const forks = settings.select === "random" ? "at random forks" : "at forks";
-  return `T = ${settings.fork_temperature} ${forks}, ${settings.other_temperature} elsewhere`;
+  const own = Object.entries(settings.steering).filter(([name]) => name !== "policy" && !shared.has(name));
+  const words = own.map(([name, value]) => `${labelOf(name).join(" ").trim().toLowerCase()} ${value}`);
+  const { policy, scope } = settings.steering;
+  const where = scope && scope !== "all" ? ` in ${scope}` : "";
+  const name = String(policy).replaceAll("_", " ");
+  return `${name}, ${forksOf(settings.steering)}${where}: ${words.join(", ") || "its defaults"}`;
 }
+
+const WORDS = { entropy: "forks by entropy", random: "random forks", all: "all tokens" };
+const forksOf = ({ select, first_tokens: first }) =>
+  select === "first" ? `first ${first} tokens` : (WORDS[select] ?? `forks: ${select}`);

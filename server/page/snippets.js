@@ -1,5 +1,6 @@
 // A request as a curl command and as a Python program, quoted so that any prompt survives.
 
+import { copy } from "./clipboard.js";
 import { buildRequest } from "./requests.js";
 
 /** POSIX shell: single quotes protect everything but themselves. */
@@ -53,9 +54,9 @@ for chunk in stream:
 const byId = (id) => document.getElementById(id);
 
 /** Fills the section "The same request" with the request that Generate would send. */
-export function showSnippets(settings) {
-  const arm = settings.steering ? "steered" : "baseline";
-  const request = buildRequest(settings, arm);
+export function showSnippets(settings, shared) {
+  const arm = settings.steered ? "steered" : "baseline";
+  const request = buildRequest(settings, arm, shared);
   const base = new URL(".", document.baseURI).href;
   const withKey = settings.api_key !== "";
   byId("curl").textContent = curl(request, base, withKey);
@@ -65,7 +66,8 @@ export function showSnippets(settings) {
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
-    const copied = await copy(byId(button.dataset.copy));
+    const code = byId(button.dataset.copy);
+    const copied = await copy(code.textContent, code);
     button.textContent = copied ? "Copied" : "Press Ctrl+C";
     byId("copied").textContent = copied ? "Copied." : "Selected; press Ctrl+C to copy.";
     setTimeout(() => {
@@ -73,15 +75,4 @@ for (const button of document.querySelectorAll("[data-copy]")) {
       byId("copied").textContent = "";
     }, 2000);
   });
-}
-
-/** The clipboard needs HTTPS or localhost; elsewhere the text is selected and copied the old way. */
-async function copy(code) {
-  try {
-    await navigator.clipboard.writeText(code.textContent);
-    return true;
-  } catch {
-    getSelection().selectAllChildren(code);
-    return document.execCommand("copy");
-  }
 }

@@ -30,6 +30,11 @@ export class Tokens {
     return this.#spans;
   }
 
+  /** Index of the ringed token, null for none. */
+  get ringed() {
+    return this.#ringed;
+  }
+
   clear() {
     hide();
     this.#spans = [];

@@ -7,9 +7,17 @@ JSON; `steerdec.steering.admission` decides whether a valid steering can be appl
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 # 80th percentile of H over 10^6 tokens of Qwen3-8B at T = 1 (arXiv 2506.01939, section 3).
 PAPER_THRESHOLD_NATS = 0.672
@@ -61,7 +69,14 @@ def _applied_or_number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Temperature = Annotated[Number, Field(ge=0.0, le=MAX_TEMPERATURE), AfterValidator(_not_between_0_and_min)]
+Temperature = Annotated[
+    Number,
+    Field(ge=0.0, le=MAX_TEMPERATURE),
+    AfterValidator(_not_between_0_and_min),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": MIN_TEMPERATURE, "maximum": MAX_TEMPERATURE}, {"const": 0}]}
+    ),
+]
 PositiveTemperature = Annotated[Number, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
 Probe = Annotated[
     Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)] | Literal["applied"],
@@ -69,6 +84,14 @@ Probe = Annotated[
 ]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Select = Literal["entropy", "random", "first", "all"]
+
+
+def only_with(**values: list[str]) -> dict[str, Any]:
+    """Return what a field's JSON schema says of the values of other fields with which this one has a meaning."""
+    return {"x-with": values}
+
+
+BESIDE_FORKS: Final = only_with(select=["entropy", "random", "first"])  # with "all" there are no other tokens
 
 
 class Applied(NamedTuple):
@@ -98,21 +121,32 @@ class Steering(BaseModel):
         None,
         description="A token is a fork where H exceeds this. Default: the server's own (`steerdec serve --threshold`, "
         "a number or a calibration), else 0.672.",
+        json_schema_extra=only_with(select=["entropy"]),
     )
     fork_rate: Annotated[Number, Field(ge=0.0, le=1.0)] | None = Field(
-        None, description='Share of tokens taken as forks; goes with `select: "random"`, which also needs a `seed`.'
+        None,
+        description='Share of tokens taken as forks; goes with `select: "random"`, which also needs a `seed`.',
+        examples=[0.2],
+        json_schema_extra=only_with(select=["random"]),
     )
     first_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
-        None, description='How many generated tokens are forks, from the first; goes with `select: "first"`.'
+        None,
+        description='How many generated tokens are forks, from the first; goes with `select: "first"`.',
+        examples=[20],
+        json_schema_extra=only_with(select=["first"]),
     )
     scope: Literal["all", "thinking", "answer"] = Field(
         "all", description="Steer everywhere, only inside the thinking block, or only after it."
     )
     thinking_start_id: TokenId | None = Field(
-        None, description="Token that opens the thinking block. Default: the tokenizer's `<think>`."
+        None,
+        description="Token that opens the thinking block. Default: the tokenizer's `<think>`.",
+        json_schema_extra=only_with(scope=["thinking", "answer"]),
     )
     thinking_end_id: TokenId | None = Field(
-        None, description="Token that closes the thinking block. Default: the tokenizer's `</think>`."
+        None,
+        description="Token that closes the thinking block. Default: the tokenizer's `</think>`.",
+        json_schema_extra=only_with(scope=["thinking", "answer"]),
     )
     telemetry: Literal["summary", "tokens", "none"] = Field(
         "summary", description="What is sent back: totals, also one entry per generated token, or nothing."

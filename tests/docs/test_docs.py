@@ -247,6 +247,8 @@ def test_curl_examples_run(server_url: str, block: Block) -> None:
     if "choices" in answer:
         assert answer["choices"][0]["finish_reason"] in ("stop", "length")
         assert ("steering" in answer["choices"][0]) == ("vllm_xargs" not in block.code)
+    elif "oneOf" in answer:
+        assert [one["title"] for one in answer["oneOf"]] == list(registry.POLICIES)
     else:
         assert_describes_the_server(answer)
 

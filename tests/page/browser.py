@@ -14,7 +14,36 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE = 1400
+WIDE, NARROW, NARROWEST = 1400, 390, 320
+
+# What sticks out of the window to the right, apart from what scrolls by itself.
+OUTSIDE = """
+const edge = document.documentElement.clientWidth + 1;
+return [...document.querySelectorAll('main *')]
+  .filter((n) => !n.closest('pre, .scroll') && n.getClientRects().length)
+  .filter((n) => n.getBoundingClientRect().right > edge).map((n) => n.outerHTML.slice(0, 80));
+"""
+# Texts whose contrast with their background is below WCAG's AA.
+CONTRAST = """
+const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+const rgba = (color, under) => {
+  canvas.clearRect(0, 0, 1, 1);
+  for (const c of [under, color]) { if (c) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } }
+  return [...canvas.getImageData(0, 0, 1, 1).data];
+};
+const solid = (c) => rgba(c)[3] === 255;
+const background = (n) => { while (n && !solid(getComputedStyle(n).backgroundColor)) n = n.parentElement;
+  return n ? getComputedStyle(n).backgroundColor : 'white'; };
+const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+const luminance = (channels) => channels.slice(0, 3).map((v) => linear(v / 255))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+return [...document.querySelectorAll('body *')].filter((n) => n.getClientRects().length && !n.closest(':disabled') &&
+    [...n.childNodes].some((c) => c.nodeType === 3 && c.data.trim())).map((n) => {
+  const back = background(n);
+  const [a, b] = [luminance(rgba(getComputedStyle(n).color, back)), luminance(rgba(back))];
+  return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.outerHTML.slice(0, 100)];
+}).filter(([ratio]) => ratio < 4.5);
+"""
 
 
 def executable(*names: str) -> str:
@@ -48,6 +77,15 @@ def start_chrome(profile: Path) -> Chrome:
     return driver
 
 
+def resize(driver: Chrome, width: int, scheme: str = "light") -> None:
+    """A window `width` px wide, a phone's below 500, in a light or dark color scheme."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # else a click meets a moving page
+    given = [{"name": name, "value": value} for name, value in features.items()]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": given})
+
+
 class Page:
     """What a person does on the page and what they see."""
 
@@ -61,10 +99,7 @@ class Page:
         self.wait(lambda: self.one("#server").text or self.error != "", "the server's models and versions")
 
     def resize(self, width: int, scheme: str = "light") -> None:
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        resize(self.driver, width, scheme)
 
     def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
         try:

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from steerdec.policies.registry import parse
+from steerdec.policies.schema import request_schema
 from steerdec.policies.split.fields import Split
-from steerdec.steering.params import SteeringError
+from steerdec.steering.params import Steering, SteeringError
 
 PAGE = Path(__file__).parents[2] / "server" / "page"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -92,10 +93,9 @@ PARTING_NATS = 1.42
 PARTING_OTHERS = ((" need", math.log(0.4)), (" first", math.log(0.15)), (" should", math.log(0.1)))
 
 
-def script(steering: Split, temperature: float) -> list[Token]:
+def script(steering: Steering, temperature: float) -> list[Token]:
     """The tokens of one arm; an arm that leaves every temperature alone is the baseline."""
-    asked = (steering.fork_temperature, steering.other_temperature)
-    steered = any(t is not None and t != temperature for t in asked)
+    steered = not isinstance(steering, Split) or steering.temperatures(temperature) != (temperature, temperature)
     rest = tokens_of(STEERED, 2) if steered else tokens_of(BASELINE, 3)
     # What comes before the parting is shared, and so is the distribution that both arms sample there.
     parting = replace(rest[0], entropy_nats=PARTING_NATS, logprob=math.log(0.3), others=PARTING_OTHERS)
@@ -164,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/v1/models":
             self._json(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in SCENARIOS]})
+        elif self.path == "/v1/steering/schema":
+            self._json(200, request_schema())
         elif self.path == "/v1/steering":
             self._json(200, {"vllm": "0.0", "runner": "v1", "threshold_nats": CALIBRATED_THRESHOLD_NATS})
         else:
@@ -186,7 +188,6 @@ class _Handler(BaseHTTPRequestHandler):
         except SteeringError as e:
             self._error(400, str(e), f"steering.{e.field}")
             return
-        assert isinstance(steering, Split)
         self._stream(body, steering)
 
     def log_message(self, *_: Any) -> None:
@@ -219,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self, body: dict[str, Any], steering: Split) -> None:
+    def _stream(self, body: dict[str, Any], steering: Steering) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
@@ -240,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.owner.disconnects += 1
 
-    def _events(self, body: dict[str, Any], steering: Split) -> Iterator[bytes]:
+    def _events(self, body: dict[str, Any], steering: Steering) -> Iterator[bytes]:
         model, chat = body["model"], "messages" in body
         tokens = script(steering, body["temperature"])[: body["max_tokens"]]
         chunks = scenario_chunks(model, tokens)
@@ -274,21 +275,21 @@ class _Handler(BaseHTTPRequestHandler):
         yield b"data: [DONE]\n\n"
 
     @staticmethod
-    def _is_fork(steering: Split, token: Token) -> bool:
+    def _is_fork(steering: Steering, token: Token) -> bool:
         if steering.select == "entropy":
             return token.entropy_nats > (steering.threshold_nats or 0.0)
         return steering.select == "all" or len(token.text) % 4 == 0
 
-    def _telemetry(self, body: dict[str, Any], steering: Split, group: list[Token]) -> dict[str, Any]:
+    def _telemetry(self, body: dict[str, Any], steering: Steering, group: list[Token]) -> dict[str, Any]:
         fork = [self._is_fork(steering, t) for t in group]
-        temperatures = (steering.other_temperature, steering.fork_temperature)
+        applied = steering.applied(body["temperature"])
         return {
             "entropy_nats": [t.entropy_nats for t in group],
             "fork": fork,
-            "temperature": [body["temperature"] if temperatures[f] is None else temperatures[f] for f in fork],
+            "temperature": [applied.fork if f else applied.other for f in fork],
         }
 
-    def _summary(self, steering: Split, sent: list[Token]) -> dict[str, Any]:
+    def _summary(self, steering: Steering, sent: list[Token]) -> dict[str, Any]:
         forks = sum(self._is_fork(steering, t) for t in sent)
         return {
             "tokens": len(sent),

@@ -7,33 +7,31 @@ address (and STEERDEC_PAGE_KEY its key, if it has one).
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
+from steerdec.policies.registry import POLICIES
+from steerdec.steering.params import Select
 from tests.page import stub_server
-from tests.page.browser import WIDE, Page, start_chrome
+from tests.page.browser import CONTRAST, NARROW, NARROWEST, OUTSIDE, WIDE, Page
 from tests.page.stub_server import CALIBRATED_THRESHOLD_NATS, PARTING_NATS, START, Stub, Token, tokens_of
 
-NARROW, NARROWEST = 390, 320
 AWKWARD = """It's "5 > 3" & `date` $HOME \\n \\ 100% !x # {"a": [1]}
 second line — naïve 🙂 'quoted'"""
-
-
-@pytest.fixture(scope="session")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    driver = start_chrome(tmp_path_factory.mktemp("chromium"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="session")
@@ -115,12 +113,11 @@ def test_the_arms_share_seed_and_prompt_and_the_baseline_leaves_every_temperatur
     page.set("seed", 7)
     page.set("temperature", 0.9)
     page.generate("scripted")
-    baseline, steered = sorted(
-        (r["body"] for r in stub.requests), key=lambda body: body["steering"]["fork_temperature"]
-    )
-    assert baseline["steering"]["fork_temperature"] == baseline["steering"]["other_temperature"] == 0.9
-    assert steered["steering"]["fork_temperature"] == 1.2
-    assert steered["steering"]["other_temperature"] == 0.9  # it was equal to the base temperature, and followed it
+    baseline, steered = sorted((r["body"] for r in stub.requests), key=lambda body: len(body["steering"]))
+    shared = {"policy": "split", "select": "entropy", "threshold_nats": 0.5, "scope": "all", "telemetry": "tokens"}
+    assert baseline["steering"] == shared
+    assert steered["steering"] == shared | {"fork_temperature": 1.2}
+    assert baseline["temperature"] == 0.9
     assert baseline["seed"] == 7
     assert {k: v for k, v in baseline.items() if k != "steering"} == {
         k: v for k, v in steered.items() if k != "steering"
@@ -155,7 +152,7 @@ def test_steering_off_runs_one_measured_arm(page: Page, stub: Stub) -> None:
     assert page.text("#parting") == ""
 
 
-@pytest.mark.parametrize(("select", "field"), [("random", "fork_rate"), ("all", None)])
+@pytest.mark.parametrize(("select", "field"), [("random", "fork_rate"), ("first", "first_tokens"), ("all", None)])
 def test_other_ways_to_choose_forks_send_what_the_server_takes_and_show_its_marks(
     page: Page, stub: Stub, select: str, field: str | None
 ) -> None:
@@ -406,7 +403,7 @@ def test_the_snippets_send_exactly_what_the_page_sends(
     page.one(f"input[name=mode][value={mode}]").find_element(By.XPATH, "..").click()
     page.set("prompt", AWKWARD)
     page.generate("scripted")
-    sent = next(r["body"] for r in stub.requests if r["body"]["steering"]["fork_temperature"] == 1.2)
+    sent = next(r["body"] for r in stub.requests if "fork_temperature" in r["body"]["steering"])
     stub.requests.clear()
     script = tmp_path / "snippet"
     script.write_text(page.text(f"#{program}"), encoding="utf-8")
@@ -428,7 +425,7 @@ def test_the_snippets_follow_the_controls_and_can_be_copied(page: Page) -> None:
     assert page.js("return navigator.clipboard.readText()") == page.text("#curl")
     page.one("input[name=steering]").click()
     assert "baseline arm" in page.text("#snippets-note")
-    assert '"fork_temperature": 0.7' in page.text("#curl")
+    assert "fork_temperature" not in page.text("#curl")
 
 
 # ---- looks -------------------------------------------------------------------------------------------------------
@@ -443,39 +440,13 @@ def test_nothing_sticks_out_of_the_window(page: Page, width: int) -> None:
     page.generate("scripted")
     page.js("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert page.js("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    outside = page.js(
-        "const edge = document.documentElement.clientWidth + 1;"
-        "return [...document.querySelectorAll('main *')].filter((n) => !n.closest('pre') && n.getClientRects().length)"
-        ".filter((n) => n.getBoundingClientRect().right > edge).map((n) => n.outerHTML.slice(0, 80))"
-    )
+    outside = page.js(OUTSIDE)
     assert outside == []
     page.js("document.querySelector('.steered .tok.first').focus()")
     box = page.js("return document.getElementById('inspector').getBoundingClientRect().toJSON()")
     assert box["width"] > 0
     assert box["left"] >= 0
     assert box["right"] <= width
-
-
-CONTRAST = """
-const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
-const rgba = (color, under) => {
-  canvas.clearRect(0, 0, 1, 1);
-  for (const c of [under, color]) { if (c) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } }
-  return [...canvas.getImageData(0, 0, 1, 1).data];
-};
-const solid = (c) => rgba(c)[3] === 255;
-const background = (n) => { while (n && !solid(getComputedStyle(n).backgroundColor)) n = n.parentElement;
-  return n ? getComputedStyle(n).backgroundColor : 'white'; };
-const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-const luminance = (channels) => channels.slice(0, 3).map((v) => linear(v / 255))
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-return [...document.querySelectorAll('body *')].filter((n) => n.getClientRects().length && !n.closest(':disabled') &&
-    [...n.childNodes].some((c) => c.nodeType === 3 && c.data.trim())).map((n) => {
-  const back = background(n);
-  const [a, b] = [luminance(rgba(getComputedStyle(n).color, back)), luminance(rgba(back))];
-  return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), n.outerHTML.slice(0, 100)];
-}).filter(([ratio]) => ratio < 4.5);
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -499,14 +470,303 @@ def test_no_file_of_the_page_writes_markup_or_holds_inline_code() -> None:
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg|html\.spec\.whatwg\.org)", text), file.name
 
 
-def test_the_request_is_what_the_schema_takes_for_every_choice(page: Page) -> None:
-    """Every combination of the controls builds a `steering` that `parse` accepts."""
-    bodies = page.js(
-        "return import('/page/requests.js').then(({buildRequest}) => ['entropy', 'random', 'all'].flatMap((select) =>"
-        "['baseline', 'steered'].map((arm) => JSON.stringify(buildRequest({select, mode: 'chat', prompt: 'x',"
-        "model: 'm', max_tokens: 5, seed: 1, temperature: 1, threshold_nats: 0.6, fork_rate: 0.2,"
-        "fork_temperature: 0, other_temperature: 1}, arm).body.steering))))"
+# ---- every policy, selector and scope ------------------------------------------------------------------------------
+
+EVERY_CHOICE = """
+const form = document.getElementById('form').elements;
+const choose = (name, value) => {
+  form[name].value = value;
+  (form[name][0] ?? form[name]).dispatchEvent(new Event('input', {bubbles: true}));
+};
+const values = (name) => [...form[name]].map((option) => option.value);
+const made = [];
+for (const policy of values('policy'))
+  for (const select of (choose('policy', policy), values('select')))
+    for (const scope of values('scope')) {
+      form.policy.value = policy; form.policy.dispatchEvent(new Event('input', {bubbles: true}));
+      choose('select', select); choose('scope', scope);
+      if (!document.getElementById('form').checkValidity()) made.push('invalid: ' + policy);
+      made.push(document.getElementById('curl').textContent.match(/-d '([^]*)'$/)[1]);
+    }
+return made;
+"""
+
+
+def test_every_policy_selector_and_scope_of_the_server_makes_a_request_that_it_takes(page: Page) -> None:
+    asked = [json.loads(body)["steering"] for body in page.js(EVERY_CHOICE)]
+    selects, scopes = get_args(Select), ("all", "thinking", "answer")
+    wanted = {(policy, select, scope) for policy in POLICIES for select in selects for scope in scopes}
+    assert {(one["policy"], one["select"], one["scope"]) for one in asked} == wanted
+    for one in asked:
+        assert stub_server.parse(one).telemetry == "tokens"
+    own = {name for one in asked for name in one}
+    everything = {name for policy in POLICIES.values() for name in policy.model_fields}
+    blank = {"other_temperature", "thinking_start_id", "thinking_end_id"}
+    assert everything - own == {"probe_temperature", "stream_telemetry"} | blank
+
+
+def test_the_form_follows_the_schema_of_the_server(page: Page) -> None:
+    """A policy that no file of the page names: it is one more entry of the schema."""
+    shown = page.js(
+        """const {readSchema} = await import('/page/schema.js');
+        const {Fields} = await import('/page/fields.js');
+        const schema = await (await fetch('/v1/steering/schema')).json();
+        const split = schema.oneOf[0];
+        const strength = {type: 'number', minimum: 0, maximum: 2, default: 0.25, description: 'x'};
+        schema.oneOf.push({...split, title: 'new_one', description: 'Something new.', properties: {...split.properties,
+          policy: {const: 'new_one'}, strength,
+          shape: {enum: ['round', 'square'], default: 'square', description: 'y'}}});
+        const fields = new Fields(document.createElement('div'));
+        fields.show(readSchema(schema).at(-1));
+        return [fields.steering, fields.root.querySelectorAll('[name=strength][min="0"][max="2"]').length];"""
     )
-    assert len(bodies) == 6
-    for body in bodies:
-        assert stub_server.parse(json.loads(body)).telemetry == "tokens"
+    assert shown == [
+        {"select": "entropy", "fork_temperature": 1.2, "strength": 0.25, "shape": "square", "scope": "all"},
+        1,
+    ]
+
+
+def test_a_policy_brings_its_fields_and_its_selector_and_keeps_what_was_typed(page: Page, stub: Stub) -> None:
+    page.set("fork_temperature", 1.7)
+    page.set("policy", "dynatemp")
+    assert page.one("[name=select]:checked").get_attribute("value") == "all"  # as in the original
+    assert not page.find("#fork_temperature")
+    assert "llama.cpp" in page.text("#policy-about")
+    page.set("max_temperature", 2)
+    page.generate("scripted")
+    assert page.error == ""
+    asked = [r["body"]["steering"] for r in stub.requests]
+    steered = {"min_temperature": 0.5, "max_temperature": 2, "exponent": 1}
+    shared = {"select": "all", "scope": "all", "telemetry": "tokens"}
+    assert {"policy": "dynatemp", **shared, **steered} in asked
+    assert {"policy": "split", **shared} in asked
+    assert "max temperature 2" in page.text(".steered .card-head")
+    page.set("policy", "split")
+    assert page.one("#fork_temperature").get_attribute("value") == "1.7"
+
+
+# ---- before, while and after a run -------------------------------------------------------------------------------
+
+
+def test_a_long_run_is_asked_about_first(page: Page, stub: Stub) -> None:
+    assert page.text("#cost") == "Up to 400 tokens: 2 arms of 200."
+    page.set("max_tokens", 1001)
+    assert page.text("#cost") == "Up to 2,002 tokens: 2 arms of 1,001. You will be asked first."
+    page.start("scripted")
+    page.wait(lambda: page.one("#long-run").is_displayed(), "the question")
+    assert "Up to 2,002 tokens" in page.text("#long-run p")
+    assert page.js("return document.activeElement.value") == "cancel"
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.wait(lambda: not page.one("#long-run").is_displayed(), "the dialog to close")
+    assert stub.requests == []
+    page.one("#generate").click()
+    page.one("#long-run [value=go]").click()
+    page.wait(lambda: page.one("#generate").text == "Generate" and page.text("#parting"), "the run")
+    assert len(stub.requests) == 2
+    stub.requests.clear()
+    page.set("max_tokens", 1000)
+    page.generate("scripted")
+    assert len(stub.requests) == 2
+
+
+def test_leaving_is_warned_about_only_while_a_run_is_going_on(page: Page) -> None:
+    leaving = (
+        "const event = new Event('beforeunload', {cancelable: true}); dispatchEvent(event);"
+        "return event.defaultPrevented"
+    )
+    assert page.js(leaving) is False
+    page.start("slow")
+    page.wait(lambda: page.find(".steered .tok"), "tokens")
+    assert page.js(leaving) is True
+    assert not page.one("[data-keep=load]").is_enabled()
+    page.one("#stop").click()
+    page.wait(lambda: page.one("#generate").text == "Generate", "the end of the run")
+    assert page.js(leaving) is False
+
+
+def saved(page: Page, name: str, folder: Path) -> Path:
+    """The file that the button `name` hands to the person."""
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    page.one(f"[data-keep={name}]").click()
+    page.wait(lambda: [f for f in folder.glob("steerdec-*") if f.suffix != ".crdownload"], "the file")
+    (file,) = folder.glob("steerdec-*")
+    return file
+
+
+def test_a_session_comes_back_as_it_was_and_holds_no_key(page: Page, tmp_path: Path) -> None:
+    page.set("api_key", "s3cret")
+    page.set("prompt", AWKWARD)
+    page.set("seed", 9)
+    page.set("policy", "edt")
+    page.one("input[name=select][value=entropy]").find_element(By.XPATH, "..").click()
+    page.set("theta", 0.4)
+    page.generate("scripted")
+    seen = [page.text(one) for one in ("#arms", "#parting", "#rates", "#curl")]
+    marks = page.indices(".tokens .fork")
+    file = saved(page, "save", tmp_path)
+    assert "s3cret" not in file.read_text("utf-8")
+
+    page.driver.get(page.url)
+    page.wait(lambda: page.find("#model option"), "the models")
+    page.set("api_key", "s3cret")
+    page.one("#keep input[type=file]").send_keys(str(file))
+    page.wait(lambda: "loaded" in page.text("#kept"), "the session")
+    page.frames()
+    assert [page.text(one) for one in ("#arms", "#parting", "#rates", "#curl")] == seen
+    assert page.indices(".tokens .fork") == marks
+    assert page.log() == []
+
+
+GOOD = {
+    "steerdec_session": 1,
+    "settings": {
+        **{"prompt": "x", "mode": "chat", "model": "scripted", "temperature": 1, "max_tokens": 5, "seed": 1},
+        **{"steered": True, "steering": {"policy": "split", "select": "entropy", "fork_temperature": 1.5}},
+    },
+    "arms": {
+        "baseline": {
+            "spans": [
+                {
+                    **{"text": "<img src=x onerror=alert(1)>", "kind": "text", "logprob": -1, "alternatives": []},
+                    "tokens": [{"entropy_nats": 1.5, "fork": True, "temperature": 1}],
+                }
+            ],
+            **{"summary": None, "ending": "<b>x</b>", "complete": True},
+        }
+    },
+}
+
+
+def changed(path: str, value: Any) -> str:
+    session = json.loads(json.dumps(GOOD))
+    *parents, last = path.split(".")
+    place = session
+    for name in parents:
+        place = place[int(name)] if isinstance(place, list) else place[name]
+    place[last] = value
+    return json.dumps(session)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("not json", "The file is not JSON"),
+        ("[]", "steerdec_session is undefined"),
+        ('{"steerdec_session": 2}', "steerdec_session is 2; allowed: 1."),
+        (changed("settings.temperature", "hot"), 'settings.temperature is "hot"; allowed: a number'),
+        (changed("settings.seed", 1.5), "settings.seed is 1.5; allowed: a whole number"),
+        (changed("settings.api_key", "k"), 'settings has an unknown entry "api_key"'),
+        (
+            changed("settings.steering.policy", "constructor"),
+            'settings.steering.policy is "constructor"; allowed: split',
+        ),
+        (
+            changed("settings.steering.fork_temperature", 1e9),
+            "settings.steering.fork_temperature is 1000000000; allowed",
+        ),
+        (changed("settings.steering", {"policy": "entropy_target"}), "settings.steering.delta_nats is missing."),
+        (changed("settings.steering.k", 3), 'settings.steering has an unknown entry "k"'),
+        (changed("arms.other", {}), 'arms has an unknown entry "other"'),
+        (changed("arms.baseline.spans.0.tokens", {}), "arms.baseline.spans[0].tokens is {}; allowed: a list"),
+        (changed("arms.baseline.spans.0.kind", "html"), 'arms.baseline.spans[0].kind is "html"; allowed: text'),
+    ],
+)
+def test_a_file_that_is_no_session_is_one_plain_line_and_changes_nothing(
+    page: Page, tmp_path: Path, content: str, said: str
+) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(content, encoding="utf-8")
+    before = page.text("#curl")
+    page.one("#keep input[type=file]").send_keys(str(file))
+    page.wait(lambda: page.error, "the reason")
+    assert page.error.startswith(said)
+    assert "\n" not in page.error
+    assert page.text("#curl") == before
+    assert page.log() == []
+
+
+def test_a_session_with_markup_stays_text(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "session.json"
+    file.write_text(json.dumps(GOOD), encoding="utf-8")
+    page.one("#keep input[type=file]").send_keys(str(file))
+    page.wait(lambda: "loaded" in page.text("#kept"), "the session")
+    assert page.texts("baseline") == ["<img src=x onerror=alert(1)>"]
+    assert "<b>x</b>" in page.text(".baseline .stats")
+    assert page.find("#arms img, #arms b") == []
+    assert page.one("#fork_temperature").get_attribute("value") == "1.5"
+    assert page.log() == []
+
+
+def test_a_link_carries_settings_and_prompt_and_never_a_key(page: Page, stub: Stub) -> None:
+    page.set("api_key", "s3cret")
+    page.set("prompt", AWKWARD)
+    page.set("policy", "uniform_top_k")
+    page.set("k", 7)
+    page.one("[data-keep=link]").click()
+    page.wait(lambda: page.text("#keep output"), "the link")
+    link = page.text("#keep output")
+    assert link.startswith(page.url + "#settings=")
+    fragment = link.partition("=")[2]
+    inside = base64.urlsafe_b64decode(fragment + "=" * (-len(fragment) % 4)).decode()
+    assert json.loads(inside)["prompt"] == AWKWARD
+    assert "s3cret" not in inside
+    page.driver.get("about:blank")
+    page.driver.get(link)
+    page.wait(lambda: "from the link" in page.text("#kept"), "the settings")
+    assert page.one("#prompt").get_attribute("value") == AWKWARD
+    assert page.one("#k").get_attribute("value") == "7"
+    assert page.js("return location.hash") == ""
+    assert stub.requests == []  # following a link generates nothing
+
+    page.set("prompt", "x" * 9000)
+    page.one("[data-keep=link]").click()
+    page.wait(lambda: page.error, "the refusal")
+    page.set("temperature", "")
+    page.one("[data-keep=link]").click()
+    page.wait(
+        lambda: page.error.startswith("settings.temperature is null; allowed: a number from 0 to 100"), "the other"
+    )
+    page.set("temperature", 1)
+    page.one("[data-keep=link]").click()
+    page.wait(lambda: page.error.startswith("A link"), "the refusal again")
+    assert re.match(r"A link would have 1\d,\d{3} characters, at most 8,000 are allowed", page.error)
+
+
+@pytest.mark.parametrize(
+    ("fragment", "said"),
+    [
+        ("%%%", "The link's settings are damaged."),
+        ("eyJhIjoxfQ", 'The link: settings has an unknown entry "a"'),
+        ("A" * 8001, "The link's settings are too long."),
+    ],
+)
+def test_a_bad_link_is_one_plain_line(page: Page, fragment: str, said: str) -> None:
+    page.js("location.hash = arguments[0]", f"#settings={fragment}")
+    page.wait(lambda: page.error, "the reason")
+    assert page.error.startswith(said)
+    assert page.one("#prompt").get_attribute("value")
+
+
+def test_the_picture_shows_every_token_its_color_and_the_legend(page: Page, tmp_path: Path) -> None:
+    page.one("[data-keep=svg]").click()
+    page.wait(lambda: page.error == "There is no run to draw yet.", "the reason")
+    page.set("prompt", AWKWARD + " <script>alert(1)</script>")
+    page.generate("scripted")
+    (tmp_path / "svg").mkdir()
+    root = ElementTree.parse(saved(page, "svg", tmp_path / "svg")).getroot()
+    ns = "{http://www.w3.org/2000/svg}"
+    assert {node.tag.removeprefix(ns) for node in root.iter()} == {"svg", "rect", "text"}
+    drawn = [node.text or "" for node in root.iter(f"{ns}text") if "Mono" in node.get("font-family", "")]
+    written = [t.text for arm in ("baseline", "steered") for t in scripted(arm)]
+    assert "".join("".join(drawn).split()) == "".join("".join(written).split())
+    texts = [node.text for node in root.iter(f"{ns}text")]
+    assert {"entropy H, nats", "fork", "the arms part", "Baseline", "Steered"} <= set(texts)
+    fills = {node.get("fill") for node in root.iter(f"{ns}rect")}
+    assert len(fills) > 10
+    assert all(re.fullmatch("#[0-9a-f]{6}", fill or "") for fill in fills)
+    (tmp_path / "png").mkdir()
+    png = saved(page, "png", tmp_path / "png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", png[16:24])
+    assert (width, height) == (2 * int(root.get("width", "0")), 2 * int(root.get("height", "0")))
+    assert page.log() == []

@@ -28,7 +28,7 @@ class EntropyTarget(Ranged):
     kind: ClassVar[int] = 1
     policy: Literal["entropy_target"] = "entropy_target"
     delta_nats: Annotated[Number, Field(ge=-20.0, le=20.0)] = Field(
-        description="Rise of the entropy at forks; negative lowers it."
+        description="Rise of the entropy at forks; negative lowers it.", examples=[0.5]
     )
     min_temperature: PositiveTemperature = Field(0.05, description="Lower end of the search.")
     max_temperature: PositiveTemperature = Field(5.0, description="Upper end of the search.")

@@ -7,7 +7,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import Field
 
 from steerdec.steering.encoding import FIRST_PARAMETER, factor
-from steerdec.steering.params import Applied, Steering, Temperature
+from steerdec.steering.params import BESIDE_FORKS, Applied, Steering, Temperature
 
 FORK_T: Final = FIRST_PARAMETER
 FORK_FACTOR: Final = FIRST_PARAMETER + 1  # T / FORK_T, rounded once from float64; 0 where FORK_T is 0
@@ -23,10 +23,14 @@ class PLess(Steering):
     kind: ClassVar[int] = 4
     policy: Literal["p_less"] = "p_less"
     fork_temperature: Temperature | None = Field(
-        None, description="Temperature at forks; 0 is greedy there. Default: the request's temperature."
+        None,
+        description="Temperature at forks; 0 is greedy there. Default: the request's temperature.",
+        examples=[1.2],
     )
     other_temperature: Temperature | None = Field(
-        None, description="Temperature at all other tokens, all of which are kept. Default: the request's temperature."
+        None,
+        description="Temperature at all other tokens, all of which are kept. Default: the request's temperature.",
+        json_schema_extra=BESIDE_FORKS,
     )
 
     def temperatures(self, request_temperature: float) -> Applied:

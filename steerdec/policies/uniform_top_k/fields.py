@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from steerdec.steering.encoding import FIRST_PARAMETER
-from steerdec.steering.params import Applied, Steering, Temperature
+from steerdec.steering.params import BESIDE_FORKS, Applied, Steering, Temperature
 
 K: Final = FIRST_PARAMETER
 MAX_K: Final = 64  # a kernel reads a fork's logits once for each
@@ -25,7 +25,9 @@ class UniformTopK(Steering):
     policy: Literal["uniform_top_k"] = "uniform_top_k"
     k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(5, description="How many tokens are kept at forks.")
     other_temperature: Temperature | None = Field(
-        None, description="Temperature at all other tokens, all of which are kept. Default: the request's temperature."
+        None,
+        description="Temperature at all other tokens, all of which are kept. Default: the request's temperature.",
+        json_schema_extra=BESIDE_FORKS,
     )
 
     def temperatures(self, request_temperature: float) -> Applied:
