@@ -53,6 +53,7 @@ def test_the_notebook_in_the_repository_is_valid_and_small(notebook: Any) -> Non
     assert NOTEBOOK.stat().st_size <= MOST_BYTES
     assert not re.search(r"/(root|home|work|tmp)/", NOTEBOOK.read_text("utf-8")), "a path of the machine it ran on"
     assert_shows_the_tokens(notebook)
+    assert_shows_the_run(notebook)
     tree = ast.parse("\n".join(code(notebook)))
     imports: list[ast.stmt] = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), NOTEBOOK.name, "exec"), {})
