@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist exports docs organism phantom clean
+.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist exports docs sbom organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -93,6 +93,16 @@ docs: setup
 audit: setup
 	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; }
 	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r requirements/cpu.txt -r requirements/dev.txt -r requirements/ray.txt
+
+# Programs that check or describe a release, in an environment of their own.
+build/tools/.ready: requirements/tools.txt
+	test -x build/tools/bin/python || $(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --no-deps -r requirements/tools.txt
+	touch $@
+
+# What the cpu image has installed by pip, as CycloneDX and as a list of licenses, in build/sbom.
+sbom: setup build/tools/.ready
+	$(BIN)/python deploy/sbom.py
 
 # Faults brought about on purpose, against docs/faults.md; about ten minutes.
 drills: setup

@@ -24,6 +24,8 @@ from .echo import Echo
 from .fields import CHAT, COMPLETIONS, RESPONSES, RETURN_TOKEN_IDS, read_by
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from .middleware.keys import Keys
 
 _T = TypeVar("_T")
@@ -45,6 +47,7 @@ class Host:
     decode: Callable[[list[int]], str] | None  # token ids to text; None without a tokenizer
     pool: LanePool | None
     keys: Keys
+    tracer: Tracer | None  # None where vLLM's tracing is off
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Prepared:
     """A steered request: the body to pass on, and how to answer."""
 
     body: dict[str, Any]
+    policy: str
     telemetry: str
     at_end: bool  # a stream has all of it in the chunk that ends a choice
     loan: Loan  # a lane per choice; none with telemetry "none"
@@ -136,8 +140,8 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
         if path == COMPLETIONS and _echoes(body) and host.decode is not None:
             echo = Echo(_texts(body), n, host.decode)
     background = _name(body) if loan.lanes and _in_background(path, read) else None
-    at_end = steering.stream_telemetry == "end"
-    return Prepared(body, steering.telemetry, at_end, loan, prompts, strip, echo, background)
+    policy, at_end = str(type(steering).model_fields["policy"].default), steering.stream_telemetry == "end"
+    return Prepared(body, policy, steering.telemetry, at_end, loan, prompts, strip, echo, background)
 
 
 def _sampling(body: dict[str, Any], host: Host) -> admission.Sampling:

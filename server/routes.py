@@ -27,9 +27,11 @@ from steerdec.vllm_plugin.private.uvicorn_headers import limit_headers
 from steerdec.vllm_plugin.request import engine_of
 from steerdec.vllm_plugin.settings import Settings
 
+from . import metrics
 from .body import Host
 from .middleware import INWARD
 from .middleware.keys import Keys
+from .tracing import tracer_of
 
 PAGE = Path(str(files("steerdec.server"))) / "page"
 PAGE_HEADERS = {
@@ -71,6 +73,8 @@ class SteeringRoutes:
         default = settings.http_default
         of_model = config.model_config.get_diff_sampling_param()
         penalties = {name: float(of_model.get(name, none)) for name, none in admission.NO_PENALTIES.items()}
+        model_name = config.model_config.served_model_name
+        metrics.begin(model_name)
         self._host = Host(
             default=default,
             threshold_nats=settings.threshold_nats,
@@ -81,12 +85,13 @@ class SteeringRoutes:
             decode=None if tokenizer is None else tokenizer.decode,
             pool=pool,
             keys=Keys.of(args),
+            tracer=tracer_of(config),
         )
         self._about = {
             "steerdec": steerdec.__version__,
             "vllm": vllm.__version__,
             "runner": "v1" if engine.v1 else "v2",
-            "model": config.model_config.served_model_name,
+            "model": model_name,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "batch_invariant": _batch_invariant(config),
             "processor": _processor_loaded(config),

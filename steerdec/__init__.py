@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from steerdec.pages.tokens import ColoredTokens
     from steerdec.policies.dynatemp.fields import DynaTemp
     from steerdec.policies.edt.fields import Edt
     from steerdec.policies.entropy_target.fields import EntropyTarget
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from steerdec.steering.params import Steering, SteeringError
 
 __all__ = [
+    "ColoredTokens",
     "DynaTemp",
     "Edt",
     "EntropyTarget",
@@ -32,6 +34,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES: Final = {
+    "ColoredTokens": "steerdec.pages.tokens",
     "DynaTemp": "steerdec.policies.dynatemp.fields",
     "Edt": "steerdec.policies.edt.fields",
     "EntropyTarget": "steerdec.policies.entropy_target.fields",

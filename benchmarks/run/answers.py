@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from steerdec.common.errors import SteerdecError
+from steerdec.common.token_texts import texts_of_logprobs
 from steerdec.common.validation import shown
 
 Count = Annotated[int, Field(ge=0)]
@@ -152,7 +153,7 @@ def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -
         entropy_nats=telemetry.entropy_nats,
         fork=telemetry.fork,
         temperature=telemetry.temperature,
-        token_text=_token_text(choice.logprobs, telemetry.tokens),
+        token_text=texts_of_logprobs(choice.logprobs, telemetry.tokens),
         mean_probe_entropy_nats=telemetry.mean_probe_entropy_nats,
         probe_entropy_nats=telemetry.probe_entropy_nats,
     )
@@ -161,14 +162,3 @@ def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -
 def _ids_of_text(choice: _Choice) -> list[int] | None:
     ended_by_token = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
     return choice.token_ids[:-1] if choice.token_ids and ended_by_token else choice.token_ids
-
-
-def _token_text(logprobs: dict[str, Any] | None, tokens: int) -> list[str] | None:
-    """Return the tokens' texts from the log-probabilities of either API, None if their number is wrong."""
-    if logprobs is None:
-        return None
-    texts = logprobs.get("tokens")
-    if texts is None and isinstance(content := logprobs.get("content"), list):
-        texts = [entry.get("token") if isinstance(entry, dict) else None for entry in content]
-    fits = isinstance(texts, list) and len(texts) == tokens and all(isinstance(text, str) for text in texts)
-    return texts if fits else None

@@ -6,15 +6,16 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerdec.steering.params import SteeringError
 from steerdec.telemetry.lanes import LanesExhaustedError
+from steerdec.telemetry.loan import Telemetry
 
-from .. import metrics
+from .. import metrics, tracing
 from ..answer import Annotator
 from ..background import BackgroundResponses
 from ..body import Host, Prepared, may_be_steered, names_steering, prepared
@@ -23,6 +24,9 @@ from ..fields import PATHS, RESPONSES
 from ..misplaced import refuse_everywhere, refuse_misplaced
 from .body_limit import read_body, replayed
 from .sse import EventStream
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 
 class SteeringMiddleware:
@@ -87,13 +91,17 @@ class SteeringMiddleware:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ready: Prepared, raw: bytes) -> None:
         annotator = Annotator(ready)
         sender = _Sender(send, annotator)
+        headers = _with_length(scope, raw)
         try:
-            await self._app(_with_length(scope, raw), replayed(raw, receive), sender)
+            with tracing.span_of(self._host().tracer, headers, ready) as span:
+                try:
+                    await self._app({**scope, "headers": headers.raw}, replayed(raw, receive), sender)
+                finally:
+                    if annotator.answered:
+                        _count(annotator.returned(), span)
         finally:
             # The handler has returned or been cancelled, so the engine has finished the sequences
             # or has been told to abort them.
-            if annotator.answered:
-                metrics.count(annotator.returned())
             ready.loan.give_back(aborted=not sender.complete or annotator.may_be_generating)
 
     async def _answer_in_background(
@@ -101,8 +109,10 @@ class SteeringMiddleware:
     ) -> None:
         name = str(ready.background)
         response = self._background.begin(name, ready.loan, ready.telemetry)
+        headers = _with_length(scope, raw)
         try:
-            await self._app(_with_length(scope, raw), replayed(raw, receive), _Sender(send, response))
+            with tracing.span_of(self._host().tracer, headers, ready):  # ends before the response does
+                await self._app({**scope, "headers": headers.raw}, replayed(raw, receive), _Sender(send, response))
         finally:  # a client that left leaves the response to those who know its name
             self._background.follow(name, getattr(scope["app"].state, "openai_serving_responses", None))
 
@@ -164,11 +174,17 @@ class _Sender:
         return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _with_length(scope: Scope, raw: bytes) -> Scope:
-    """Return the scope of a request whose body is `raw`."""
+def _with_length(scope: Scope, raw: bytes) -> MutableHeaders:
+    """Return the headers of a request whose body is `raw`."""
     headers = MutableHeaders(raw=list(scope["headers"]))
     headers["content-length"] = str(len(raw))
-    return {**scope, "headers": headers.raw}
+    return headers
+
+
+def _count(returned: list[Telemetry], span: Span | None) -> None:
+    metrics.count(returned)
+    if span is not None:
+        tracing.count(span, returned)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from steerdec.analysis.traces.scoring import Scores
-from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common.files import write_atomically
+from steerdec.common.token_texts import token_texts
 from steerdec.pages import html
 from steerdec.pages.forks import ShownTrace, TokenTrace, shown_trace
 

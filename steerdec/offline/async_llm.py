@@ -37,7 +37,8 @@ class SteeredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped to myp
         """
         front_end = FrontEnd.of(vllm_config, None)
         super().__init__(vllm_config, *args, **options)
-        self.front_end = replace(front_end, delimiters=delimiters(self.renderer.tokenizer))
+        tokenizer = self.renderer.tokenizer
+        self.front_end = replace(front_end, delimiters=delimiters(tokenizer), tokenizer=tokenizer)
         self._turn = asyncio.Lock()  # of those who wait for lanes, the first one first
         self._given_back = asyncio.Event()
 
@@ -100,7 +101,7 @@ class SteeredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped to myp
                 async for output in outputs:
                     if output.finished:
                         aborted = was_aborted(output)
-                    yield annotated(output, loan, params.output_kind)
+                    yield annotated(output, loan, params.output_kind, self.front_end.tokenizer)
         finally:
             # vLLM's generator is closed, so the engine has finished the sequences or has been told to abort them.
             if loan is not None:

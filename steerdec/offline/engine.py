@@ -145,7 +145,7 @@ class SteeredEngine:
             del self._live[output.request_id]
         if live is None or not isinstance(output, RequestOutput):
             return output
-        steered = annotated(output, live.loan, live.kind)
+        steered = annotated(output, live.loan, live.kind, self.front_end.tokenizer)
         if live.loan is not None and output.finished:
             live.loan.give_back(aborted=was_aborted(output))
         return steered

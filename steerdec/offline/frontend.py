@@ -43,6 +43,7 @@ class FrontEnd:
     engine: admission.Engine
     delimiters: tuple[int | None, int | None]
     pool: LanePool
+    tokenizer: Any = None  # of outputs that show their tokens
 
     @classmethod
     def of(cls, config: VllmConfig, tokenizer: Any) -> FrontEnd:
@@ -54,7 +55,7 @@ class FrontEnd:
         settings = Settings.of(config)
         if settings.lanes is None:
             raise InvalidInputError("the engine has no telemetry lanes: start it as SteeredLLM or SteeredAsyncLLM does")
-        return cls(settings, request.engine_of(config), delimiters(tokenizer), LanePool(settings.lanes.file))
+        return cls(settings, request.engine_of(config), delimiters(tokenizer), LanePool(settings.lanes.file), tokenizer)
 
     def admitted(self, params: Any) -> Admitted | None:
         """Return a request that is to be steered, None if it is not, or has lanes already.

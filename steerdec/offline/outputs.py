@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from markupsafe import escape
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from steerdec.common.token_texts import token_texts
+from steerdec.pages.tokens import ColoredTokens
 from steerdec.telemetry.loan import Loan, Telemetry
 
 
@@ -19,6 +23,22 @@ class SteeredCompletion(CompletionOutput):  # type: ignore[misc]  # vLLM is unty
     """
 
     steering: Telemetry | None = None
+    tokenizer: Any = None  # for the texts of single tokens; left out where the output is copied or pickled
+
+    def colored(self) -> ColoredTokens | None:
+        """Return the tokens as a notebook shows them; None without telemetry or a tokenizer."""
+        if self.steering is None or self.tokenizer is None:
+            return None
+        lists: dict[str, Any] = self.steering.lists()
+        shown = {name: lists[name] for name in ("entropy_nats", "fork", "temperature")}
+        return ColoredTokens(token_texts(list(self.token_ids), self.tokenizer), **shown)
+
+    def _repr_html_(self) -> str | None:
+        tokens = self.colored()
+        return None if tokens is None else tokens._repr_html_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"tokenizer": None}
 
 
 class SteeredOutput(RequestOutput):  # type: ignore[misc]
@@ -26,11 +46,20 @@ class SteeredOutput(RequestOutput):  # type: ignore[misc]
 
     outputs: list[SteeredCompletion]
 
+    def _repr_html_(self) -> str | None:
+        """Return the prompt and each sequence; None if a sequence has nothing to show."""
+        shown = [one._repr_html_() for one in self.outputs]
+        if None in shown:
+            return None
+        prompt = f'<p style="white-space: pre-wrap">{escape(self.prompt or "")}</p>'
+        return prompt + "".join(html for html in shown if html)
 
-def annotated(output: RequestOutput, loan: Loan | None, kind: RequestOutputKind) -> SteeredOutput:
+
+def annotated(output: RequestOutput, loan: Loan | None, kind: RequestOutputKind, tokenizer: Any) -> SteeredOutput:
     """Return vLLM's output with what the request's lanes hold about the tokens in it."""
     sequences = [
-        SteeredCompletion(**vars(completion), steering=_read(completion, loan, kind)) for completion in output.outputs
+        SteeredCompletion(**vars(completion), steering=_read(completion, loan, kind), tokenizer=tokenizer)
+        for completion in output.outputs
     ]
     return SteeredOutput(**(vars(output) | {"outputs": sequences}))
 

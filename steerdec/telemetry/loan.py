@@ -59,13 +59,13 @@ class Loan:
         """
         self._pool = pool
         self.lanes = [] if pool is None else pool.lend(sequences)
-        self._threshold_nats, self._probed = threshold_nats, probed
+        self.threshold_nats, self._probed = threshold_nats, probed
         self.returned_tokens = [0] * len(self.lanes)
 
     def read(self, sequence: int, start: int, stop: int) -> Telemetry:
         """Return what was done to tokens `start` to `stop` (exclusive) of a sequence."""
         records = self.lanes[sequence].read(start, stop)
-        return Telemetry(**vars(records), threshold_nats=self._threshold_nats, probed=self._probed)
+        return Telemetry(**vars(records), threshold_nats=self.threshold_nats, probed=self._probed)
 
     def returned(self, sequence: int) -> Telemetry:
         """Return what was done to the tokens of a sequence that were returned."""

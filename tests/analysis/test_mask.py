@@ -20,13 +20,13 @@ from steerdec.analysis.masks.run import cut_of, mask_lenses, mask_responses, of_
 from steerdec.analysis.traces.loading import load_tokenizer
 from steerdec.analysis.traces.source import Source, resolve
 from steerdec.analysis.traces.store import Store, opened, trace_line
-from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import CLASSES, token_classes
 from steerdec.analysis.traces.trace import Trace
 from steerdec.benchmarks.design.masks import read_mask
 from steerdec.cli.mask import mask as mask_command
 from steerdec.common.errors import InputError
 from steerdec.common.files import FileError
+from steerdec.common.token_texts import token_texts
 from steerdec.records import mask_file
 from steerdec.records.calibration import Threshold
 from steerdec.records.mask_file import Mask, MaskedRequest, MaskError, load_mask, write_mask

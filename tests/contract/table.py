@@ -35,6 +35,7 @@ RUNNER_V2: Final = ("steerdec/vllm_plugin/runner_v2.py",)
 REQUEST: Final = ("steerdec/vllm_plugin/request.py",)
 COMPILED: Final = ("benchmarks/engine/compiled.py",)
 ROUTES: Final = ("server/routes.py",)
+TRACING: Final = ("server/tracing.py",)
 BODY: Final = ("server/body.py",)
 LAUNCH: Final = ("server/launch/command.py", "server/launch/flags.py")
 LLM_CLASS: Final = ("steerdec/offline/llm.py",)
@@ -192,6 +193,11 @@ TABLE: Final = (
     Used(REQUEST, "vllm.config", "SchedulerConfig", attributes=("async_scheduling",)),
     Used(RUNNER_V2, "vllm.config", "SpeculativeConfig", attributes=("num_speculative_tokens",)),
     Used(ROUTES, "vllm.config", "DeviceConfig", attributes=("device_type",)),
+    # Our spans go where vLLM's go (it sets the process's provider), and vLLM's below ours (it reads the headers).
+    Used(TRACING, "vllm.config", "VllmConfig", attributes=("observability_config",)),
+    Used(TRACING, "vllm.config", "ObservabilityConfig", attributes=("otlp_traces_endpoint",)),
+    Used(TRACING, "vllm.tracing.otel", "init_otel_tracer", texts=("set_tracer_provider(",)),
+    Used(TRACING, "vllm.tracing.utils", "TRACE_HEADERS", texts=("traceparent", "tracestate")),
     Used(ROUTES, "vllm.engine.protocol", "EngineClient", attributes=("vllm_config",)),
     Used(ROUTES, "vllm.v1.engine.async_llm", "AsyncLLM", attributes=("vllm_config", "get_tokenizer")),
     # A request -----------------------------------------------------------------------------------

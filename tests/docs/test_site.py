@@ -28,7 +28,8 @@ def pages(entries: list[Any]) -> list[str]:
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    written = {path.name for path in (ROOT / "docs").glob("*.md")} | set(SITE["FROM_THE_TOP"]) | {"reference/"}
+    written = {path.name for path in (ROOT / "docs").glob("*.md")} | set(SITE["FROM_THE_TOP"]) | set(SITE["NOTEBOOKS"])
+    written |= {"reference/"}
     assert sorted(pages(CONFIG["nav"])) == sorted(written)
 
 

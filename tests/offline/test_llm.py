@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -102,6 +103,20 @@ def test_entropies_agree_with_the_full_logprobs_of_the_same_steps(steered_llm: S
         assert summary["forks"] == sum(one.steering.fork)
         assert summary["threshold_nats"] == pytest.approx(0.6)
     assert any(one.steering.fork.any() for output in outputs for one in output.outputs if one.steering)
+
+
+def test_a_notebook_shows_each_token_with_its_entropy(steered_llm: SteeredLLM) -> None:
+    outputs = steered_llm.generate(PROMPTS[:2], sampling(n=2, seed=5), steering=[STEERING, None], **QUIET)
+    html = outputs[0]._repr_html_()
+    assert html is not None
+    assert html.count("forks (underlined)") == 2
+    for one in outputs[0].outputs:
+        colored = one.colored()
+        assert colored is not None
+        assert "".join(colored.texts) == one.text
+        assert html.count(one._repr_html_() or "nothing") == 1
+        assert pickle.loads(pickle.dumps(one)).tokenizer is None
+    assert outputs[1]._repr_html_() is None
 
 
 def test_steering_may_be_an_object_a_dict_json_or_an_extra_argument(steered_llm: SteeredLLM, llm: LLM) -> None:

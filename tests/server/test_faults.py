@@ -240,7 +240,7 @@ def test_hidden_token_ids_and_a_stop_string_leave_no_exact_telemetry(
 
 
 def counted() -> float:
-    return metrics.REQUESTS._value.get()  # type: ignore[no-any-return]
+    return metrics.REQUESTS.labels("")._value.get()  # type: ignore[no-any-return]
 
 
 def test_a_refused_stream_is_not_counted(server: InProcess) -> None:

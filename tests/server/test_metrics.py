@@ -8,10 +8,13 @@ from prometheus_client import CollectorRegistry, Histogram
 from steerdec.server import metrics
 from steerdec.vllm_plugin.private.prometheus_buckets import observe_all
 
+MODEL = "a model"  # of no other test
+
 
 def samples(histogram: Histogram) -> dict[tuple[str, str], float]:
     (family,) = histogram.collect()
-    return {(s.name, s.labels.get("le", "")): s.value for s in family.samples if not s.name.endswith("_created")}
+    ours = (s for s in family.samples if s.labels.get("model_name", MODEL) == MODEL)
+    return {(s.name, s.labels.get("le", "")): s.value for s in ours if not s.name.endswith("_created")}
 
 
 def test_bulk_update_gives_the_page_that_observe_gives() -> None:
@@ -19,8 +22,9 @@ def test_bulk_update_gives_the_page_that_observe_gives() -> None:
     one_by_one = Histogram("steerdec_entropy_nats", "", buckets=metrics.BOUNDS_NATS, registry=CollectorRegistry())
     for value in values:
         one_by_one.observe(value)
+    ours = metrics.ENTROPY.labels(MODEL)
     before = samples(metrics.ENTROPY)
-    observe_all(metrics.ENTROPY, metrics.BOUNDS_NATS, values)
+    observe_all(ours, metrics.BOUNDS_NATS, values)
     after = samples(metrics.ENTROPY)
     added = {key: after[key] - before[key] for key in after}
     expected = samples(one_by_one)

@@ -331,7 +331,7 @@ def test_what_the_server_says_of_itself(server_url: str) -> None:
 def test_metrics_count_tokens_forks_and_entropies(server_url: str) -> None:
     def value(name: str) -> float:
         lines = httpx.get(f"{server_url}/metrics", timeout=PATIENCE_S).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
 
     names = ["steerdec_requests_total", "steerdec_tokens_total", "steerdec_forks_total", "steerdec_entropy_nats_count"]
     before = [value(name) for name in names]

@@ -199,4 +199,4 @@ def counted(url: str) -> list[float]:
     """Steered requests, their tokens, and the entropies in the histogram, so far."""
     lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
     names = ("steerdec_requests_total", "steerdec_tokens_total", "steerdec_entropy_nats_count")
-    return [sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")) for name in names]
+    return [sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")) for name in names]

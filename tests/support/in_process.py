@@ -161,6 +161,7 @@ def in_process_server(
         decode=lambda ids: "".join(map(chr, ids)),
         pool=pool,
         keys=Keys([]),
+        tracer=None,
     )
     return InProcess(inner, pool, host)
 

@@ -27,11 +27,11 @@ from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.sampling import end_ids, response_text
 from steerdec.analysis.traces.sentences import sentence_spans
 from steerdec.analysis.traces.store import Store
-from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.trace import stop_texts
 from steerdec.common.json import nulls_if_nan
 from steerdec.common.progress import RunProgress
 from steerdec.common.seeds import sample_seed
+from steerdec.common.token_texts import token_texts
 from steerdec.grading.pool import GradingPool
 from steerdec.problems.sets import Problem
 

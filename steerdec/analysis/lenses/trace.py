@@ -18,9 +18,9 @@ from steerdec.analysis.traces.endings import Ending
 from steerdec.analysis.traces.forward import forward, last_state
 from steerdec.analysis.traces.loading import Loaded
 from steerdec.analysis.traces.sentences import sentence_spans, sentence_starts
-from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import token_classes
 from steerdec.common.json import nulls_if_nan
+from steerdec.common.token_texts import token_texts
 
 ARM: Final = "lenses"
 AGAIN: Final = "@again"  # follows the name of a score that was computed a second time, in another dtype

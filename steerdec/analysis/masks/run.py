@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 import steerdec
 from steerdec.analysis.agreement import top_count
 from steerdec.analysis.traces import source, store
-from steerdec.analysis.traces.texts import token_texts
 from steerdec.analysis.traces.token_classes import token_classes
 from steerdec.analysis.traces.trace import Trace
 from steerdec.common import journal
 from steerdec.common.errors import InputError, reason_of
 from steerdec.common.json import nan_if_null
+from steerdec.common.token_texts import token_texts
 from steerdec.records.calibration import Threshold
 from steerdec.records.mask_file import MaskedRequest, write_mask
 from steerdec.records.run import NAME as RUN_JSON

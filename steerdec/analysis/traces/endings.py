@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from steerdec.analysis.traces.sentences import sentence_spans
-from steerdec.analysis.traces.texts import token_texts
+from steerdec.common.token_texts import token_texts
 
 FEWEST_TOKENS: Final = 8  # of a chain that can be analyzed
 

@@ -15,3 +15,17 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
         own = with_it[len(before) :] if with_it.startswith(before) else with_it[len(before.rstrip("\ufffd")) :]
         texts.append("" if own.endswith("\ufffd") else own)
     return texts
+
+
+def texts_of_logprobs(logprobs: Any, tokens: int) -> list[str] | None:
+    """Return the texts of an answer's tokens from its `logprobs` in either form of OpenAI's API.
+
+    None if they are not texts, one per token: nothing from the network is trusted.
+    """
+    if not isinstance(logprobs, dict):
+        return None
+    texts = logprobs.get("tokens")
+    if texts is None and isinstance(content := logprobs.get("content"), list):
+        texts = [entry.get("token") if isinstance(entry, dict) else None for entry in content]
+    fits = isinstance(texts, list) and len(texts) == tokens and all(isinstance(text, str) for text in texts)
+    return texts if fits else None
