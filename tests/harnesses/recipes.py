@@ -53,6 +53,6 @@ RECIPES = {
     "langchain": Recipe("LangChain", requests=1, shows=False),
     "inspect": Recipe("Inspect", requests=2, shows=True),
     "evalscope": Recipe("EvalScope", requests=2, shows=False),
-    "vllm-bench": Recipe("Load: vllm bench serve", requests=4, shows=False),
+    "vllm-bench": Recipe("vllm bench serve", requests=4, shows=False),
     "lm-eval": Recipe("lm-eval", requests=2, shows=False),
 }

@@ -24,6 +24,7 @@ from tests.support.serving import PATIENCE_S, command_running, free_port
 TOOLS = ROOT / "build" / "harnesses" / "bin"
 NODE_MODULES = ROOT / "build" / "harnesses-npm" / "node_modules"
 PROXY = "http://127.0.0.1:4000"
+VLLM = "vllm bench"  # does not start on the CPU build; server/vllm_cli.py does
 LIMIT_S = 900.0
 COUNTERS = ("requests", "tokens", "forks")
 # No hub and no price list is asked for: the recipes need neither.
@@ -101,12 +102,23 @@ def written(folder: Path) -> str:
 def execute(blocks: list[Block], folder: Path, url: str) -> str:
     """Run the blocks one after the other, the client's after the proxy's configuration; what they print."""
     port = free_port()
-    blocks = [Block(b.language, b.code.replace(SERVER, url).replace(PROXY, f"http://127.0.0.1:{port}")) for b in blocks]
-    configuration = [block.code for block in blocks if block.language == "yaml"]
-    rest = [block for block in blocks if block.language != "yaml"]
+    swaps = {
+        SERVER: url,
+        PROXY: f"http://127.0.0.1:{port}",
+        VLLM: f"{sys.executable} -m steerdec.server.vllm_cli bench",
+    }
+    ready = [Block(language, _swapped(code, swaps)) for language, code in blocks]
+    configuration = [block.code for block in ready if block.language == "yaml"]
+    rest = [block for block in ready if block.language != "yaml"]
     assert rest, "the recipe has nothing to run"
     with proxy(configuration[0], port, folder) if configuration else contextlib.nullcontext():
         return "".join(_run(block, folder) for block in rest)
+
+
+def _swapped(code: str, swaps: dict[str, str]) -> str:
+    for old, new in swaps.items():
+        code = code.replace(old, new)
+    return code
 
 
 @contextlib.contextmanager
