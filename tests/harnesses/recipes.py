@@ -45,7 +45,7 @@ def _without_code(text: str) -> str:
 
 
 RECIPES = {
-    "openai": Recipe("OpenAI, Python", requests=2, shows=True, page="api.md"),
+    "openai": Recipe("OpenAI, Python", requests=3, shows=True, page="api.md"),
     "openai-npm": Recipe("JavaScript", requests=1, shows=True, page="api.md", holding="import OpenAI"),
     "anthropic": Recipe("Anthropic, Python", requests=2, shows=True, page="api.md"),
     "litellm": Recipe("LiteLLM, client", requests=1, shows=True),

@@ -37,12 +37,16 @@ class Call(NamedTuple):
 
 
 def _steering_in(value: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield (index of the choice, its `steering`), wherever they stand in the documents."""
+    """Yield (index of the choice, its `steering`), wherever they stand in the documents.
+
+    The `delta` of a choice may repeat what the choice has.
+    """
     if isinstance(value, dict):
         if isinstance(value.get("steering"), dict):
             yield value.get("index"), value["steering"]
-        for inner in value.values():
-            yield from _steering_in(inner)
+        else:
+            for inner in value.values():
+                yield from _steering_in(inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _steering_in(inner)
@@ -74,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes) -> None:
         """Pass the answer on whole: a stream arrives at its end, event by event."""
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
+        # Stripped, because lm-eval without a key sends "Bearer " with nothing after it, which httpx would not send.
+        headers = {name: value.strip() for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
         answer = self.server.client.request(self.command, self.path, content=body, headers=headers)
         if self.command == "POST" and answer.is_success:
             self.server.calls.append(Call(self.path, json.loads(body), _documents(answer)))

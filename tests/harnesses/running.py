@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,12 @@ PROXY = "http://127.0.0.1:4000"
 VLLM = "vllm bench"  # does not start on the CPU build; server/vllm_cli.py does
 LIMIT_S = 900.0
 COUNTERS = ("requests", "tokens", "forks")
-# No hub and no price list is asked for: the recipes need neither.
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # the recipes need no hub
+    "HF_DATASETS_OFFLINE": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no list of prices is fetched
+    "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",
+}
 
 
 def run(recipe: Recipe, folder: Path, recorder: Recorder, server: str) -> str:
@@ -127,7 +132,7 @@ def proxy(configuration: str, port: int, folder: Path) -> Iterator[None]:
     (folder / "config.yaml").write_text(configuration)
     command = [str(TOOLS / "litellm"), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
     with command_running(
-        command, port, folder / "proxy.log", cwd=folder, environment=OFFLINE, health="/health/liveliness"
+        command, port, folder / "proxy.log", cwd=folder, environment=ENVIRONMENT, health="/health/liveliness"
     ):
         yield
 
@@ -145,7 +150,7 @@ def _run(block: Block, folder: Path) -> str:
         commands[block.language],
         input=block.code,
         cwd=folder,
-        env=os.environ | OFFLINE | {"PATH": path},
+        env=os.environ | ENVIRONMENT | {"PATH": path},
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -47,7 +47,8 @@ def test_the_table_says_what_the_recipes_expect_of_the_telemetry() -> None:
 
 def test_telemetry_is_put_together_from_the_chunks_of_every_choice() -> None:
     chunks = [{"choices": [{"index": i, "steering": {"fork": [i == 1]}}]} for i in (0, 1, 0, 1)]
-    closing = [{"choices": [{"index": i, "steering": {"forks": 2 * i, "fork": []}}]} for i in (0, 1)]
+    totals = [{"forks": 2 * i, "fork": []} for i in (0, 1)]
+    closing = [{"choices": [{"index": i, "delta": {"steering": s}, "steering": s}]} for i, s in enumerate(totals)]
     telemetry = Call("", {}, chunks + closing).telemetry()
     assert telemetry == [{"fork": [False, False], "forks": 0}, {"fork": [True, True], "forks": 2}]
 
