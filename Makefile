@@ -103,7 +103,7 @@ contract: setup
 	$(BIN)/python -m tests.contract
 
 # The recipes of docs/harnesses.md, each with its tool, against a real server; NAMES="inspect lm-eval" runs these only.
-# The tools have an environment of their own, 1.5 GB, as their dependencies are many.
+# The tools have an environment of their own, 2 GB, as their dependencies are many.
 harnesses: setup build/harnesses/.ready build/harnesses-npm/.ready
 	$(BIN)/python -m tests.harnesses $(NAMES)
 

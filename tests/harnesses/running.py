@@ -25,7 +25,7 @@ from tests.support.serving import PATIENCE_S, command_running, free_port
 TOOLS = ROOT / "build" / "harnesses" / "bin"
 NODE_MODULES = ROOT / "build" / "harnesses-npm" / "node_modules"
 PROXY = "http://127.0.0.1:4000"
-VLLM = "vllm bench"  # does not start on the CPU build; server/vllm_cli.py does
+VLLM = "vllm bench"  # does not start on the CPU build; python -m steerdec.server.vllm_cli does
 LIMIT_S = 900.0
 COUNTERS = ("requests", "tokens", "forks")
 ENVIRONMENT = {

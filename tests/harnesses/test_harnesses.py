@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from tests.harnesses.recipes import RECIPES, ROOT
 from tests.harnesses.recorder import Call, Recorder, recording
-from tests.harnesses.running import is_shown, run
+from tests.harnesses.running import assert_applied, is_shown, run
 
 PAGE = (ROOT / "docs" / "harnesses.md").read_text("utf-8")
 ROWS = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", PAGE, re.MULTILINE)[2:]]
@@ -60,6 +61,14 @@ def test_what_is_shown_is_known_by_its_numbers() -> None:
     assert not is_shown(telemetry, '{"mean_entropy_nats": 0.5}')
 
 
+def test_temperatures_other_than_those_asked_for_are_found() -> None:
+    request = {"temperature": 0.6, "steering": {"fork_temperature": 1.0, "telemetry": "tokens"}}
+    for temperatures, right in (([1.0, 0.6], True), ([0.6, 0.6], False), ([1.0, 1.0], False)):
+        answer = {"index": 0, "steering": {"fork": [True, False], "temperature": temperatures}}
+        with contextlib.nullcontext() if right else pytest.raises(AssertionError, match="temperatures"):
+            assert_applied(Call("", request, [answer]), "no server is asked")
+
+
 @pytest.fixture(scope="module")
 def recorder(server_url: str) -> Iterator[Recorder]:
     subprocess.run(["make", "build/harnesses/.ready", "build/harnesses-npm/.ready"], cwd=ROOT, check=True)
@@ -68,7 +77,7 @@ def recorder(server_url: str) -> Iterator[Recorder]:
 
 
 @pytest.mark.engine
-@pytest.mark.thorough  # the tools are 1.5 GB, and some take a minute to start
+@pytest.mark.thorough  # the tools are 2 GB, and some take a minute to start
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_steers_as_the_table_says(recorder: Recorder, server_url: str, name: str, tmp_path: Path) -> None:
