@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist exports docs sbom organism phantom clean
+.PHONY: demo test test-fast test-thorough tests-of-engine tests-of-servers tests-of-benchmarks tests-of-rest thorough-of-engine thorough-of-rest check setup audit contract drills dist exports docs sbom harnesses organism phantom clean
 
 setup: $(VENV)/.ready
 
@@ -111,6 +111,21 @@ drills: setup
 # What is used of vLLM, in every supported version that the package index has; downloads each, hundreds of megabytes.
 contract: setup
 	$(BIN)/python -m tests.contract
+
+# The recipes of docs/harnesses.md, each with its tool, against a real server; NAMES="inspect lm-eval" runs these only.
+# The tools have an environment of their own, 2 GB, as their dependencies are many.
+harnesses: setup build/harnesses/.ready build/harnesses-npm/.ready
+	$(BIN)/python -m tests.harnesses $(NAMES)
+
+build/harnesses/.ready: requirements/harnesses.txt
+	test -x build/harnesses/bin/python || $(PYTHON) -m venv build/harnesses
+	build/harnesses/bin/pip install --quiet --no-deps -r requirements/harnesses.txt
+	touch $@
+
+build/harnesses-npm/.ready: tests/server/clients/package.json
+	mkdir -p build/harnesses-npm && cp tests/server/clients/package.json build/harnesses-npm/
+	cd build/harnesses-npm && npm install --no-package-lock --no-audit --no-fund --prefer-offline
+	touch $@
 
 # The wheel and the sdist, then both installed in empty environments as their users would; minutes, and the package index.
 dist: setup

@@ -31,8 +31,9 @@ def command_running(
     patience_s: float = 400,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    health: str = "/health",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process, from when it answers /health until the end of the block (SIGTERM)."""
+    """A server process, from when it answers `health` until the end of the block (SIGTERM)."""
     env = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"} | dict(environment or {})
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=cwd)
@@ -43,7 +44,7 @@ def command_running(
                 assert process.poll() is None, f"server ended: {log.read_text()[-3000:]}"
                 assert time.monotonic() < end, f"no answer in {patience_s} s: {log.read_text()[-3000:]}"
                 with contextlib.suppress(httpx.TransportError):
-                    if client.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    if client.get(f"http://127.0.0.1:{port}{health}").status_code == 200:
                         break
                 time.sleep(0.5)
         yield process
