@@ -178,6 +178,8 @@ def _default(option: Any) -> str:
 
 def _arms(name: str) -> str:
     def asked(arm: Arm) -> str:
+        if arm.branch is not None:
+            return f"`{json.dumps({'branch': arm.branch.model_dump()})}`"
         return "" if arm.steering is None else f"`{json.dumps(arm.steering)}`"
 
     rows = [[f"`{arm.name}`", arm.role, arm.about, asked(arm)] for arm in arm_sets.load_arm_set(name).arms]

@@ -13,7 +13,7 @@ from steerdec.common.errors import reason_of
 from steerdec.common.files import read_at_most
 from steerdec.records.arms import ArmError, ArmSet, parse_arm_set
 
-BUILT_IN: Final = ("quick", "figure3", "causal")
+BUILT_IN: Final = ("quick", "figure3", "causal", "branching")
 MAX_FILE_BYTES: Final = 1 << 20
 
 

@@ -48,6 +48,8 @@ class SamplingPlan:
     a restarted server) affects all arms alike and cancels in the paired differences. Samples vary slowest, so that a
     run cut short has k' < k samples of every problem. Within a group the arms are rotated by a hash, so that none is
     always sent first.
+
+    A sample of a branching arm has no prefix until its root has been sampled: `branches` has those that exist.
     """
 
     problems: Sequence[Problem]
@@ -55,6 +57,7 @@ class SamplingPlan:
     samples: int
     seed: int
     replays: Mapping[str, Places] = field(default_factory=dict)  # by their names in the arm set
+    branches: Mapping[tuple[str, str, int], Prefix] = field(default_factory=dict)  # by (arm, problem, root)
     _places: dict[tuple[str, str], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -92,4 +95,6 @@ class SamplingPlan:
         seed, prefix = sample_seed(self.seed, problem.id, sample, arm.seed_group), None
         if arm.replay is not None:
             prefix = drawn_prefix(self.replays[arm.replay], self.seed, problem.id, sample)
+        if arm.branch is not None:
+            prefix = self.branches.get((arm.name, problem.id, arm.branch.root_of(sample)))
         return PlannedSample(number=number, problem=problem, arm=arm, sample=sample, seed=seed, prefix=prefix)

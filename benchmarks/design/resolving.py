@@ -12,7 +12,7 @@ from steerdec.policies import registry
 from steerdec.records.arms import Arm, ArmError, ArmSet, parse_arm_set
 from steerdec.steering import params
 
-PLAIN = ("baseline", "replicate", "replica", "replay")  # roles without steering
+PLAIN = ("baseline", "replicate", "replica", "replay", "branch")  # roles without steering
 
 
 def resolve(

@@ -83,7 +83,8 @@ def dose_curves(settings: Settings, summary: Summary) -> DoseCurves | None:
         arm = summary.arms.get(dose.arm.name)
         if arm is None or arm.avg_at_k is None or (dose.select != "entropy" and dose.arm.name != baseline):
             continue
-        if dose.arm.role == "matched" or dose.arm.replay:  # solved for another arm's dose; not whole responses
+        # Solved for another arm's dose, or no whole responses.
+        if dose.arm.role in ("matched", "branch") or dose.arm.replay:
             continue
         if _same(dose.other_temperature, base):
             forks.setdefault(dose.fork_temperature, _point(dose.arm.name, dose.fork_temperature, arm))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from steerdec.pages.wording import percent, sentence
-from steerdec.records.summary import ClaimSummary, Summary
+from steerdec.pages.wording import number, percent, sentence
+from steerdec.records.summary import Branching, ClaimSummary, Summary
 
 MUCH_TRUNCATED = 0.1  # share of an arm's answers above which the token limit decides the score
 MUCH_UNBOXED = 0.05  # difference between two arms
@@ -51,6 +51,17 @@ def claim_parts(claim: ClaimSummary, subject: str = "this model and set") -> tup
 def claim_sentence(claim: ClaimSummary, subject: str = "this model and set") -> str:
     """Return `“Lowering the forks lowers the score.” On this model and set this claim is REVERSED: <reason>.`"""
     return " ".join(claim_parts(claim, subject))
+
+
+def branching_sentence(row: Branching) -> str:
+    """Say what a tree is, and what it costs."""
+    places = {"highest": "the fork with the highest entropy", "fork": "a random fork", "other": "a random other token"}
+    sentence = (
+        f"{row.arm}: a tree is a response of {row.roots} and {row.continuations} that begin at "
+        f"{places.get(row.place, row.place)} of it; it costs as much as {number(row.plain_samples)} samples of "
+        f"{row.baseline} ({number(row.tree_tokens, 0)} tokens); {row.trees:,} trees of {row.n_problems} problems"
+    )
+    return f"{sentence}; {row.note}." if row.note else f"{sentence}."
 
 
 def missing_samples(summary: Summary) -> int:

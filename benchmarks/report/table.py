@@ -37,6 +37,8 @@ def print_table(summary: Summary, console: Console) -> None:
     for caution in sentences.cautions(summary):
         console.print(_text(caution, console, "yellow"))
     console.print(_comparisons(summary, console))
+    if summary.branching:
+        _print_branching(summary, console)
     console.print(_text("Verdicts so far" if sentences.interim_sentence(summary) else "Verdicts", console, "bold"))
     _print_sentence(sentences.instrument_sentence(summary), console, _STYLE.get(summary.instrument, "yellow"))
     if summary.claims:
@@ -87,6 +89,24 @@ def _comparisons(summary: Summary, console: Console) -> Table:
         )
         table.add_row(*(_text(cell, console) for cell in cells))
     return table
+
+
+def _print_branching(summary: Summary, console: Console) -> None:
+    """Print every branching arm beside as many tokens of plain samples, and what it gains over the other ones."""
+    console.print(_text("Branching at equal tokens, described, not corrected", console, "bold"))
+    for row in summary.branching:
+        console.print(_text(sentences.branching_sentence(row), console, "dim"))
+    table = _table("tree", "plain", "points", "95% interval", others="outcome")
+    for row in summary.branching:
+        for one in row.outcomes:
+            score = (wording.percent(one.tree), wording.percent(one.plain))
+            cells = (row.arm, one.outcome, *score, wording.points(one.diff), wording.points_interval(one.ci95))
+            table.add_row(*(_text(cell, console) for cell in cells))
+    for pair in summary.branch_contrasts:
+        difference = (wording.points(pair.diff), wording.points_interval(pair.ci95))
+        cells = (plots.label(pair.arm, pair.against), pair.outcome, "", "", *difference)
+        table.add_row(*(_text(cell, console) for cell in cells))
+    console.print(table)
 
 
 def _table(*columns: str, first: str = "arm", others: str | None = None) -> Table:

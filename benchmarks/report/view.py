@@ -121,6 +121,8 @@ def page(folder: RunFolder) -> dict[str, Any]:
         "accuracy_axis": _accuracy_axis(summary),
         "other_metrics": _other_metrics(summary),
         "replayed": _replayed(settings, summary),
+        "trees": [sentences.branching_sentence(row) for row in summary.branching],
+        "branch_gains": [(plots.label(row.arm, row.against), row) for row in summary.branch_contrasts],
         "delivered": _delivered(settings, summary),
         "measured": _measured(summary),
         "dose": plots.dose_chart(curves) if curves else Missing(_no_doses()),

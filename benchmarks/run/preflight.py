@@ -150,13 +150,14 @@ async def probe_arms(endpoints: Sequence[Endpoint], plan: SamplingPlan, promptin
     Raises:
         PreflightError: a request fails, or an answer does not show the temperatures of its arm.
     """
+    roots = {arm.branch.roots for arm in plan.arms if arm.branch is not None}
 
     async def probe_all(endpoint: Endpoint) -> list[str | None]:
         slots = asyncio.Semaphore(endpoint.connections)
 
         async def probe(planned: PlannedSample) -> str | None:
             async with slots:
-                return await _probe(endpoint, planned, prompting)
+                return await _probe(endpoint, planned, prompting, token_ids=planned.arm.name in roots)
 
         return await asyncio.gather(*(probe(planned) for planned in islice(plan.items(), len(plan.arms))))
 
@@ -165,9 +166,13 @@ async def probe_arms(endpoints: Sequence[Endpoint], plan: SamplingPlan, promptin
             raise PreflightError(complaint)
 
 
-async def _probe(endpoint: Endpoint, planned: PlannedSample, prompting: Prompting) -> str | None:
+async def _probe(
+    endpoint: Endpoint, planned: PlannedSample, prompting: Prompting, *, token_ids: bool = False
+) -> str | None:
     arm, steered = planned.arm, planned.arm.steering is not None
-    path, body = sample_request(planned, prompting, max_tokens=PROBE_TOKENS, per_token=steered, token_text=steered)
+    path, body = sample_request(
+        planned, prompting, max_tokens=PROBE_TOKENS, per_token=steered, token_text=steered, token_ids=token_ids
+    )
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(PROBE_TOKENS, per_token=steered))
@@ -178,6 +183,8 @@ async def _probe(endpoint: Endpoint, planned: PlannedSample, prompting: Promptin
         return f'arm "{arm.name}": {e}'
     except MalformedAnswerError as e:
         return f'{endpoint.url}, arm "{arm.name}": {e}'
+    if token_ids and answer.token_ids is None:
+        return f'{endpoint.url}, arm "{arm.name}": no token_ids (return_token_ids), which branching needs'
     if arm.steering is None:
         return None
     complaint = _wrong_temperature(answer, arm)

@@ -121,11 +121,9 @@ async def check_prompts(
     slots = asyncio.Semaphore(endpoint.connections)
 
     async def differs(problem: Problem) -> str | None:
-        _, body = request_body(prompting.template, problem, thinking=prompting.thinking)
-        to_tokenize = {key: value for key, value in body.items() if key != "stop"} | {"model": prompting.model}
         try:
             async with slots:
-                ids = await _post(endpoint, "/tokenize", to_tokenize, "tokens", 1 << 24)
+                ids = await prompt_ids(endpoint, problem, prompting)
         except RefusedError as e:
             return f"{e} (at /tokenize, which replays need)"
         for mask in masks:
@@ -139,6 +137,20 @@ async def check_prompts(
     if masks:
         for complaint in filter(None, await asyncio.gather(*(differs(problem) for problem in problems))):
             raise ReplayError(complaint)
+
+
+async def prompt_ids(endpoint: Endpoint, problem: Problem, prompting: Prompting) -> list[int]:
+    """Return the server's own token ids of the prompt of a problem.
+
+    Raises:
+        EndpointError, MalformedAnswerError: the server does not answer with token ids.
+    """
+    _, body = request_body(prompting.template, problem, thinking=prompting.thinking)
+    to_tokenize = {key: value for key, value in body.items() if key != "stop"} | {"model": prompting.model}
+    ids = await _post(endpoint, "/tokenize", to_tokenize, "tokens", 1 << 24)
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        raise MalformedAnswerError("/tokenize: tokens is not a list of token ids")
+    return ids
 
 
 async def whole_text(

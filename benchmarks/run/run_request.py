@@ -15,6 +15,7 @@ from steerdec.records.run import Settings, SettingsError, read_settings
 from ..design.arm_sets import load_arm_set, with_mask_paths
 from ..design.masks import Places
 from ..design.resolving import resolve
+from .branches import check_samples
 from .replays import read_replays
 
 DEFAULT_TEMPERATURE = 1.0
@@ -61,7 +62,8 @@ def read_request(
     """Load and check everything that the request names.
 
     Raises:
-        ProblemError, ArmError, CalibrationError, PromptError, MaskError, ReplayError: something cannot be used.
+        ProblemError, ArmError, CalibrationError, PromptError, MaskError, ReplayError, BranchError: something cannot be
+            used.
     """
     problem_set = load_problems(problems, limit=limit)
     prompt = prompt or problem_set.prompt
@@ -84,6 +86,7 @@ def read_request(
         extend=extend,
     )
     _check_prompt(request)
+    check_samples(arm_set, samples)
     if request.threshold is not None:
         resolved(request, request.threshold)
     else:  # a server's calibration may still provide what is missing here; everything else is checked now

@@ -44,14 +44,31 @@ def is_traced(arms: ArmSet, planned: PlannedSample) -> bool:
     return planned.number < TRACED_IN_ALL_ARMS * len(arms.arms)  # the plan goes problem by problem
 
 
+def is_root(arms: ArmSet, planned: PlannedSample) -> bool:
+    """Return whether a branching arm continues the sample, so that it keeps its token ids and per-token lists."""
+    return any(
+        arm.branch is not None
+        and arm.branch.roots == planned.arm.name
+        and arm.branch.root_of(planned.sample) == planned.sample
+        for arm in arms.arms
+    )
+
+
 def sample_request(
-    planned: PlannedSample, prompting: Prompting, *, max_tokens: int, per_token: bool = False, token_text: bool = False
+    planned: PlannedSample,
+    prompting: Prompting,
+    *,
+    max_tokens: int,
+    per_token: bool = False,
+    token_text: bool = False,
+    token_ids: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """Return the path and the body of a request.
 
     Args:
         per_token: request entropy, fork and temperature of every token.
         token_text: request the text of every token.
+        token_ids: request the ids of the generated tokens; after a prefix they are always requested.
     """
     path, body = request_body(prompting.template, planned.problem, thinking=prompting.thinking)
     if planned.prefix is not None:
@@ -66,6 +83,8 @@ def sample_request(
     steering = requested_steering(planned.arm, per_token=per_token)
     if steering is not None:
         body["steering"] = steering
+    if token_ids:
+        body["return_token_ids"] = True
     if token_text:  # comes with the sampled token's log-probability; 0 further candidates
         body |= {"logprobs": True, "top_logprobs": 0} if "messages" in body else {"logprobs": 0}
     return path, body

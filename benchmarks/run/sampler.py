@@ -20,7 +20,15 @@ from .dispatch import Outcome, dispatch
 from .endpoint_health import Retry
 from .endpoints import Endpoint
 from .replays import whole_text
-from .sample_requests import Prompting, is_traced, max_answer_bytes, requested_steering, sample_request, tokens_left
+from .sample_requests import (
+    Prompting,
+    is_root,
+    is_traced,
+    max_answer_bytes,
+    requested_steering,
+    sample_request,
+    tokens_left,
+)
 
 SYNC_EVERY_S = 1.0
 ENTROPY_DIGITS = 5
@@ -76,18 +84,21 @@ async def make_samples(
 
 async def request_sample(endpoint: Endpoint, planned: PlannedSample, settings: Settings) -> Answer:
     """Request one sample from one endpoint. Raises EndpointError, MalformedAnswerError."""
-    traced, max_tokens = is_traced(settings.arms, planned), tokens_left(planned, settings.max_tokens)
+    traced, root = is_traced(settings.arms, planned), is_root(settings.arms, planned)
+    max_tokens, per_token = tokens_left(planned, settings.max_tokens), traced or root
     prompting = Prompting(settings.model, settings.prompt, settings.thinking)
-    path, body = sample_request(planned, prompting, max_tokens=max_tokens, per_token=traced, token_text=traced)
-    raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, per_token=traced))
-    answer = parse_answer(raw, max_tokens=max_tokens, steering=requested_steering(planned.arm, per_token=traced))
-    if planned.prefix is None:
-        return answer
-    if answer.token_ids is None:
+    path, body = sample_request(
+        planned, prompting, max_tokens=max_tokens, per_token=per_token, token_text=traced, token_ids=root
+    )
+    raw = await endpoint.post(path, body, max_bytes=max_answer_bytes(max_tokens, per_token=per_token))
+    answer = parse_answer(raw, max_tokens=max_tokens, steering=requested_steering(planned.arm, per_token=per_token))
+    if answer.token_ids is None and (root or planned.prefix is not None):
         raise MalformedAnswerError("choices.0 has no token_ids, which return_token_ids requested")
+    if planned.prefix is None or answer.token_ids is None:
+        return answer
     stops = body.get("stop", [])
     text = await whole_text(endpoint, planned.prefix, answer.token_ids, model=settings.model, stops=stops)
-    return replace(answer, text=text)
+    return replace(answer, text=text, token_ids=None)  # only the ids of whole responses are kept
 
 
 async def _sync_periodically(journal: SampleJournal) -> None:
@@ -138,6 +149,7 @@ def graded_sample(planned: PlannedSample, url: str, answer: Answer, grade: Grade
             else [None if h is None else round(h, ENTROPY_DIGITS) for h in entropies],
             fork=answer.fork,
             token_text=answer.token_text,
+            token_ids=answer.token_ids,
         ),
     )
 

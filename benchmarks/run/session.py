@@ -19,6 +19,7 @@ from steerdec.records.run import LaunchedServer, ProblemsUsed, Settings, Setting
 
 from ..design.arm_sets import with_engine_floor
 from ..design.plan import SamplingPlan
+from .branches import branching, prompts_of, rounds, with_branches
 from .endpoint_health import Retry
 from .folder import done_samples, open_folder
 from .looks import Progress, plan_run_looks
@@ -88,13 +89,17 @@ async def run_on(
             max_tokens=settings.max_tokens,
         )
         await check_prompts(endpoints[0], request.replays, problems, prompting)
+        prompts = await prompts_of(endpoints[0], problems, plan.arms, prompting)
         await probe_arms(endpoints, plan, prompting)
         failed, at_once = 0, sum(endpoint.connections for endpoint in endpoints)
         while stage is not None:
             with RunProgress(
                 stage.total, sum(progress.done), at_once=at_once, show_scores=request.show_scores
             ) as shown:
-                await make_samples(folder, settings, plan, stage.skip, endpoints, pool, retry, shown)
+                for skip in rounds(plan, stage.skip):
+                    rooted, left, rootless = with_branches(plan, folder, prompts, skip)
+                    await make_samples(folder, settings, rooted, left, endpoints, pool, retry, shown)
+                    failed += rootless
             failed += shown.failed
             progress.finish(stage)
             stage = progress.next_stage()
@@ -109,6 +114,12 @@ def _announce(request: RunRequest, settings: Settings) -> None:
             f"the engine is not batch-invariant, so arm {arm.name} ({arm.about}) is added: "
             f"{per_arm * len(settings.arms.arms)} samples instead of {per_arm * len(request.arms.arms)}"
         )
+    for arm in branching(settings.arms.arms):
+        if arm.branch is not None and (spare := settings.samples % arm.branch.continuations):
+            announce(
+                f"warning: {settings.samples} samples are no multiple of {arm.branch.continuations}, so the last "
+                f"{spare} of arm {arm.name} make no whole tree and do not count"
+            )
     for ids in request.problem_set.repeated_texts[:3]:
         announce(
             f"warning: problems {' and '.join(ids)} have the same text, so they are not independent; remove one, or "

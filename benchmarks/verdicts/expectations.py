@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from steerdec.records.arms import ArmError, applied
+from steerdec.records.arms import ArmError, Branch, applied
 from steerdec.records.summary import Metric
 
 from ..stats.metrics import METRICS
@@ -67,6 +67,7 @@ class Design:
     asks: Mapping[str, Asks]  # the arms that steer at other than the base temperatures
     temperature: float | None  # of the baseline
     matched: Mapping[str, str]  # arm whose temperature is solved -> the arm whose dose it has
+    branches: Mapping[str, Branch]  # arms whose samples are not independent: in no pair, compared at equal tokens
 
 
 def read_design(arm_set: Mapping[str, Any]) -> Design:
@@ -102,6 +103,7 @@ def read_design(arm_set: Mapping[str, Any]) -> Design:
         asks={name: asks for name, arm in arms.items() if (asks := _asks(arm)) is not None},
         temperature=arms[baseline].get("temperature"),
         matched={name: str(arm["matched"]) for name, arm in arms.items() if arm.get("matched") is not None},
+        branches={name: Branch.model_validate(arm["branch"]) for name, arm in arms.items() if arm.get("branch")},
     )
 
 
@@ -149,7 +151,7 @@ def _controls(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str,
     return {
         name: baseline if arm["role"] == "replay" else replays.get(arm.get("replay"), baseline)
         for name, arm in arms.items()
-        if name != baseline
+        if name != baseline and not arm.get("branch")
     }
 
 

@@ -24,6 +24,7 @@ from steerdec.records.summary import Summary
 from ..stats.looks import PlannedLook
 from ..stats.tally import SampleError, read_samples
 from . import claims
+from .branching import branching_rows
 from .expectations import DesignError, read_design
 from .run_data import RunData
 from .summary_rows import (
@@ -136,6 +137,7 @@ def _summary(data: RunData) -> Summary:
     judged = claims.judge(data, instrument)
     rows = {name: arm_row(data, name, counts[name], name in judged.arms_needed) for name in design.arms}
     missing = sum(row.missing for row in rows.values())
+    branching, branch_contrasts = branching_rows(data)
     return Summary(
         arms=rows,
         comparisons=comparison_rows(data, judged.claimed),
@@ -155,6 +157,8 @@ def _summary(data: RunData) -> Summary:
         instrument_bias=instrument.bias,
         other_metrics=other_metric_rows(data, judged.claimed),
         heterogeneity=tuple(heterogeneity_row(data, *pair) for pair in design.pairs),
+        branching=branching,
+        branch_contrasts=branch_contrasts,
         looks=judged.looks,
         arms_needed=judged.arms_needed if missing else (),
     )

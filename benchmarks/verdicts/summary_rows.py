@@ -56,6 +56,8 @@ METHODS = {
     "contrasts": "paired Student t over per-problem differences of two differences; not corrected, decides no claim",
     "strata": "problems sorted by the even-numbered baseline samples, compared on the odd-numbered of both arms",
     "mediators": "Kitagawa's two parts of the difference, and its intercept against the log ratio of lengths",
+    "branching": "a tree against n plain samples of the baseline, n = mean tokens of a tree / mean tokens of a sample "
+    "over all problems; unbiased pass@m and majority of m, interpolated; percentile bootstrap over problems or groups",
     "ungraded": "counted, left out of estimates; every p is the largest of three, with them left out, wrong, and right",
 }
 
@@ -71,17 +73,19 @@ def arm_row(data: RunData, name: str, counts: Counts, needed: bool) -> ArmSummar
     average = stats.avg_at_k(counts)
     applied = data.applied.get(name)
     shift = applied.shift if applied else None
-    changed = None if name == data.design.baseline else tally.differing(name, data.design.controls[name])
+    control = data.design.controls.get(name)
+    changed = None if control is None else tally.differing(name, control)
+    independent = name not in data.design.branches  # only then is pass@k or maj@k one of so many samples
     return ArmSummary(
         n_problems=average.n_problems,
         k=k,
         avg_at_k=average.value,
         avg_at_k_ci95=average.ci95,
         avg_at_k_note=average.note,
-        pass_at_k=_mean(passed[k]) if k else None,
-        pass_at_k_problems=int(np.sum(~np.isnan(passed[k]))) if k else 0,
-        pass_at={str(at): _mean(values) for at, values in passed.items()},
-        maj_at_k=_mean(_majorities(tally, own & tally.graded)),
+        pass_at_k=_mean(passed[k]) if k and independent else None,
+        pass_at_k_problems=int(np.sum(~np.isnan(passed[k]))) if k and independent else 0,
+        pass_at={str(at): _mean(values) for at, values in passed.items()} if independent else {},
+        maj_at_k=_mean(_majorities(tally, own & tally.graded)) if independent else None,
         truncation_rate=_mean(tally.truncated[answered].astype(np.float64)),
         unboxed_rate=_unboxed(tally, own),
         mean_tokens=_mean(tally.tokens[answered & (tally.tokens != MISSING)].astype(np.float64)),
@@ -93,7 +97,7 @@ def arm_row(data: RunData, name: str, counts: Counts, needed: bool) -> ArmSummar
         not_needed=0 if needed else unmade,
         ungraded=int(np.sum(own & ~tally.graded)),
         failed_requests=int(np.sum(own & tally.failed)),
-        tokens_per_correct=metrics.arm_value(data.tables[name], "tokens per correct"),
+        tokens_per_correct=metrics.arm_value(data.tables[name], "tokens per correct") if independent else None,
         **_dose_fields(data.dose_matches.doses.get(name)),
         entropy_shift_nats=shift.value if shift else None,
         entropy_shift_ci95=shift.ci95 if shift else None,

@@ -17,11 +17,11 @@ def list_sets() -> None:
     from steerdec.benchmarks.design.arm_sets import BUILT_IN, load_arm_set
 
     for name in BUILT_IN:
-        print(f"{name:8} {' '.join(load_arm_set(name).about.split())}")
+        print(f"{name:10} {' '.join(load_arm_set(name).about.split())}")
 
 
 @arms_app.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME", help="quick, figure3 or causal.")]) -> None:
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="quick, figure3, causal or branching.")]) -> None:
     """Print a built-in arm set as YAML, to edit and give to `steerdec bench run --arms FILE`.
 
     Example:

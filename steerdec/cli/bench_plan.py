@@ -26,7 +26,9 @@ def plan(
         int | None,
         typer.Option(min=1, max=100_000, metavar="K", help="Samples of each problem. Default: 32, or as the run."),
     ] = None,
-    arms: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a file.")] = "causal",
+    arms: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, branching, or a file.")
+    ] = "causal",
     accuracy: Annotated[
         float, typer.Option(parser=number(0.01, 0.99), metavar="P", help="Expected score of the baseline.")
     ] = 0.71,

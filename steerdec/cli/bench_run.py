@@ -26,7 +26,9 @@ def run(
     model: options.Model = None,
     arms: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="quick, figure3, causal, or a YAML/JSON file. Default: quick."),
+        typer.Option(
+            metavar="NAME|FILE", help="quick, figure3, causal, branching, or a YAML/JSON file. Default: quick."
+        ),
     ] = None,
     samples: Annotated[
         int | None,

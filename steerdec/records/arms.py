@@ -30,10 +30,13 @@ Role = Literal[
     "global",  # one temperature everywhere
     "matched",  # temperature solved so that the mean entropy changes as much as in another arm
     "replay",  # plain requests after replayed prefixes: the control of the arms that steer there
+    "branch",  # plain requests after prefixes of responses of this run, several after each
 ]
 SOLVE: Final = "solve"  # in place of a temperature: solved so that the arm matches another
 REPLAYED = ("replay", "identity", "treatment", "placebo")  # roles that may start from a prefix
 Positions = Literal["fork", "other", "any"]  # the tokens that a mask selects, the rest, or all
+BranchPlace = Literal["highest", "fork", "other"]  # the fork with the highest entropy, any fork, any other token
+MAX_CONTINUATIONS: Final = 64
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\w@/+.:=-]+$")]
 NAME_IN_WORDS = "a name; allowed are up to 40 letters, digits and _@/+.:=-"
 
@@ -58,6 +61,21 @@ class Replay(_Data):
     about: dict[str, JsonValue] | None = None
 
 
+class Branch(_Data):
+    """Where the samples of a branching arm start: at one place of a response of the arm `roots`.
+
+    `continuations` consecutive samples start at the same place of the same response: with it they are one tree.
+    """
+
+    roots: Name  # the identity arm whose responses are continued
+    place: BranchPlace
+    continuations: Annotated[int, Field(ge=1, le=MAX_CONTINUATIONS)]
+
+    def root_of(self, sample: int) -> int:
+        """Return the sample of `roots` that a sample continues: the first one with the numbers of its tree."""
+        return sample - sample % self.continuations
+
+
 class Arm(_Data):
     """How the samples of one arm are decoded; if `steering` is None, requests are plain."""
 
@@ -68,6 +86,7 @@ class Arm(_Data):
     steering: dict[str, JsonValue] | None = None
     matched: Name | None = None  # the arm whose entropy change a "solve" temperature has to equal
     replay: Name | None = None  # of the set's `replays`: where the response starts
+    branch: Branch | None = None
 
     @property
     def seed_group(self) -> str:
@@ -75,7 +94,7 @@ class Arm(_Data):
 
         An arm after a prefix is never in the baseline's group: its prefix may have been drawn with the same numbers.
         """
-        if self.replay is not None:
+        if self.replay is not None or self.branch is not None:
             return "after a prefix"
         return self.name if self.role == "replica" else ""
 
@@ -167,6 +186,7 @@ class ArmSet(_Data):
             if arm.matched is not None and arm.matched not in names:
                 raise ArmError(f'arm "{arm.name}": matched: "{arm.matched}" is not an arm')
         _check_replays(self)
+        _check_branches(self, [*(c.id for c in self.claims), *("comparisons" for _ in self.comparisons)], pairs)
         return self
 
     def arm(self, name: str) -> Arm:
@@ -186,6 +206,29 @@ def _check_replays(arm_set: ArmSet) -> None:
         controls = sum(arm.role == "replay" and arm.replay == name for arm in arm_set.arms)
         if controls != 1:
             raise ArmError(f'replays "{name}": needs one arm with role replay to compare with, has {controls}')
+
+
+def _check_branches(arm_set: ArmSet, places: list[str], pairs: list[tuple[str, str]]) -> None:
+    for arm in arm_set.arms:
+        if (arm.role == "branch") != (arm.branch is not None):
+            raise ArmError(f'arm "{arm.name}": role branch and the field branch go together')
+        if arm.branch is None:
+            continue
+        if arm.steering is not None or arm.replay is not None:
+            raise ArmError(f'arm "{arm.name}": a branch takes no {"replay" if arm.steering is None else "steering"}')
+        plain = [one.name for one in arm_set.arms if one.role == "identity" and one.replay is None]
+        if arm.branch.roots not in plain:
+            known = ", ".join(plain) or "none"
+            raise ArmError(
+                f'arm "{arm.name}": branch: roots: "{arm.branch.roots}" is not an arm with role identity that starts '
+                f"from the prompt (there are: {known})"
+            )
+        for place, pair in zip(places, pairs, strict=True):
+            if arm.name in pair:
+                raise ArmError(
+                    f'"{arm.name}" branches, so its samples are not independent; it is compared at equal tokens, not '
+                    f"in {place if place == 'comparisons' else f'claim {place}'}"
+                )
 
 
 def _no_repeats(what: str, names: list[str]) -> None:
@@ -219,6 +262,8 @@ def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
         "claims": Claim,
         "replays": Replay,
     }
+    if len(loc) > 3 and loc[2] == "branch":
+        return Branch
     return parts.get(str(loc[0]), ArmSet) if len(loc) > 2 else ArmSet
 
 

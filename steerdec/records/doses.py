@@ -57,7 +57,7 @@ def parts_of(arm: Arm, threshold_nats: float) -> tuple[Part, ...] | None:
         ArmError: the arm is not in numbers.
     """
     fork, other = arm.applied()
-    if fork is None or other is None or arm.replay is not None:
+    if fork is None or other is None or arm.replay is not None or arm.branch is not None:
         return None
     if arm.steering is None:
         return (Part(tokens="all", temperature=fork),)

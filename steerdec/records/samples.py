@@ -54,6 +54,8 @@ class Sample:
     entropy_nats: list[Nats | None] | None = None
     fork: list[Annotated[bool, Field(strict=True)]] | None = None
     token_text: list[str] | None = None
+    # The response without the token that ended it, of the samples that a branching arm continues.
+    token_ids: list[Count] | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -66,7 +68,10 @@ class Sample:
         return f"problem {self.problem_id}, arm {self.arm}, sample {self.sample}"
 
 
-_ONLY_WHERE_PRESENT = ("position", "replayed_arm", "replayed_sample", "entropy_nats", "fork", "token_text")
+_ONLY_WHERE_PRESENT = (
+    *("position", "replayed_arm", "replayed_sample"),
+    *("entropy_nats", "fork", "token_text", "token_ids"),
+)
 _ADAPTER = TypeAdapter(Sample)
 
 

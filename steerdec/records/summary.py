@@ -197,6 +197,48 @@ class Heterogeneity(_Data):
     effects: dict[str, Number]
 
 
+class BranchOutcome(_Data):
+    """A tree beside plain samples that cost as many tokens: means over problems, and their difference.
+
+    `outcome`: "any right" (a leaf is right), "majority" (the vote of the leaves is), "accuracy" (of the leaves).
+    """
+
+    outcome: str
+    tree: Number
+    plain: Number
+    diff: Number
+    ci95: Interval  # bootstrap over problems
+
+
+class Branching(_Data):
+    """A branching arm against the baseline at equal tokens. Described, not corrected; it decides no claim."""
+
+    arm: str
+    roots: str
+    baseline: str
+    place: str
+    continuations: int
+    trees: int  # whole trees, everything in them graded
+    trees_planned: int
+    n_problems: int
+    dropped_problems: int
+    tree_tokens: Number  # mean over problems
+    plain_samples: Number  # how many plain samples cost as much as a tree, over all problems
+    outcomes: tuple[BranchOutcome, ...]
+    note: str = ""
+
+
+class BranchContrast(_Data):
+    """What a tree of `arm` gains over as many tokens of plain samples, minus what one of `against` gains."""
+
+    arm: str
+    against: str
+    outcome: str
+    diff: Number
+    ci95: Interval
+    n_problems: int
+
+
 class Look(_Data):
     """One planned look: its data and decisions. `dropped`: arms that no undecided claim needs anymore.
 
@@ -230,6 +272,8 @@ class Summary(_Data):
     instrument_bias: Number = None  # the smallest bias of A/A that the run could not miss
     other_metrics: tuple[Comparison, ...] = ()  # pass@k, maj@k, tokens, truncation, tokens per correct
     heterogeneity: tuple[Heterogeneity, ...] = ()
+    branching: tuple[Branching, ...] = ()
+    branch_contrasts: tuple[BranchContrast, ...] = ()
     looks: tuple[Look, ...] = ()
     arms_needed: tuple[str, ...] = ()  # arms that still have to be sampled to decide what can be decided
 

@@ -208,9 +208,9 @@ def test_a_built_in_set_is_shown_to_be_edited(tmp_path: Path) -> None:
     assert load_arm_set(str(tmp_path / "mine.yaml")) == load_arm_set("causal")
     wrong = CliRunner().invoke(arms_app, ["show", "casual"])
     assert wrong.exit_code == 2
-    assert wrong.stderr == 'steerdec: "casual" is not a built-in arm set; there are quick, figure3, causal\n'
+    assert wrong.stderr == 'steerdec: "casual" is not a built-in arm set; there are quick, figure3, causal, branching\n'
     listed = CliRunner().invoke(arms_app, ["list"])
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["quick", "figure3", "causal"]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["quick", "figure3", "causal", "branching"]
 
 
 def test_an_identity_arm_that_would_change_something_is_refused() -> None:

@@ -45,6 +45,7 @@ def test_every_field_is_read_as_it_was_written(tmp_path: Path) -> None:
         entropy_nats=[None, 0.5],
         fork=[False, True],
         token_text=["a", "b"],
+        token_ids=[0, 49151],
     )
     bare = Sample(problem_id="q", arm="B", sample=0, grade="ungraded", error="timed out")
     path = written(tmp_path / "samples.jsonl", full, bare)
