@@ -16,7 +16,8 @@ from steerdec.benchmarks.export.formats import export
 from steerdec.benchmarks.report.compare import write_comparison
 from steerdec.benchmarks.report.run_folder import read_run
 from steerdec.benchmarks.verdicts.summary import summarize
-from steerdec.benchmarks.view.progress import read_progress
+from steerdec.benchmarks.view.index import Reader
+from steerdec.benchmarks.view.progress import progress_of
 from steerdec.common.errors import SteerdecError
 from steerdec.common.files import FileError, write_atomically
 from steerdec.problems.sets import load_problems
@@ -83,7 +84,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "report": lambda folder: (load_run(folder), read_run(folder, summarize(folder))),
     "compare": lambda folder: write_comparison(folder, folder, folder / "page.html"),
     "plan": from_run.observe,
-    "view": read_progress,
+    "view": lambda folder: progress_of(Reader(folder).index()),
     "parquet": lambda folder: export(folder, "parquet", None),
     "every-eval-ever": lambda folder: export(folder, "every-eval-ever", None),
 }
