@@ -104,7 +104,9 @@ def _in_words(one: dict[str, Any]) -> str:
     lower = f"{low:g}" if low is not None else f"above {above:g}"
     if high is not None:
         return f"{kind}, {lower} to {high:g}"
-    return f"{kind}, {lower}, below {below:g}" if below is not None else f"{kind}, {lower} or more"
+    if below is not None:
+        return f"{kind}, {lower}{'' if low is None else ' or more'}, below {below:g}"
+    return f"{kind}, {lower} or more"
 
 
 def _code(value: object) -> str:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from steerdec.policies import registry
 from steerdec.steering import admission, encoding
+from steerdec.steering.memory import Rule
 from steerdec.steering.params import MIN_TEMPERATURE, Steering, SteeringError
 from steerdec.telemetry.lanes import LanePool, LanesExhaustedError
 from steerdec.telemetry.loan import Loan
@@ -128,7 +129,8 @@ def _prepared(path: str, body: dict[str, Any], steering: Steering, host: Host) -
     pool = host.pool if steering.telemetry != "none" else None
     prompts, n = (1, 0) if pool is None else _sequences(path, read, host, pool)
     threshold_nats = encoded.floats[encoding.THRESHOLD]
-    loan = Loan(pool, prompts * n, threshold_nats, probed=steering.probe_temperature is not None)
+    rule = Rule.of(encoded.floats) if encoded.remembers else None
+    loan = Loan(pool, prompts * n, threshold_nats, probed=steering.probe_temperature is not None, rule=rule)
     if prompts == 1 and n > 1 and _without_seed(body):
         body["seed"] = request.drawn_seed()  # with several prompts, each gets its own on its way to the engine
     xargs = {**xargs, **request.arguments(encoded, loan.lanes, _seed(body), prompts)}

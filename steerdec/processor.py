@@ -63,8 +63,8 @@ class EntropySteering(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[mis
         self._v1: BatchRows | None = None
         self._v2: SlotRows | None = None
         if isinstance(place, torch.device):
-            dispatch.warm_up(vllm_config.model_config.get_vocab_size(), device)
             self._v1 = BatchRows(settings, recorder, device)
+            dispatch.warm_up(vllm_config.model_config.get_vocab_size(), device, self._v1.ring)
         else:
             self._v2 = SlotRows(settings, recorder, vllm_config, place)
 

@@ -121,14 +121,19 @@ def temperatures(arm: Arm) -> dict[str, float]:
 def _of_two_temperatures(arm: Arm) -> dict[str, Any]:
     """Return the arm's steering, {} without one. Raises ArmError if it is of another kind."""
     steering = arm.steering or {}
-    usual = {"select": ("entropy", "all"), "scope": ("all",)}
+    usual: dict[str, tuple[Any, ...]] = {
+        "select": ("entropy", "all"),
+        "scope": ("all",),
+        "hysteresis": (None, 0),
+        "guard_mean_entropy_nats": (None,),
+    }
     # May not be resolved yet; whether a policy's temperatures are fixed does not depend on their values.
     numbers = {name: 1.0 if name in temperature_fields() else value for name, value in steering.items()}
     fixed = None not in applied(1.0, numbers, f'arm "{arm.name}"')
     if not fixed or any(steering.get(name, values[0]) not in values for name, values in usual.items()):
         raise ArmError(
             f'arm "{arm.name}": its dose cannot be matched; that needs fixed temperatures (policy split), '
-            "select entropy or all, scope all"
+            "select entropy or all, scope all, no hysteresis, no guard"
         )
     return steering
 

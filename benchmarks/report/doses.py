@@ -58,7 +58,7 @@ class DoseCurves:
 
 
 def doses(settings: Settings) -> dict[str, Dose]:
-    """Return the temperatures by arm name, without the arms whose policy decides them token by token."""
+    """Return the temperatures by arm name, without the arms that decide them token by token."""
     found = {arm.name: _dose(arm) for arm in settings.arms.arms}
     return {name: dose for name, dose in found.items() if dose is not None}
 
@@ -67,7 +67,10 @@ def _dose(arm: Arm) -> Dose | None:
     fork, other = arm.applied()
     if fork is None or other is None:
         return None
-    select = "none" if arm.steering is None else parse(arm.steering).select
+    steering = None if arm.steering is None else parse(arm.steering)
+    if steering is not None and steering.remembers:
+        return None
+    select = "none" if steering is None else steering.select
     return Dose(arm, fork, other, select)
 
 

@@ -45,6 +45,7 @@ class Answer:
     token_text: list[str] | None = None
     mean_probe_entropy_nats: float | None = None  # at the probe temperature, if one was requested
     probe_entropy_nats: list[float | None] | None = None
+    guard_token: int | None = None  # the first that was not steered because of the guard
     token_ids: list[int] | None = None  # without the token that ended the text, if `return_token_ids` was requested
 
 
@@ -58,6 +59,7 @@ class _Telemetry(BaseModel):
     temperature: list[float | None] | None = None
     mean_probe_entropy_nats: Nats | None = None
     probe_entropy_nats: list[float | None] | None = None
+    guard_token: Count | None = None
 
 
 class _Message(BaseModel):
@@ -156,6 +158,7 @@ def _with_telemetry(answer: Answer, choice: _Choice, steering: dict[str, Any]) -
         token_text=texts_of_logprobs(choice.logprobs, telemetry.tokens),
         mean_probe_entropy_nats=telemetry.mean_probe_entropy_nats,
         probe_entropy_nats=telemetry.probe_entropy_nats,
+        guard_token=telemetry.guard_token,
     )
 
 

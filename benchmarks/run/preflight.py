@@ -196,17 +196,26 @@ def _wrong_temperature(answer: Answer, arm: Arm) -> str | None:
     steering: dict[str, Any] = arm.steering or {}
     if steering.get("scope", "all") != "all":
         return None
-    applied = arm.applied()
-    for fork, temperature in zip(answer.fork or [], answer.temperature or [], strict=True):
+    applied, guarded = arm.applied(), answer.guard_token
+    for i, (fork, temperature) in enumerate(zip(answer.fork or [], answer.temperature or [], strict=True)):
+        if guarded is not None and i >= guarded:
+            if fork or temperature is None or not _same(temperature, arm.temperature):
+                return f"token {i} was steered, though the guard had stopped at token {guarded}"
+            continue
         expected = applied.fork if fork else applied.other
         if temperature is None and fork and not parse(steering).reports_fork_temperature:
             continue
         if temperature is None:
             return f"no temperature was reported for a {'fork' if fork else 'non-fork'}"
-        if expected is not None and not math.isclose(temperature, expected, rel_tol=1e-4, abs_tol=1e-6):
+        if expected is not None and not _same(temperature, expected):
             return f"a {'fork' if fork else 'non-fork'} was sampled at {temperature}, requested was {expected:g}"
     if steering.get("select") == "first":
-        first = [i < steering["first_tokens"] for i in range(len(answer.fork or []))]
+        most = steering["first_tokens"] if guarded is None else min(steering["first_tokens"], guarded)
+        first = [i < most for i in range(len(answer.fork or []))]
         if answer.fork != first:
             return f"the tokens steered as forks were not the first {steering['first_tokens']}"
     return None
+
+
+def _same(temperature: float, expected: object) -> bool:
+    return isinstance(expected, int | float) and math.isclose(temperature, expected, rel_tol=1e-4, abs_tol=1e-6)

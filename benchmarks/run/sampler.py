@@ -143,6 +143,7 @@ def graded_sample(planned: PlannedSample, url: str, answer: Answer, grade: Grade
             forks=answer.forks,
             mean_entropy_nats=answer.mean_entropy_nats,
             mean_sampled_entropy_nats=answer.mean_probe_entropy_nats,
+            guard_token=answer.guard_token,
             endpoint=url,
             entropy_nats=None
             if entropies is None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from steerdec.policies.registry import parse
 from steerdec.records.arms import ArmError, Branch, applied
 from steerdec.records.summary import Metric
 
@@ -219,7 +220,8 @@ def _same_tokens(a: tuple[str, float] | None, b: tuple[str, float] | None) -> bo
 def _steered(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, float] | None:
     """Return (which tokens, temperature there minus the base); None if no group, or more than one, is changed.
 
-    Also None after a prefix: a change there is not a dose of the baseline.
+    Also None after a prefix: a change there is not a dose of the baseline. And where it depends on earlier tokens
+    (a moving threshold, hysteresis, a guard): which tokens those are, each text decides for itself.
     """
     base, steering = baseline["temperature"], arm.get("steering") or {}
     try:
@@ -228,7 +230,7 @@ def _steered(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[str, 
         return None  # not in numbers yet
     if fork is None or other is None or math.isnan(fork + other) or arm.get("replay"):
         return None
-    if not isinstance(base, int | float):
+    if not isinstance(base, int | float) or (steering and parse(dict(steering)).remembers):
         return None
     select = steering.get("select", "entropy")
     if select == "all" or fork == other:

@@ -22,6 +22,8 @@ FIELDS: Final[dict[str, dict[str, Any]]] = {
     "entropy_target": {"delta_nats": 0.3},
 }
 
+REMEMBERS: Final = {"select": "quantile", "fork_temperature": 1.3, "guard_mean_entropy_nats": 4.0}
+
 
 def results(reporter: Reporter, engine: Engine) -> Iterator[Result]:
     """Steer requests under every policy, with telemetry, beside others that are not steered."""
@@ -42,7 +44,7 @@ def _compiled_late(engine: Engine) -> Result:
 
 
 def _run(engine: Engine, *, steered: bool) -> None:
-    """Decode a few tokens of one request for each policy, and of a plain one."""
+    """Decode a few tokens of one request for each policy, and of a plain one; then of one with a memory."""
     plain = SamplingParams(temperature=1.0, max_tokens=4, ignore_eos=True, seed=1)
     requests = [plain]
     lanes = []
@@ -53,6 +55,10 @@ def _run(engine: Engine, *, steered: bool) -> None:
             requests.append(params)
             lanes.append(lane)
     engine.generate(engine.prompts(len(requests)), requests)
+    if steered:  # by itself, since a step with such a request launches other variants of the kernels
+        params, lane = engine.recorded(REMEMBERS, temperature=1.0, max_tokens=4, ignore_eos=True, seed=3)
+        engine.generate(engine.prompts(1), [params])
+        lanes.append(lane)
     engine.pool.take_back(lanes, aborted=False)
 
 

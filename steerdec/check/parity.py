@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steerdec.check import memory_parity
 from steerdec.check.part import Reporter
 from steerdec.check.results import Result, judged
 from steerdec.kernels import dispatch, reference
@@ -74,6 +75,7 @@ def results(reporter: Reporter, device: torch.device, vocab: int) -> Iterator[Re
     for i, (shape, size) in enumerate(cases):
         reporter.progress(f"kernel against the reference: {shape}, {size:,} logits ({i + 1} of {len(cases)})")
         _compare(found, shape, size, device)
+    memory_parity.compare(found, device)
     names = ("kernel: as the reference", "kernel: other rows untouched")
     figures = {
         "rows": found.rows,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -120,6 +121,7 @@ class _Records:
     columns: dict[str, NDArray[Any]]
     threshold_nats: float
     probed: bool
+    guarded: bool
 
     @classmethod
     def of(cls, processor: EntropySteering, rows: Tensor, *, probed: bool) -> _Records:
@@ -131,11 +133,25 @@ class _Records:
         steered, tokens = len(processor.outcomes), rows.shape[1] - (processor.prompt_tokens or 0)
         if steered < tokens:
             raise SteerdecError(f"generate returned {tokens} tokens per row, of which only {steered} were steered")
-        h, fork, t, probe = (torch.stack(column).cpu().numpy() for column in zip(*processor.outcomes, strict=True))
-        columns = {"entropy_nats": h, "fork": fork, "temperature": t, "probe_entropy_nats": probe}
-        return cls(columns, processor.threshold_nats, probed)
+        names = ("entropy_nats", "fork", "temperature", "probe_entropy_nats", "stopped", "thresholds_nats")
+        stacked = (
+            None if any(x is None for x in column) else torch.stack(column).cpu().numpy()
+            for column in zip(*processor.outcomes, strict=True)
+        )
+        columns = {name: column for name, column in zip(names, stacked, strict=True) if column is not None}
+        columns.setdefault("stopped", np.zeros_like(columns["fork"]))
+        if processor.rule is None or not processor.rule.moves:
+            columns.pop("thresholds_nats", None)
+        return cls(columns, processor.threshold_nats, probed, processor.rule is not None and processor.rule.guarded)
 
     def first(self, row: int, tokens: int) -> Telemetry:
         """Return the records of the first tokens generated in a row."""
         records = {name: column[:tokens, row] for name, column in self.columns.items()}
-        return Telemetry(**records, threshold_nats=self.threshold_nats, probed=self.probed)
+        stopped = records["stopped"]
+        return Telemetry(
+            **records,
+            threshold_nats=self.threshold_nats,
+            probed=self.probed,
+            guarded=self.guarded,
+            guard_token=int(stopped.argmax()) if stopped.any() else None,
+        )

@@ -6,7 +6,7 @@ other processors that transformers builds itself come before it, as on vLLM's V2
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from transformers import LogitsProcessor
 from steerdec.common.errors import InvalidInputError
 from steerdec.kernels import dispatch, reference
 from steerdec.policies import registry
-from steerdec.steering import admission, encoding, params, scope
+from steerdec.steering import admission, encoding, memory, params, scope
+from steerdec.steering.memory import Rule
+
+_RING: Final = 1024  # states of a row with a memory; more than transformers ever drafts at once
 
 
 class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped to mypy here
@@ -54,8 +57,10 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
         self._request = encoding.encode(parsed, temperature, threshold_nats)
         self._scope = parsed.scope
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._memory: Tensor | None = None
         self._newest: Tensor | None = None  # input_ids of the last step
         self.threshold_nats = self._request.floats[encoding.THRESHOLD]
+        self.rule = Rule.of(self._request.floats) if self._request.remembers else None
         self.prompt_tokens = prompt_tokens
         self.outcomes: list[reference.Outcome] = []
 
@@ -73,6 +78,9 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
                 torch.tensor([self._request.floats] * n, dtype=torch.float32, device=scores.device),
                 torch.tensor([self._request.ints(s) for s in seeds], dtype=torch.int32, device=scores.device),
             )
+            if self._request.remembers:
+                self._tables[1][:, encoding.MEMORY] = torch.arange(n)
+                self._memory = torch.zeros(n, _RING, memory.WORDS, dtype=torch.int32, device=scores.device)
         position = self._position(input_ids)
         in_scope = None
         if self._request.scope != encoding.EVERYWHERE:
@@ -81,7 +89,7 @@ class EntropySteering(LogitsProcessor):  # type: ignore[misc]  # transformers is
         logits = logits.clone() if logits.data_ptr() == scores.data_ptr() else logits  # transformers may keep `scores`
         slots = torch.arange(n, dtype=torch.int32, device=scores.device)
         positions = torch.full((n,), position, dtype=torch.int32, device=scores.device)
-        self.outcomes.append(dispatch.steer_(logits, *self._tables, slots, positions, in_scope))
+        self.outcomes.append(dispatch.steer_(logits, *self._tables, slots, positions, in_scope, self._memory))
         return logits
 
     def _position(self, input_ids: Tensor) -> int:

@@ -24,16 +24,20 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from steerdec.kernels.compiled import compiled
+from steerdec.kernels.cpu_memory import remembered
 from steerdec.kernels.reference import Outcome
 from steerdec.policies import registry
 from steerdec.softmax.cpu import NO_FLOOR, jit, largest, measure, measure_at, wide_vectors
 from steerdec.steering import encoding
+from steerdec.steering.memory import WORDS
 
 # The task of a call, all int64. Addresses are of contiguous arrays, except `logits`, whose rows lie `row_stride`
-# apart. `taken` counts the rows that threads have taken; `bad_slot`, where it is not -1, is why nothing was done.
+# apart. `memory` is 0 without one, as are `stopped` and `threshold_nats` then. `taken` counts the rows that threads
+# have taken; `bad_slot`, where it is not -1, is why nothing was done.
 FIELDS: Final = (
     *("logits", "row_stride", "rows", "vocab", "floats", "ints", "table_slots", "slots", "positions", "in_scope"),
-    *("entropy_nats", "selected", "temperature", "probe_entropy_nats", "taken", "bad_slot"),
+    *("memory", "memory_words", "entropy_nats", "selected", "temperature", "probe_entropy_nats"),
+    *("stopped", "threshold_nats", "taken", "bad_slot"),
 )
 TASK: Final = np.dtype([(name, np.int64) for name in FIELDS])
 TAKEN, BAD_SLOT = FIELDS.index("taken"), FIELDS.index("bad_slot")
@@ -126,18 +130,30 @@ def _probed(z: Any, top: Any, probe_t: Any, steered: Any, floor: Any) -> Any:
 
 
 @jit
-def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
-    """Steer `z` in place; return H, whether the row is selected, T', and the probed entropy."""
+def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any, memory: Any, memory_words: Any) -> Any:
+    """Steer `z` in place.
+
+    Return H, whether the row is selected, T', the probed entropy, whether the guard has stopped, and the threshold.
+    """
     top, measured = measure(z)
     h = np.float64(np.float32(measured))  # decide on the same float32 that is reported
     request_t, probe_t = np.float64(f[encoding.REQUEST_T]), np.float64(f[encoding.PROBE_T])
+    threshold = np.float64(f[encoding.THRESHOLD])
+    high, stopped = h > threshold, False
+    if memory != 0 and i[encoding.MEMORY] >= 0:
+        ring = memory + 4 * memory_words * i[encoding.MEMORY]
+        words, numbers = (
+            carray(_address(ring), memory_words, np.int32),
+            carray(_address(ring), memory_words, np.float32),
+        )
+        threshold, high, stopped = remembered(words, numbers, f, position, h)
     if np.isnan(h):
-        return h, False, request_t, np.nan
-    if not in_scope:
-        return h, False, request_t, _probed(z, top, probe_t, request_t, NO_FLOOR)
+        return h, False, request_t, np.nan, stopped, threshold
+    if not in_scope or stopped:
+        return h, False, request_t, _probed(z, top, probe_t, request_t, NO_FLOOR), stopped, threshold
     selected = (
         i[encoding.SELECT] == encoding.ALWAYS
-        or (i[encoding.SELECT] == encoding.BY_ENTROPY and h > f[encoding.THRESHOLD])
+        or (i[encoding.SELECT] == encoding.BY_ENTROPY and high)
         or (i[encoding.SELECT] == encoding.BY_HASH and _hash(i[encoding.KEY], position) < i[encoding.CUTOFF])
         or (i[encoding.SELECT] == encoding.BY_POSITION and position < i[encoding.CUTOFF])
     )
@@ -151,7 +167,7 @@ def _steer_row(z: Any, f: Any, i: Any, position: Any, in_scope: Any) -> Any:
         _scale_above(z, factor, floor)
     elif factor != 1.0:
         _scale(z, factor)
-    return h, selected, temperature, probed
+    return h, selected, temperature, probed, stopped, threshold
 
 
 def _work(address: Any) -> None:
@@ -168,6 +184,7 @@ def _work(address: Any) -> None:
     selected = carray(_address(task["selected"]), n, np.bool_)
     temperature = carray(_address(task["temperature"]), n, np.float32)
     probe_entropy_nats = carray(_address(task["probe_entropy_nats"]), n, np.float32)
+    memory, memory_words = task["memory"], task["memory_words"]
     while True:
         r = _take(taken)
         if r >= n:
@@ -175,13 +192,28 @@ def _work(address: Any) -> None:
         slot = slots[r]
         if slot < 0:
             entropy_nats[r], selected[r], temperature[r], probe_entropy_nats[r] = np.nan, False, np.nan, np.nan
+            if memory != 0:
+                carray(_address(task["stopped"]), n, np.bool_)[r] = False
+                carray(_address(task["threshold_nats"]), n, np.float32)[r] = np.nan
             continue
-        z = carray(_address(task["logits"] + 4 * r * task["row_stride"]), vocab, np.float32)
         f = carray(_address(task["floats"] + 4 * slot * encoding.FLOATS), encoding.FLOATS, np.float32)
         i = carray(_address(task["ints"] + 4 * slot * encoding.INTS), encoding.INTS, np.int32)
-        in_scope = task["in_scope"] == 0 or carray(_address(task["in_scope"]), n, np.bool_)[r]
-        h, fork, steered, probed = _steer_row(z, f, i, positions[r], in_scope)
-        entropy_nats[r], selected[r], temperature[r], probe_entropy_nats[r] = h, fork, steered, probed
+        last = r
+        if memory != 0 and i[encoding.MEMORY] >= 0:  # its rows, in order, by the thread that took the first
+            if r > 0 and slots[r - 1] == slot:
+                continue
+            while last + 1 < n and slots[last + 1] == slot:
+                last += 1
+        for row in range(r, last + 1):
+            z = carray(_address(task["logits"] + 4 * row * task["row_stride"]), vocab, np.float32)
+            in_scope = task["in_scope"] == 0 or carray(_address(task["in_scope"]), n, np.bool_)[row]
+            h, fork, steered, probed, stopped, threshold = _steer_row(
+                z, f, i, positions[row], in_scope, memory, memory_words
+            )
+            entropy_nats[row], selected[row], temperature[row], probe_entropy_nats[row] = h, fork, steered, probed
+            if memory != 0:
+                carray(_address(task["stopped"]), n, np.bool_)[row] = stopped
+                carray(_address(task["threshold_nats"]), n, np.float32)[row] = threshold
 
 
 @cache
@@ -202,21 +234,32 @@ def _on_torch_threads() -> Callable[[Any, Any, int, int], None] | None:
 
 
 def steer_(
-    logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
+    logits: Tensor,
+    floats: Tensor,
+    ints: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    in_scope: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> Outcome:
     """Do `reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
     # Types and device are explicit because the caller may change torch's defaults, and the compiled code needs these.
     h, temperature, probe_h = (torch.empty(n, dtype=torch.float32, device="cpu") for _ in range(3))
-    outcome = Outcome(h, torch.empty(n, dtype=torch.bool, device="cpu"), temperature, probe_h)
+    stopped = threshold = None
+    if memory is not None:
+        stopped = torch.empty(n, dtype=torch.bool, device="cpu")
+        threshold = torch.empty(n, dtype=torch.float32, device="cpu")
+    outcome = Outcome(h, torch.empty(n, dtype=torch.bool, device="cpu"), temperature, probe_h, stopped, threshold)
     floats, ints = floats.contiguous(), ints.contiguous()
     slots, positions = slots.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
     in_scope = None if in_scope is None else in_scope.contiguous()
     task = _Task(
         *(logits.data_ptr(), logits.stride(0), n, vocab, floats.data_ptr(), ints.data_ptr(), len(floats)),
-        *(slots.data_ptr(), positions.data_ptr(), 0 if in_scope is None else in_scope.data_ptr()),
+        *(slots.data_ptr(), positions.data_ptr(), _pointer(in_scope)),
+        *(_pointer(memory), 0 if memory is None else memory.shape[1] * WORDS),
         *(outcome.entropy_nats.data_ptr(), outcome.selected.data_ptr(), outcome.temperature.data_ptr()),
-        *(outcome.probe_entropy_nats.data_ptr(), 0, -1),
+        *(outcome.probe_entropy_nats.data_ptr(), _pointer(stopped), _pointer(threshold), 0, -1),
     )
     task_address = ctypes.addressof(task)
     threads = min(n, torch.get_num_threads())
@@ -228,3 +271,7 @@ def steer_(
     if task[BAD_SLOT] >= 0:
         raise IndexError(f"slots: {task[BAD_SLOT]} is past the {len(floats)} slots of the tables")
     return outcome
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

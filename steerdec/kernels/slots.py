@@ -32,6 +32,7 @@ class Slots(NamedTuple):
         Tensor  # [slots] int64, of `_decide_step`: where it last followed a request's tokens to, and the state there
     )
     lanes: Tensor  # [lanes, capacity_tokens, 4] int32; the last lane is not written
+    memory: Tensor | None = None  # [memories, ring, memory.WORDS] int32; None if no row's request has one
 
 
 class Layout(NamedTuple):

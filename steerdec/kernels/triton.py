@@ -22,9 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from steerdec.kernels.reference import Outcome
+from steerdec.kernels.triton_memory import remembered
 from steerdec.policies import registry
-from steerdec.softmax.triton import load_block, measure_at, no_floor
-from steerdec.steering import encoding
+from steerdec.softmax.triton import load_block, measure_at, merge, no_floor
+from steerdec.steering import encoding, memory
 
 BLOCK: Final = 4096  # logits per program
 # Fusion is explicit because its default differs between versions of Triton.
@@ -40,6 +41,7 @@ _KIND, _SELECT = tl.constexpr(encoding.KIND), tl.constexpr(encoding.SELECT)
 _KEY, _CUTOFF = tl.constexpr(encoding.KEY), tl.constexpr(encoding.CUTOFF)
 _BY_ENTROPY, _BY_HASH = tl.constexpr(encoding.BY_ENTROPY), tl.constexpr(encoding.BY_HASH)
 _ALWAYS, _BY_POSITION = tl.constexpr(encoding.ALWAYS), tl.constexpr(encoding.BY_POSITION)
+_MEMORY, _RING_WORDS = tl.constexpr(encoding.MEMORY), tl.constexpr(memory.WORDS)
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
@@ -79,25 +81,6 @@ def measure(
     tl.store(partial_ptr, top)
     tl.store(partial_ptr + blocks, tl.sum(e, 0))
     tl.store(partial_ptr + 2 * blocks, tl.sum(tl.where(e > 0, e * d, 0.0), 0))
-
-
-@triton.jit
-def _merge(partial_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    """Return the largest logit of a row, the first block that has it, and H; NaN if softmax is undefined."""
-    blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    block = tl.arange(0, triton.next_power_of_2(blocks))
-    inside = block < blocks
-    tops = tl.load(partial_ptr + block, mask=inside, other=_LOWEST).to(tl.float64)
-    partitions = tl.load(partial_ptr + blocks + block, mask=inside, other=0.0).to(tl.float64)
-    weighteds = tl.load(partial_ptr + 2 * blocks + block, mask=inside, other=0.0).to(tl.float64)
-    top = tl.max(tops, 0)
-    d = tops - top
-    weights = tl.exp(d)
-    partition = tl.sum(weights * partitions, 0)
-    weighted = tl.sum(weights * (weighteds + partitions * d), 0)
-    # The largest logit alone adds 1, so a smaller sum means that there is none.
-    h = tl.where(partition >= 1.0, tl.log(partition) - weighted / partition, float("nan"))
-    return top.to(tl.float32), tl.min(tl.where(tops == top, block, blocks), 0), h
 
 
 @triton.jit
@@ -153,18 +136,36 @@ def decide_row(
     partial_ptr,  # the row's
     position,
     in_scope,
+    memory_ptr,  # [memories, RING, WORDS] int32, or None
+    rows_before,  # of the row's request
+    kept,  # whether the row's state is to be remembered
+    RING: tl.constexpr,  # noqa: N803
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Return H, whether the row is selected, T', the probed entropy, T / T', the floor, the largest logit's block."""
-    top, keep_block, h = _merge(partial_ptr, VOCAB, BLOCK)
+    """Return what is decided.
+
+    H, whether the row is selected, T', the probed entropy, T / T', the floor, the largest logit's block, whether the
+    guard has stopped steering, and the threshold.
+    """
+    top, keep_block, h = merge(partial_ptr, VOCAB, BLOCK)
     h = h.to(tl.float32).to(tl.float64)  # decide on the same float32 that is reported
-    measured = (h == h) & in_scope
+    threshold = tl.load(f_ptr + _THRESHOLD).to(tl.float64)
+    high = h > threshold
+    stopped = h < -1.0  # False
+    if memory_ptr is not None:
+        mine = tl.load(i_ptr + _MEMORY).to(tl.int64)
+        if mine >= 0:
+            ring_ptr = memory_ptr + mine * RING * _RING_WORDS
+            threshold, high, stopped = remembered(
+                ring_ptr, f_ptr, partial_ptr, rows_before, position, h, kept, RING, VOCAB, BLOCK
+            )
+    measured = (h == h) & in_scope & (stopped == 0)
     select, cutoff = tl.load(i_ptr + _SELECT), tl.load(i_ptr + _CUTOFF)
     hashed = _hash(tl.load(i_ptr + _KEY), position)
     selected = measured & (
         (select == _ALWAYS)
-        | ((select == _BY_ENTROPY) & (h > tl.load(f_ptr + _THRESHOLD).to(tl.float64)))
+        | ((select == _BY_ENTROPY) & high)
         | ((select == _BY_HASH) & (hashed < cutoff))
         | ((select == _BY_POSITION) & (position < cutoff))
     )
@@ -184,7 +185,8 @@ def decide_row(
         applied_floor = tl.where(probe_t == _APPLIED, floor, no_floor())
         probed, _ = measure_at(row_ptr, top, at, applied_floor, VOCAB, BLOCK)
     probed = tl.where(h == h, probed, float("nan"))
-    return h.to(tl.float32), selected, temperature.to(tl.float32), probed.to(tl.float32), factor, floor, keep_block
+    h, temperature, probed = h.to(tl.float32), temperature.to(tl.float32), probed.to(tl.float32)
+    return h, selected, temperature, probed, factor, floor, keep_block, stopped, threshold.to(tl.float32)
 
 
 @triton.jit
@@ -196,6 +198,7 @@ def _decide(
     slots_ptr,
     positions_ptr,  # [rows] int64
     in_scope_ptr,  # [rows] uint8, or None
+    memory_ptr,  # [memories, RING, WORDS] int32, or None
     partials_ptr,
     entropy_ptr,  # [rows] float32, as are temperature, probe, factor and floor
     selected_ptr,  # [rows] uint8
@@ -204,6 +207,9 @@ def _decide(
     factor_ptr,
     floor_ptr,
     keep_block_ptr,  # [rows] int32
+    stopped_ptr,  # [rows] uint8, None without memory, as is the next
+    threshold_ptr,  # [rows] float32
+    RING: tl.constexpr,  # noqa: N803
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
@@ -216,18 +222,30 @@ def _decide(
         tl.store(probe_ptr + row, float("nan"))
         tl.store(factor_ptr + row, 1.0)
         tl.store(floor_ptr + row, no_floor())
+        if memory_ptr is not None:
+            tl.store(stopped_ptr + row, 0)
+            tl.store(threshold_ptr + row, float("nan"))
         return
     in_scope = slot >= 0
     if in_scope_ptr is not None:
         in_scope = tl.load(in_scope_ptr + row) != 0
+    position = tl.load(positions_ptr + row)
+    rows_before = row * 0
+    if memory_ptr is not None:
+        while tl.load(slots_ptr + row - rows_before - 1, mask=row > rows_before, other=-1).to(tl.int64) == slot:
+            rows_before += 1
     blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    h, selected, temperature, probed, factor, floor, keep_block = decide_row(
+    h, selected, temperature, probed, factor, floor, keep_block, stopped, threshold = decide_row(
         logits_ptr + row * row_stride,
         floats_ptr + slot * _FLOATS,
         ints_ptr + slot * _INTS,
         partials_ptr + row * 3 * blocks,
-        tl.load(positions_ptr + row),
+        position,
         in_scope,
+        memory_ptr,
+        rows_before,
+        position >= 0,
+        RING,
         VOCAB,
         BLOCK,
     )
@@ -238,6 +256,9 @@ def _decide(
     tl.store(factor_ptr + row, factor)
     tl.store(floor_ptr + row, floor)
     tl.store(keep_block_ptr + row, keep_block)
+    if memory_ptr is not None:
+        tl.store(stopped_ptr + row, stopped.to(tl.uint8))
+        tl.store(threshold_ptr + row, threshold)
 
 
 @triton.jit
@@ -267,7 +288,13 @@ def scale(
 
 
 def steer_(
-    logits: Tensor, floats: Tensor, ints: Tensor, slots: Tensor, positions: Tensor, in_scope: Tensor | None = None
+    logits: Tensor,
+    floats: Tensor,
+    ints: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    in_scope: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> Outcome:
     """Do `reference.steer_` for float32 logits whose rows are contiguous; see `dispatch.steer_`."""
     n, vocab = logits.shape
@@ -276,8 +303,12 @@ def steer_(
     selected = logits.new_empty(n, dtype=torch.bool)
     keep_block = logits.new_empty(n, dtype=torch.int32)
     partials = logits.new_empty(n, 3, blocks)
+    stopped = threshold = None
+    if memory is not None:
+        stopped, threshold = logits.new_empty(n, dtype=torch.bool), logits.new_empty(n)
+    outcome = Outcome(entropy_nats, selected, temperature, probe, stopped, threshold)
     if n == 0:
-        return Outcome(entropy_nats, selected, temperature, probe)
+        return outcome
     floats, ints = floats.contiguous(), ints.contiguous()
     slots, positions = slots.to(torch.int32).contiguous(), positions.to(torch.int64).contiguous()
     in_scope = None if in_scope is None else in_scope.contiguous().view(torch.uint8)
@@ -286,9 +317,10 @@ def steer_(
     with torch.cuda.device_of(logits):
         measure[(n, blocks)](logits, stride, slots, None, partials, WIDTH=1, COLUMN=0, **options)
         _decide[(n,)](
-            *(logits, stride, floats, ints, slots, positions, in_scope, partials),
+            *(logits, stride, floats, ints, slots, positions, in_scope, memory, partials),
             *(entropy_nats, selected.view(torch.uint8), temperature, probe, factor, floor, keep_block),
-            **options,
+            *(None if stopped is None else stopped.view(torch.uint8), threshold),
+            **{"RING": 1 if memory is None else memory.shape[1], **options},
         )
         scale[(n, blocks)](logits, stride, factor, floor, keep_block, **options)
-    return Outcome(entropy_nats, selected, temperature, probe)
+    return outcome

@@ -28,12 +28,14 @@ from steerdec.kernels.slots import (
 from steerdec.kernels.triton import BLOCK, OPTIONS, decide_row, measure, scale, slot_of
 from steerdec.softmax.triton import no_floor
 from steerdec.steering import encoding
+from steerdec.telemetry import lanes
 
 _FLOATS, _SLOT_INTS = tl.constexpr(encoding.FLOATS), tl.constexpr(SLOT_INTS)
 _STEERED, _SCOPE, _START_ID, _END_ID = (tl.constexpr(c) for c in (STEERED, SCOPE, START_ID, END_ID))
 _LANE, _GENERATION, _OCCUPANT = (tl.constexpr(c) for c in (LANE, GENERATION, OCCUPANT))
 _EVERYWHERE = tl.constexpr(encoding.EVERYWHERE)
 _THINKING, _ANSWER = tl.constexpr(encoding.THINKING), tl.constexpr(encoding.ANSWER)
+_FLAG_BITS, _FORK, _GUARDED = (tl.constexpr(c) for c in (lanes.FLAG_BITS, lanes.FORK, lanes.STOPPED))
 _SCANNED = tl.constexpr(1024)  # tokens of a history read at once, from its end
 
 
@@ -92,6 +94,7 @@ def _decide_step(
     token_ids_ptr,
     token_stride,
     history_ptr,
+    memory_ptr,  # [memories, RING, WORDS] int32, None if no row's request has one
     lanes_ptr,
     lanes,  # that may be written
     capacity_tokens,
@@ -103,6 +106,7 @@ def _decide_step(
     factor_ptr,  # [rows] float32
     floor_ptr,  # [rows] float32
     keep_block_ptr,  # [rows] int32
+    RING: tl.constexpr,  # noqa: N803
     VOCAB: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
@@ -124,24 +128,30 @@ def _decide_step(
         )
         in_scope = _state_at(input_ids_ptr, i_ptr, state, row, local_pos) == scope
     blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    h, selected, temperature, probed, factor, floor, keep_block = decide_row(
+    # A prefill in parts samples a token that is discarded: it must not be recorded.
+    whole = pos + 1 >= tl.load(prefill_len_ptr + slot)
+    rows_before = tl.load(local_pos_ptr + row).to(tl.int64) if memory_ptr is not None else 0
+    h, selected, temperature, probed, factor, floor, keep_block, stopped, _ = decide_row(
         logits_ptr + row * row_stride,
         floats_ptr + slot * _FLOATS,
         i_ptr,
         partials_ptr + row * 3 * blocks,
         position,
         in_scope,
+        memory_ptr,
+        rows_before,
+        whole & (position >= 0),
+        RING,
         VOCAB,
         BLOCK,
     )
     tl.store(factor_ptr + row, factor)
     tl.store(floor_ptr + row, floor)
     tl.store(keep_block_ptr + row, keep_block)
-    # A prefill in parts samples a token that is discarded: it must not be recorded.
     lane = tl.load(i_ptr + _LANE).to(tl.int64)
-    whole = pos + 1 >= tl.load(prefill_len_ptr + slot)
     if whole & (lane >= 0) & (lane < lanes) & (position >= 0) & (position < capacity_tokens):
-        tag = (tl.load(i_ptr + _GENERATION) << 1) | selected.to(tl.int32)
+        tag = (tl.load(i_ptr + _GENERATION) << _FLAG_BITS) | selected.to(tl.int32) * _FORK
+        tag |= stopped.to(tl.int32) * _GUARDED
         word = tl.arange(0, 4)
         record = tl.where(word == 2, tag, probed.to(tl.int32, bitcast=True))
         record = tl.where(word == 1, temperature.to(tl.int32, bitcast=True), record)
@@ -168,7 +178,8 @@ class Step:
             self._factor, self._floor = logits.new_empty(rows), logits.new_empty(rows)
             self._keep_block = logits.new_empty(rows, dtype=torch.int32)
         stride, options = logits.stride(0), {"VOCAB": vocab, "BLOCK": BLOCK, **OPTIONS}
-        lanes, capacity_tokens, _ = slots.lanes.shape
+        lane_count, capacity_tokens, _ = slots.lanes.shape
+        memory = slots.memory
         with torch.cuda.device_of(logits):
             measure[(n, blocks)](
                 *(logits, stride, layout.slots, slots.ints, self._partials),
@@ -176,9 +187,10 @@ class Step:
             )
             _decide_step[(n,)](
                 *(logits, stride, slots.floats, slots.ints, slots.prompt_len, slots.prefill_len),
-                *(slots.token_ids, slots.token_ids.stride(0), slots.history, slots.lanes, lanes - 1, capacity_tokens),
+                *(slots.token_ids, slots.token_ids.stride(0), slots.history, memory),
+                *(slots.lanes, lane_count - 1, capacity_tokens),
                 *(layout.slots, layout.pos, layout.local_pos, layout.input_ids),
                 *(self._partials, self._factor, self._floor, self._keep_block),
-                **options,
+                **{"RING": 1 if memory is None else memory.shape[1], **options},
             )
             scale[(n, blocks)](logits, stride, self._factor, self._floor, self._keep_block, **options)

@@ -13,6 +13,7 @@ from steerdec.common.errors import InvalidInputError
 from steerdec.policies import registry
 from steerdec.steering import admission, encoding, scope
 from steerdec.steering.encoding import EncodedRequest
+from steerdec.steering.memory import Rule
 from steerdec.steering.params import Steering, SteeringError
 from steerdec.telemetry.lanes import LanePool
 from steerdec.telemetry.loan import Loan
@@ -98,7 +99,8 @@ class FrontEnd:
             LanesExhaustedError: too few lanes are free now.
         """
         threshold_nats = admitted.encoded.floats[encoding.THRESHOLD]
-        loan = Loan(self.pool, admitted.lanes, threshold_nats, probed=admitted.probed)
+        rule = Rule.of(admitted.encoded.floats) if admitted.encoded.remembers else None
+        loan = Loan(self.pool, admitted.lanes, threshold_nats, probed=admitted.probed, rule=rule)
         params = copy(admitted.params)
         if admitted.lanes > 1 and params.seed is None:
             params.seed = request.drawn_seed()

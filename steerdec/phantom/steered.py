@@ -90,6 +90,8 @@ class Steered:
         has two ways: every token selected, or none.
         """
         asked = {"threshold_nats": threshold_nats} | dict(request or {"select": "random", "fork_rate": 0.0})
+        if registry.parse(asked).remembers:
+            raise ValueError(f"{asked}: what it does to a token depends on the tokens before, not on the state alone")
         select = asked.get("select")
         if select == "random":
             share = round(asked["fork_rate"] * 2**24) / 2**24

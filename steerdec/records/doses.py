@@ -50,8 +50,9 @@ class ArmDose(BaseModel):
 def parts_of(arm: Arm, threshold_nats: float) -> tuple[Part, ...] | None:
     """Return the parts of the text as a resolved arm samples them; None where fixed temperatures do not say it.
 
-    That is: after a prefix, under a policy that decides token by token, inside a scope, at the first tokens, or at a
-    threshold other than `threshold_nats`.
+    That is: after a prefix, under a policy that decides token by token, inside a scope, at the first tokens, at a
+    threshold other than `threshold_nats`, or with what depends on earlier tokens (a moving threshold, hysteresis, a
+    guard).
 
     Raises:
         ArmError: the arm is not in numbers.
@@ -62,7 +63,7 @@ def parts_of(arm: Arm, threshold_nats: float) -> tuple[Part, ...] | None:
     if arm.steering is None:
         return (Part(tokens="all", temperature=fork),)
     steering = parse(dict(arm.steering))
-    if steering.scope != "all":
+    if steering.scope != "all" or steering.remembers:
         return None
     if steering.select == "all" or fork == other:
         return (Part(tokens="all", temperature=fork),)

@@ -28,6 +28,7 @@ _TYPES: Final[dict[str, Any]] = {
     "seed": pa.int64(),
     "completion_tokens": pa.int32(),
     "forks": pa.int32(),
+    "guard_token": pa.int32(),
     "position": pa.int32(),
     "replayed_sample": pa.int32(),
     "mean_entropy_nats": pa.float64(),

@@ -43,6 +43,7 @@ class Sample:
     forks: Count | None = None  # tokens steered as forks; None where nothing was steered
     mean_entropy_nats: Nats | None = None  # of the model's own distributions
     mean_sampled_entropy_nats: Nats | None = None  # of the distributions that the tokens were drawn from
+    guard_token: Count | None = None  # the first that was not steered because of the guard
     endpoint: str | None = None
     error: str | None = None
     # If the response continues a recorded prefix, `text` is the whole response and `completion_tokens` counts from
@@ -69,7 +70,7 @@ class Sample:
 
 
 _ONLY_WHERE_PRESENT = (
-    *("position", "replayed_arm", "replayed_sample"),
+    *("guard_token", "position", "replayed_arm", "replayed_sample"),
     *("entropy_nats", "fork", "token_text", "token_ids"),
 )
 _ADAPTER = TypeAdapter(Sample)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
@@ -18,6 +21,28 @@ def load_block(row_ptr, block, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noq
 def no_floor():
     """Return the floor of a row whose tokens are all kept."""
     return tl.full([], -float("inf"), tl.float32)
+
+
+@triton.jit
+def merge(partial_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    """Return the largest logit of a row, the first block that has it, and H; NaN if softmax is undefined.
+
+    From the sums of its blocks, [3, blocks]: the largest logit, sum e and sum e d.
+    """
+    blocks: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
+    block = tl.arange(0, triton.next_power_of_2(blocks))
+    inside = block < blocks
+    tops = tl.load(partial_ptr + block, mask=inside, other=_LOWEST).to(tl.float64)
+    partitions = tl.load(partial_ptr + blocks + block, mask=inside, other=0.0).to(tl.float64)
+    weighteds = tl.load(partial_ptr + 2 * blocks + block, mask=inside, other=0.0).to(tl.float64)
+    top = tl.max(tops, 0)
+    d = tops - top
+    weights = tl.exp(d)
+    partition = tl.sum(weights * partitions, 0)
+    weighted = tl.sum(weights * (weighteds + partitions * d), 0)
+    # The largest logit alone adds 1, so a smaller sum means that there is none.
+    h = tl.where(partition >= 1.0, tl.log(partition) - weighted / partition, float("nan"))
+    return top.to(tl.float32), tl.min(tl.where(tops == top, block, blocks), 0), h
 
 
 @triton.jit

@@ -112,6 +112,19 @@ def refuse_seed_of_none(seed: int | None, n: int) -> None:
         )
 
 
+def refuse_unseeded_sequences(steering: Steering, seed: int | None, n: int) -> None:
+    """Refuse n sequences without a seed if each needs a memory of its own: vLLM tells them apart by their seeds alone.
+
+    Our own front ends draw a seed instead.
+    """
+    if n > 1 and seed is None and steering.remembers:
+        raise SteeringError(
+            "",
+            f'select "quantile", hysteresis, and guard_mean_entropy_nats need a seed with n = {n}: vLLM tells the '
+            "sequences apart by nothing else",
+        )
+
+
 def refuse_beam_search(beam_search: bool) -> None:
     """Refuse beam search, which does not sample."""
     if beam_search:

@@ -27,6 +27,10 @@ PAPER_THRESHOLD_NATS = 0.672
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
 
+DEFAULT_QUANTILE = 0.8  # the usual share of tokens that are not forks
+DEFAULT_GUARD_WINDOW_TOKENS = 64
+LEAST_START_NATS = 1e-4  # a moving threshold is never below it
+
 
 class SteeringError(ValueError):
     """The steering is invalid or cannot be applied; `field` names the invalid field, "" the object as a whole."""
@@ -83,7 +87,7 @@ Probe = Annotated[
     BeforeValidator(_applied_or_number),
 ]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Select = Literal["entropy", "random", "first", "all"]
+Select = Literal["entropy", "quantile", "random", "first", "all"]
 
 
 def only_with(**values: list[str]) -> dict[str, Any]:
@@ -91,7 +95,9 @@ def only_with(**values: list[str]) -> dict[str, Any]:
     return {"x-with": values}
 
 
-BESIDE_FORKS: Final = only_with(select=["entropy", "random", "first"])  # with "all" there are no other tokens
+BESIDE_FORKS: Final = only_with(
+    select=["entropy", "quantile", "random", "first"]
+)  # with "all" there are no other tokens
 
 
 class Applied(NamedTuple):
@@ -114,14 +120,29 @@ class Steering(BaseModel):
 
     select: Select = Field(
         "entropy",
-        description="Which tokens are steered as forks: those with H above `threshold_nats`, a random "
-        "share `fork_rate` of all (the placebo), the first `first_tokens` generated, or all.",
+        description="Which tokens are steered as forks: those with H above `threshold_nats`, those with H above a "
+        "`quantile` of the response's own entropies so far, a random share `fork_rate` of all (the placebo), the first "
+        "`first_tokens` generated, or all.",
     )
     threshold_nats: Annotated[Number, Field(ge=0.0)] | None = Field(
         None,
         description="A token is a fork where H exceeds this. Default: the server's own (`steerdec serve --threshold`, "
-        "a number or a calibration), else 0.672.",
-        json_schema_extra=only_with(select=["entropy"]),
+        'a number or a calibration), else 0.672. With `select: "quantile"`, of the first token.',
+        json_schema_extra=only_with(select=["entropy", "quantile"]),
+    )
+    quantile: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description='Which quantile of the entropies so far is the threshold; goes with `select: "quantile"`. '
+        "Default: 0.8, so that a fifth of the tokens are forks.",
+        examples=[0.9],
+        json_schema_extra=only_with(select=["quantile"]),
+    )
+    hysteresis: Annotated[Number, Field(ge=0.0, lt=1.0)] | None = Field(
+        None,
+        description="By which share of itself H has to fall below the threshold before a run of forks ends; goes with "
+        '`select: "entropy"` and `"quantile"`. Default: 0, each token is decided by itself.',
+        examples=[0.3],
+        json_schema_extra=only_with(select=["entropy", "quantile"]),
     )
     fork_rate: Annotated[Number, Field(ge=0.0, le=1.0)] | None = Field(
         None,
@@ -148,6 +169,16 @@ class Steering(BaseModel):
         description="Token that closes the thinking block. Default: the tokenizer's `</think>`.",
         json_schema_extra=only_with(scope=["thinking", "answer"]),
     )
+    guard_mean_entropy_nats: Annotated[Number, Field(ge=0.0)] | None = Field(
+        None,
+        description="Cap on the running mean of H: from the first token at which it is exceeded, nothing more of this "
+        "response is steered.",
+    )
+    guard_window_tokens: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
+        description="How many tokens that mean is over; the guard acts from this number of tokens on. Goes with "
+        "`guard_mean_entropy_nats`. Default: 64.",
+    )
     telemetry: Literal["summary", "tokens", "none"] = Field(
         "summary", description="What is sent back: totals, also one entry per generated token, or nothing."
     )
@@ -170,7 +201,24 @@ class Steering(BaseModel):
                 raise SteeringError(field, f'is required with select "{select}"')
             if self.select != select and given:
                 raise SteeringError(field, f'goes with select "{select}" only, not with "{self.select}"')
+        for field, selectors in (("quantile", ("quantile",)), ("hysteresis", ("entropy", "quantile"))):
+            if getattr(self, field) is not None and self.select not in selectors:
+                allowed = " or ".join(f'"{select}"' for select in selectors)
+                raise SteeringError(field, f'goes with select {allowed} only, not with "{self.select}"')
+        if self.select == "quantile" and self.threshold_nats is not None and self.threshold_nats < LEAST_START_NATS:
+            raise SteeringError(
+                "threshold_nats",
+                f"{self.threshold_nats:g} is below {LEAST_START_NATS:g}, from where a threshold cannot move: select "
+                '"quantile" begins with it',
+            )
+        if self.guard_window_tokens is not None and self.guard_mean_entropy_nats is None:
+            raise SteeringError("guard_window_tokens", "goes with guard_mean_entropy_nats only, which is not given")
         return self
+
+    @property
+    def remembers(self) -> bool:
+        """Return whether what is done to a token depends on the response's earlier entropies."""
+        return self.select == "quantile" or bool(self.hysteresis) or self.guard_mean_entropy_nats is not None
 
     def applied(self, request_temperature: float) -> Applied:
         """Return the temperatures of forks and of all other tokens of a request sampled at `request_temperature`.

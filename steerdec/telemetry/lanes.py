@@ -29,10 +29,12 @@ from numpy.typing import NDArray
 SHARED_MEMORY: Final = Path("/dev/shm")
 PREFIX: Final = "steerdec-"
 
-# One record: H, T' (float32 bits), generation << 1 | fork, the probed entropy (float32 bits). 16 bytes.
+# One record: H, T' (float32 bits), generation << FLAG_BITS | flags, the probed entropy (float32 bits). 16 bytes.
 WORDS: Final = 4
 ENTROPY, TEMPERATURE, TAG, PROBE = 0, 1, 2, 3
-MAX_GENERATION: Final = 2**30 - 1
+FLAG_BITS: Final = 2
+FORK, STOPPED = 1, 2  # flags
+MAX_GENERATION: Final = 2**29 - 1
 
 # What an engine on a CPU needs of the same memory to start.
 _LEFT_TO_VLLM_BYTES: Final = 161 * 2**20
@@ -152,6 +154,7 @@ class Records:
     temperature: NDArray[np.float32]
     fork: NDArray[np.bool_]
     probe_entropy_nats: NDArray[np.float32]
+    stopped: NDArray[np.bool_]  # not steered, because the guard's cap was exceeded at it or before it
 
 
 class Lane:
@@ -167,14 +170,15 @@ class Lane:
         words = np.zeros((stop - start, WORDS), np.int32)
         held = self._words[start:stop]
         words[: len(held)] = held
-        ours = words[:, TAG] >> 1 == self.generation
+        ours = words[:, TAG] >> FLAG_BITS == self.generation
         entropy, temperature, probe = (words[:, c].view(np.float32).copy() for c in (ENTROPY, TEMPERATURE, PROBE))
         entropy[~ours] = temperature[~ours] = probe[~ours] = np.nan
-        return Records(entropy, temperature, (words[:, TAG] & 1 == 1) & ours, probe)
+        fork, stopped = ((words[:, TAG] & flag != 0) & ours for flag in (FORK, STOPPED))
+        return Records(entropy, temperature, fork, probe, stopped)
 
     def recorded_tokens(self) -> int:
         """Return the number of tokens recorded without a gap from the first, for answers that do not state it."""
-        ours = self._words[:, TAG] >> 1 == self.generation
+        ours = self._words[:, TAG] >> FLAG_BITS == self.generation
         return len(ours) if ours.all() else int(ours.argmin())
 
 

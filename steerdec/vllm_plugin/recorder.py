@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steerdec.kernels.reference import Outcome
-from steerdec.telemetry.lanes import LaneFile
+from steerdec.telemetry.lanes import FLAG_BITS, FORK, STOPPED, LaneFile
 
 logger = logging.getLogger("vllm.steerdec")
 
@@ -48,11 +48,14 @@ class Recorder:
             position: [rows] integer, the token's index among those generated.
         """
         ok = (lane >= 0) & (lane < self._sink) & (position >= 0) & (position < self.words.shape[1])
+        flags = outcome.selected.to(torch.int32) * FORK
+        if outcome.stopped is not None:
+            flags |= outcome.stopped.to(torch.int32) * STOPPED
         record = torch.stack(
             (
                 outcome.entropy_nats.float().view(torch.int32),
                 outcome.temperature.float().view(torch.int32),
-                (generation.to(torch.int32) << 1) | outcome.selected.to(torch.int32),
+                (generation.to(torch.int32) << FLAG_BITS) | flags,
                 outcome.probe_entropy_nats.float().view(torch.int32),
             ),
             -1,

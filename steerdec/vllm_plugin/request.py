@@ -19,6 +19,7 @@ from steerdec.steering import admission, encoding
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.steering.params import Steering, SteeringError
 from steerdec.telemetry.lanes import Lane
+from steerdec.vllm_plugin.memories import Identity
 from steerdec.vllm_plugin.private.admission_stack import validated_prompt, validating_engine
 from steerdec.vllm_plugin.settings import Settings
 
@@ -34,7 +35,9 @@ ENCODED_ARG: Final = "steerdec_request"  # [what it was made of, *EncodedRequest
 LANES_ARG: Final = "steerdec_lanes"  # [lane, generation] of each of the n sequences, flat
 BASE_SEED_ARG: Final = "steerdec_base_seed"
 PROMPTS_ARG: Final = "steerdec_prompts"  # how many prompts, if more than one; the lanes are then those of all
-RESERVED_ARGS: Final = (ENCODED_ARG, LANES_ARG, BASE_SEED_ARG, PROMPTS_ARG)
+IDENTITY_ARG: Final = "steerdec_identity"  # a number by which a worker knows a preempted request again
+RESERVED_ARGS: Final = (ENCODED_ARG, LANES_ARG, BASE_SEED_ARG, PROMPTS_ARG, IDENTITY_ARG)
+IDENTITY_BITS: Final = 62
 
 BY_THE_SERVER: Final = 0  # in place of a checksum; a front end of ours
 
@@ -48,6 +51,7 @@ class SteeredSequence:
     scope: int
     delimiters: tuple[int, int]
     lane: tuple[int, int] | None  # index, generation
+    identity: Identity | None  # by which its memory is found; None if it needs none
 
 
 # In a front end of ours ---------------------------------------------------------------------------
@@ -114,6 +118,18 @@ def validate(sampling_params: SamplingParams) -> None:
         SteeringError: the steering is invalid or cannot be applied exactly; one line.
         ValueError: the engine's own settings are invalid.
     """
+    _encode(sampling_params)
+    extra: dict[str, Any] = sampling_params.extra_args or {}
+    packed = extra.get(ENCODED_ARG)
+    if packed and EncodedRequest.unpacked(packed[1:]).remembers:
+        if packed[0] == BY_THE_SERVER and sampling_params.n > 1 and sampling_params.seed is None:
+            sampling_params.seed = drawn_seed()
+        # Drawn each time: the caller may use its parameters again, for other prompts.
+        sampling_params.extra_args = {**extra, IDENTITY_ARG: secrets.randbits(IDENTITY_BITS)}
+
+
+def _encode(sampling_params: SamplingParams) -> None:
+    """Do `validate`, but for the identity of the request."""
     extra: dict[str, Any] = sampling_params.extra_args or {}
     if PROMPTS_ARG in extra:
         extra = sampling_params.extra_args = _of_one_prompt(sampling_params, extra)
@@ -181,7 +197,9 @@ class _Validating:
 
     def admitted(self, steering: object, sampling_params: SamplingParams) -> EncodedRequest:
         parsed = registry.parse(steering)
-        admission.admit(parsed, sampling_of(sampling_params), self.engine)
+        sampling = sampling_of(sampling_params)
+        admission.admit(parsed, sampling, self.engine)
+        admission.refuse_unseeded_sequences(parsed, sampling.seed, sampling.n)
         return encoding.encode(parsed, sampling_params.temperature, self.threshold_nats)
 
     def by_default(self, sampling_params: SamplingParams) -> EncodedRequest | None:
@@ -189,7 +207,9 @@ class _Validating:
         default = self.settings.default
         assert default is not None
         try:
-            admission.admit_sampling(default, sampling_of(sampling_params))
+            sampling = sampling_of(sampling_params)
+            admission.admit_sampling(default, sampling)
+            admission.refuse_unseeded_sequences(default, sampling.seed, sampling.n)
         except SteeringError:
             return None
         admission.admit_engine(default, self.engine)
@@ -260,7 +280,10 @@ def unpacked(sampling_params: SamplingParams, settings: Settings) -> SteeredSequ
     if floats[encoding.THRESHOLD] == encoding.ENGINES:
         floats = (settings.threshold_nats, *floats[1:])
     lane = None if settings.lanes is None else _lane(extra, sampling_params.seed)
-    return SteeredSequence(floats, request.ints(sampling_params.seed), request.scope, request.delimiters, lane)
+    identity = (extra[IDENTITY_ARG], sampling_params.seed) if request.remembers else None
+    return SteeredSequence(
+        floats, request.ints(sampling_params.seed), request.scope, request.delimiters, lane, identity
+    )
 
 
 def _lane(extra: dict[str, Any], seed: int | None) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 
 from steerdec.kernels import dispatch
 from steerdec.steering import encoding, scope
+from steerdec.vllm_plugin.memories import Memories
 from steerdec.vllm_plugin.request import SteeredSequence, has_penalties, unpacked
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class _Live:
     sequence: SteeredSequence
     output_ids: list[int]  # vLLM's own list, which grows with the tokens
     tracker: scope.Tracker | None  # None if the scope is everywhere
+    memory: int  # NO_MEMORY if it needs none
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class _Tables:
     ints: Tensor  # [live, encoding.INTS]
     slots: Tensor  # [batch] index into live, -1 for rows that are not steered
     lanes: Tensor | None  # [batch, 2] lane and generation, -1 without; None if no row has one
+    memory: Tensor | None  # all memories; None if no row has one
 
 
 class BatchRows:
@@ -50,16 +53,21 @@ class BatchRows:
         self._settings, self._recorder, self._device = settings, recorder, device
         self._live: dict[int, _Live] = {}
         self._tables: _Tables | None = None
+        self._memories = Memories(device, draft_tokens=0)
+
+    @property
+    def ring(self) -> int:
+        """Return how many states are kept of a request with a memory."""
+        return self._memories.ring
 
     def update(self, batch: BatchUpdate) -> None:
         """Apply one change of the batch; the order (removed, added, moved) is vLLM's."""
         for index in batch.removed:
-            self._live.pop(index, None)
+            self._drop(index)
         for index, sampling_params, prompt_ids, output_ids in batch.added:
+            self._drop(index)
             live = self._new(sampling_params, prompt_ids or [], output_ids)
-            if live is None:
-                self._live.pop(index, None)
-            else:
+            if live is not None:
                 self._live[index] = live
         for a, b, direction in batch.moved:
             at_a, at_b = self._live.pop(a, None), self._live.pop(b, None)
@@ -68,6 +76,11 @@ class BatchRows:
             if at_b is not None and direction == MoveDirectionality.SWAP:
                 self._live[a] = at_b
         self._tables = None
+
+    def _drop(self, index: int) -> None:
+        live = self._live.pop(index, None)
+        if live is not None and live.sequence.identity is not None:
+            self._memories.leave(live.sequence.identity)
 
     def _new(self, sampling_params: SamplingParams, prompt_ids: list[int], output_ids: list[int]) -> _Live | None:
         sequence = unpacked(sampling_params, self._settings)
@@ -80,7 +93,10 @@ class BatchRows:
         tracker = None
         if sequence.scope != encoding.EVERYWHERE:
             tracker = scope.Tracker(sequence.scope, *sequence.delimiters, prompt_ids)
-        return _Live(sequence, output_ids, tracker)
+        memory = encoding.NO_MEMORY
+        if sequence.identity is not None:
+            memory = self._memories.enter(sequence.identity, len(output_ids))
+        return _Live(sequence, output_ids, tracker, memory)
 
     def apply(self, logits: Tensor) -> None:
         """Steer the batch's logits [batch, vocab] in place."""
@@ -100,7 +116,7 @@ class BatchRows:
                 in_scope[row] = live.tracker.contains_next(live.output_ids)
         at = torch.tensor(positions).to(self._device, non_blocking=True)
         where = None if in_scope is None else torch.tensor(in_scope).to(self._device, non_blocking=True)
-        outcome = dispatch.steer_(logits, tables.floats, tables.ints, tables.slots, at, where)
+        outcome = dispatch.steer_(logits, tables.floats, tables.ints, tables.slots, at, where, tables.memory)
         if self._recorder is not None and tables.lanes is not None:
             self._recorder.write(tables.lanes[:, 0], tables.lanes[:, 1], at, outcome)
 
@@ -113,7 +129,14 @@ class BatchRows:
         return _Tables(
             live,
             torch.tensor([one.sequence.floats for _, one in live], dtype=torch.float32, device=self._device),
-            torch.tensor([one.sequence.ints for _, one in live], dtype=torch.int32, device=self._device),
+            torch.tensor([_ints(one) for _, one in live], dtype=torch.int32, device=self._device),
             torch.tensor(slots, dtype=torch.int32, device=self._device),
             torch.tensor(lanes, device=self._device) if any(one.sequence.lane for _, one in live) else None,
+            self._memories.words if any(one.sequence.identity for _, one in live) else None,
         )
+
+
+def _ints(live: _Live) -> list[int]:
+    ints = list(live.sequence.ints)
+    ints[encoding.MEMORY] = live.memory
+    return ints

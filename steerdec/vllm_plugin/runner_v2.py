@@ -18,8 +18,9 @@ from steerdec.kernels import dispatch, slots
 from steerdec.kernels.slots import Layout, Slots
 from steerdec.steering import encoding, scope
 from steerdec.telemetry.lanes import WORDS
+from steerdec.vllm_plugin.memories import Identity, Memories
 from steerdec.vllm_plugin.recorder import Recorder
-from steerdec.vllm_plugin.request import unpacked
+from steerdec.vllm_plugin.request import SteeredSequence, unpacked
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -46,6 +47,11 @@ class SlotRows:
         n, device = states.max_num_reqs, states.device
         self._settings, self._states = settings, states
         self._steered = np.zeros(n, bool)
+        self._remembers = np.zeros(n, bool)
+        self._identities: list[Identity | None] = [None] * n
+        speculative = vllm_config.speculative_config
+        drafts = speculative.num_speculative_tokens if speculative is not None else 0
+        self._memories = Memories(device, drafts)
         # Both tables in one block of words, for one copy. In host memory, as vLLM keeps such tables, each program of a
         # kernel would read them over PCIe: 9 to 17 microseconds of a step (docs/performance.md).
         self._staged = UvaBackedTensor(n * (encoding.FLOATS + slots.SLOT_INTS), dtype=torch.int32)
@@ -66,8 +72,6 @@ class SlotRows:
         if dispatch.BACKEND_OF_DEVICE[device.type] == "triton":
             from steerdec.kernels.triton_step import Step
 
-            speculative = vllm_config.speculative_config
-            drafts = speculative.num_speculative_tokens if speculative is not None else 0
             self._step = Step(n * (1 + drafts))
         self._warm_up(states.vocab_size, device)
 
@@ -77,17 +81,30 @@ class SlotRows:
         if sequence is None and not self._steered[slot]:
             return False
         self._steered[slot] = sequence is not None
+        memory = self._memory_of(slot, sequence)
         ints = self._ints[slot]
         ints[slots.STEERED] = sequence is not None
         ints[slots.OCCUPANT] = (ints[slots.OCCUPANT] + 1) % slots.OCCUPANTS
         if sequence is not None:
             self._floats[slot] = sequence.floats
             ints[: encoding.INTS] = sequence.ints
+            ints[encoding.MEMORY] = memory
             ints[slots.SCOPE] = sequence.scope
             ints[slots.START_ID], ints[slots.END_ID] = sequence.delimiters
             ints[slots.LANE], ints[slots.GENERATION] = sequence.lane or (-1, -1)
         self._changed = True
         return sequence is not None
+
+    def _memory_of(self, slot: int, sequence: SteeredSequence | None) -> int:
+        """Return the memory of the slot's new request, NO_MEMORY if it needs none, and let go of that of the last."""
+        last, identity = self._identities[slot], None if sequence is None else sequence.identity
+        if last is not None:
+            self._memories.leave(last)
+        self._identities[slot], self._remembers[slot] = identity, identity is not None
+        if identity is None:
+            return encoding.NO_MEMORY
+        generated_tokens = self._states.prefill_len.np[slot] - self._states.prompt_len.np[slot]
+        return self._memories.enter(identity, int(generated_tokens))
 
     def flush(self) -> None:
         """Copy the changes of `add` to the device; called once a step, before the forward pass."""
@@ -97,12 +114,13 @@ class SlotRows:
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> None:
         """Steer the rows of steered slots in place; [rows, vocab] float32, rows laid out as in `ctx`."""
-        present = ctx.idx_mapping_np
-        if self._steered[present[present >= 0]].any():
+        present = ctx.idx_mapping_np[ctx.idx_mapping_np >= 0]
+        if self._steered[present].any():
+            remembers = bool(self._remembers[present].any())
             layout = Layout(ctx.expanded_idx_mapping, ctx.pos, ctx.expanded_local_pos, ctx.input_ids)
-            self._step(logits, self._slots(), layout)
+            self._step(logits, self._slots(remembers), layout)
 
-    def _slots(self) -> Slots:
+    def _slots(self, remembers: bool) -> Slots:
         states = self._states
         return Slots(
             floats=self._device_floats,
@@ -112,16 +130,18 @@ class SlotRows:
             token_ids=states.all_token_ids.gpu,
             history=self._history,
             lanes=self._lanes,
+            memory=self._memories.words if remembers else None,
         )
 
     def _warm_up(self, vocab: int, device: torch.device) -> None:
         """Compile everything that a step needs, so that no request waits for it (seconds)."""
         if isinstance(self._step, _TorchStep):
-            dispatch.warm_up(vocab, device)
+            dispatch.warm_up(vocab, device, self._memories.ring)
             return
         layout = Layout(*(torch.full((2,), -1, dtype=dtype, device=device) for dtype in LAYOUT_DTYPES))
         for window in dispatch.windows(vocab, device):
-            self._step(window, self._slots(), layout)
+            for remembers in (False, True):
+                self._step(window, self._slots(remembers), layout)
 
 
 class _Step(Protocol):
@@ -148,10 +168,12 @@ class _TorchStep:
             layout.local_pos,
             layout.input_ids,
         )
-        table = state.ints[:, : encoding.INTS]
-        outcome = dispatch.steer_(logits, state.floats, table, rows, position, in_scope)
+        # A prefill in parts samples a token that is discarded: it must be neither recorded nor remembered.
+        kept = (rows >= 0) & (layout.pos + 1 >= state.prefill_len[slot])
+        table, at = state.ints[:, : encoding.INTS], position
+        if state.memory is not None:
+            at = torch.where(kept, position, -1)
+        outcome = dispatch.steer_(logits, state.floats, table, rows, at, in_scope, state.memory)
         if self._recorder is not None:
-            # A prefill in parts samples a token that is discarded: it must not be recorded.
-            kept = (rows >= 0) & (layout.pos + 1 >= state.prefill_len[slot])
             lane = torch.where(kept, ints[:, slots.LANE], -1)
             self._recorder.write(lane, ints[:, slots.GENERATION], position, outcome)

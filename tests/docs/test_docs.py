@@ -153,7 +153,7 @@ def test_steering_objects_are_found_in_every_language() -> None:
 @pytest.mark.parametrize("block", of("json", "python", "bash", "js"))
 def test_steering_objects_are_valid(block: Block) -> None:
     none = np.zeros(0, np.float32)
-    nothing = Telemetry(none, none, np.zeros(0, bool), none, threshold_nats=0.6, probed=False)
+    nothing = Telemetry(none, none, none > 0, none, none > 0, threshold_nats=0.6, probed=False)
     summary, lists = set(nothing.summary()), {*nothing.lists(), "probe_entropy_nats"}
     for value in steering_objects(block):
         if "tokens" in value:  # an answer

@@ -36,8 +36,10 @@ def answered(truth: Truth, seed: int, **steering: Any) -> Returned:
         p = torch.softmax(steered[-1] / one.temperature, -1)
         one.tokens[-1] = int(torch.multinomial(p, 1, generator=generator))
     outcome, _ = truth.decided(one, truth.logits(one.prompt, one.tokens))
-    h, fork, t, probe = (column.numpy() for column in outcome)
-    telemetry = Telemetry(h.astype("f4"), t.astype("f4"), fork, probe.astype("f4"), THRESHOLD_NATS, probed=True)
+    h, fork, t, probe = (column.numpy() for column in outcome[:4])
+    telemetry = Telemetry(
+        h.astype("f4"), t.astype("f4"), fork, probe.astype("f4"), ~fork & False, THRESHOLD_NATS, probed=True
+    )
     one.records, one.summary = telemetry.lists(), telemetry.summary()
     return one
 

@@ -147,8 +147,9 @@ def steered(logits: Tensor, call: Call, backend: str) -> tuple[Tensor, reference
     outcome = dispatch.steer_(window, *(None if x is None else x.to(window.device) for x in call), backend=backend)
     assert torch.equal(memory[:, vocab:], before[:, vocab:]), "wrote past a row's end"
     assert torch.equal(memory[skipped], before[skipped]), "wrote to a row without a slot"
-    assert [x.dtype for x in outcome] == [torch.float32, torch.bool, torch.float32, torch.float32]
-    return window.cpu().clone(), reference.Outcome(*(x.cpu() for x in outcome))
+    assert outcome[4:] == (None, None), "what is remembered, of requests without a memory"
+    assert [x.dtype for x in outcome[:4]] == [torch.float32, torch.bool, torch.float32, torch.float32]
+    return window.cpu().clone(), reference.Outcome(*(x.cpu() for x in outcome[:4]))
 
 
 def band_nats(h: Tensor) -> Tensor:
@@ -308,7 +309,7 @@ def test_a_row_depends_neither_on_its_neighbors_nor_on_the_threads(vocab: int, b
         at = int((order == r).nonzero())
         for (other_logits, other), index in ((alone, 0), (on_one_thread, r), (shuffled, at)):
             assert torch.equal(bits(other_logits[index]), bits(together[0][r]))
-            for a, b in zip(other, together[1], strict=True):
+            for a, b in zip(other[:4], together[1][:4], strict=True):
                 assert torch.equal(bits(a[index]), bits(b[r]))
 
 
@@ -355,7 +356,7 @@ def test_integer_inputs_of_either_width_and_any_stride_do(backend: str) -> None:
 
 def test_an_empty_batch_is_no_error(backend: str) -> None:
     outcome = assert_like_reference(torch.empty(0, 100), call_for(0), backend)
-    assert [len(x) for x in outcome] == [0] * 4
+    assert [len(x) for x in outcome[:4]] == [0] * 4
 
 
 def test_warm_up_leaves_nothing_to_compile_on_a_cpu() -> None:
@@ -384,9 +385,9 @@ def test_the_reference_backend_takes_other_float_types_and_answers_in_float32() 
         ("logits", torch.zeros(10, 4).T, "logits: have stride 4 within a row, must have 1"),
         ("logits", torch.zeros(10), r"logits: have shape \[10\], must be \[rows, vocab\]"),
         ("logits", torch.zeros(4, 10, device="meta"), "logits: are on meta, must be on one of cuda, cpu"),
-        ("floats", torch.zeros(3, 2), r"floats: is torch.float32 \[3, 2\] on cpu, must be torch.float32 \[3, 10\]"),
-        ("floats", torch.zeros(3, 10).double(), "floats: is torch.float64"),
-        ("ints", torch.zeros(2, 4, dtype=torch.int32), r"ints: .* must be torch.int32 \[3, 4\]"),
+        ("floats", torch.zeros(3, 2), r"floats: is torch.float32 \[3, 2\] on cpu, must be torch.float32 \[3, 14\]"),
+        ("floats", torch.zeros(3, 14).double(), "floats: is torch.float64"),
+        ("ints", torch.zeros(2, 5, dtype=torch.int32), r"ints: .* must be torch.int32 \[3, 5\]"),
         ("slots", torch.zeros(5, dtype=torch.int64), r"slots: .* must be torch.int32 or torch.int64 \[4\]"),
         ("positions", torch.zeros(4), "positions: is torch.float32"),
         ("in_scope", torch.zeros(4, dtype=torch.int32), "in_scope: is torch.int32"),
@@ -422,7 +423,7 @@ def test_torchs_default_type_is_the_callers_own_affair(default: torch.dtype) -> 
         dispatch.warm_up(1000, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
-    for made, wanted in zip(outcome, expected, strict=True):
+    for made, wanted in zip(outcome[:4], expected[:4], strict=True):
         assert made.dtype == wanted.dtype
         torch.testing.assert_close(made, wanted, rtol=0, atol=0, equal_nan=True)
 
@@ -456,13 +457,16 @@ def test_the_triton_kernels_compile_without_a_gpu(compute_capability: int, monke
     monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
     integers = {"slots": "*i32", "ints": "*i32", "keep_block": "*i32", "positions": "*i64"}
     integers |= {"in_scope": "*u8", "selected": "*u8", "table": "*i32", "pos": "*i64", "history": "*i64"}
+    integers |= {"memory": "*i32", "stopped": "*u8"}
     integers |= dict.fromkeys(("prompt_len", "prefill_len", "token_ids", "lanes", "local_pos", "input_ids"), "*i32")
     sizes: dict[str, Any] = {"VOCAB": 151_936, "BLOCK": kernel_triton.BLOCK}
     with_slots = {"WIDTH": SLOT_INTS, "COLUMN": STEERED}
+    forgets: dict[str, Any] = {"memory_ptr": None, "RING": 1}
+    forgets_rows = forgets | {"stopped_ptr": None, "threshold_ptr": None}
     for function, variants in (
         (kernel_triton.measure, [{"table_ptr": None, "WIDTH": 1, "COLUMN": 0}, with_slots]),
-        (kernel_triton._decide, [{"in_scope_ptr": None}, {}]),
-        (triton_step._decide_step, [{}]),
+        (kernel_triton._decide, [forgets_rows | {"in_scope_ptr": None}, forgets_rows, {"RING": 4}]),
+        (triton_step._decide_step, [forgets, {"RING": 8}]),
         (kernel_triton.scale, [{}]),
     ):
         for variant in variants:

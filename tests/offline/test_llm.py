@@ -19,6 +19,7 @@ from steerdec.policies.registry import parse
 from steerdec.policies.split.fields import Split
 from steerdec.steering.params import SteeringError
 from steerdec.telemetry import lanes as telemetry
+from tests.support.memory_episodes import assert_told
 from tests.support.offline_examples import API, examples
 from tests.vllm_plugin.test_engine import EVERY_LOGPROB, PROMPTS, as_vllms_own, entropies_from_logprobs, run
 
@@ -142,6 +143,43 @@ def test_sequences_of_one_request_have_a_lane_each(steered_llm: SteeredLLM, seed
         assert one.steering is not None
         np.testing.assert_allclose(one.steering.entropy_nats, entropies_from_logprobs(one), atol=1e-4)
     assert params.seed == seed
+
+
+MEMORY: dict[str, Any] = {
+    "select": "quantile",
+    "quantile": 0.6,
+    "hysteresis": 0.2,
+    "threshold_nats": 0.5,
+    "fork_temperature": 2.5,
+    "guard_mean_entropy_nats": 2.0,
+    "guard_window_tokens": 8,
+}
+
+
+@pytest.mark.parametrize("telemetry", ["tokens", "none"])
+def test_a_moving_threshold_and_a_guard_follow_each_sequence(steered_llm: SteeredLLM, telemetry: str) -> None:
+    params = sampling(n=2, seed=None, temperature=0.8, max_tokens=24, ignore_eos=True)
+    steering = MEMORY | {"telemetry": telemetry}
+    outputs = steered_llm.generate(PROMPTS, params, steering=steering, **QUIET)
+    assert params.seed is None
+    assert params.extra_args is None
+    if telemetry == "none":
+        return
+    found = [one.steering for output in outputs for one in output.outputs if one.steering is not None]
+    assert len(found) == 2 * len(PROMPTS)
+    for one in found:
+        assert_told(one.summary() | one.lists(), MEMORY)
+    assert any(one.guard_token is not None for one in found)
+    assert len({one.thresholds_nats.tolist()[-1] for one in found if one.thresholds_nats is not None}) > 4
+
+
+def test_without_our_front_end_several_sequences_with_a_memory_need_a_seed(llm: LLM) -> None:
+    extra = {"extra_args": {"steering": MEMORY}}
+    with pytest.raises(VLLMValidationError, match="need a seed with n = 2"):
+        run(llm, PROMPTS[:1], [sampling(n=2, seed=None, **extra)])
+    params = sampling(temperature=0.8, **extra)
+    again = [run(llm, PROMPTS[:1], [params])[0].token_ids for _ in range(2)]
+    assert again[0] == again[1], "parameters that are used again begin with an empty memory"
 
 
 def test_plain_requests_beside_steered_ones_are_vllms_own(steered_llm: SteeredLLM, llm: LLM) -> None:

@@ -38,6 +38,7 @@ def test_every_field_is_read_as_it_was_written(tmp_path: Path) -> None:
         forks=1,
         mean_entropy_nats=0.5,
         mean_sampled_entropy_nats=0.25,
+        guard_token=1,
         endpoint="http://127.0.0.1:1",
         position=4,
         replayed_arm="B",

@@ -16,7 +16,7 @@ from openai import OpenAI
 from steerdec.server.background import RESPONSE_TOKENS, BackgroundResponses
 from steerdec.steering.params import SteeringError
 from steerdec.telemetry import lanes as telemetry
-from steerdec.telemetry.lanes import ENTROPY, TAG, LanePool
+from steerdec.telemetry.lanes import ENTROPY, FLAG_BITS, TAG, LanePool
 from steerdec.telemetry.loan import Loan
 from tests.server.test_server import MODEL, STEERING, assert_steered, lanes_lent
 from tests.support.serving import PATIENCE_S
@@ -129,7 +129,7 @@ def lent(pool: LanePool, entropy_nats: float = 1.0) -> Loan:
     loan = Loan(pool, 1, 0.672, probed=False)
     lane = loan.lanes[0]
     lane._words[:TOKENS, ENTROPY] = np.full(TOKENS, entropy_nats, np.float32).view(np.int32)
-    lane._words[:TOKENS, TAG] = lane.generation << 1
+    lane._words[:TOKENS, TAG] = lane.generation << FLAG_BITS
     return loan
 
 

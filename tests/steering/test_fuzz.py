@@ -37,8 +37,12 @@ anything = st.recursive(
 temperature = st.sampled_from([0, 0.01, 0.3, 0.7, 1, 1.3, 2.5, 100])
 PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "policy": st.sampled_from([*POLICIES, "Split"]),
-    "select": st.sampled_from(["entropy", "random", "first", "all", "none"]),
+    "select": st.sampled_from(["entropy", "quantile", "random", "first", "all", "none"]),
     "threshold_nats": st.sampled_from([0, 0.6, 0.672, 30, -1]),
+    "quantile": st.sampled_from([0, 0.5, 0.8, 1]),
+    "hysteresis": st.sampled_from([0, 0.5, 1]),
+    "guard_mean_entropy_nats": st.sampled_from([-1, 0, 2]),
+    "guard_window_tokens": st.sampled_from([0, 1, 64, 5000]),
     "fork_rate": st.sampled_from([0, 0.2, 1, 1.1]),
     "first_tokens": st.sampled_from([0, 1, 3, 1.0, 2**31 - 1, 2**31]),
     "scope": st.sampled_from(["all", "thinking", "answer", "some"]),

@@ -16,40 +16,53 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from steerdec import models
 from steerdec.telemetry import lanes as telemetry
+from steerdec.vllm_plugin.request import IDENTITY_ARG
 from tests.vllm_plugin.test_engine import CAPACITY, EVERY_LOGPROB, PROMPTS, Asked, engine, entropies_from_logprobs, run
 
 DRAFT = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 
 
 def preempted(file: telemetry.LaneFile) -> None:
-    """A request that was preempted and resumed has one record a token, and the entropies of an undisturbed run."""
+    """A request that was preempted and resumed has one record a token, and those of an undisturbed run.
+
+    Also if what is done to its tokens depends on those before the preemption.
+    """
     times: list[Any] = []
+    remembered: list[int] = []  # tokens of requests with a memory that were preempted
     original = Scheduler._preempt_request
 
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        times.append(args)
-        return original(self, *args, **kwargs)
+    def counted(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        times.append(request)
+        if IDENTITY_ARG in request.sampling_params.extra_args:
+            remembered.append(request.num_output_tokens)
+        return original(self, request, *args, **kwargs)
 
     Scheduler._preempt_request = counted
     pool = telemetry.LanePool(file)
     few_blocks = {"num_gpu_blocks_override": 8, "max_model_len": 128, "max_num_batched_tokens": 256}
     llm = engine(models.fetch(), file, **few_blocks)
     sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": 40, "ignore_eos": True}
-    steering = {"fork_temperature": 1.3, "threshold_nats": 0.6}
+    guard = {"guard_mean_entropy_nats": 1.5, "guard_window_tokens": 12}
+    moving = {"select": "quantile", "threshold_nats": 0.6, "hysteresis": 0.2, "fork_temperature": 1.6} | guard
+    steerings = [{"fork_temperature": 1.3, "threshold_nats": 0.6}, moving, moving, moving] * 2
 
-    alone = [Asked(pool, steering, seed=i, **sampling) for i in range(8)]
+    alone = [Asked(pool, steering, seed=i, **sampling) for i, steering in enumerate(steerings)]
     calm = [
         output
         for i in range(0, 8, 2)  # two fit
         for output in run(llm, [PROMPTS[i % 4], PROMPTS[(i + 1) % 4]], [a.params for a in alone[i : i + 2]])
     ]
     assert not times
-    together = [Asked(pool, steering, seed=i, **sampling) for i in range(8)]
+    together = [Asked(pool, steering, seed=i, **sampling) for i, steering in enumerate(steerings)]
     crowded = run(llm, PROMPTS * 2, [a.params for a in together])
     assert len(times) >= 2, "nothing was preempted, so nothing was shown"
+    assert max(remembered) > 3, "no request with a memory was preempted"
     for a, b, one, other in zip(alone, together, calm, crowded, strict=True):
         assert one.token_ids == other.token_ids
-        np.testing.assert_allclose(a.lane.read(0, 40).entropy_nats, b.lane.read(0, 40).entropy_nats, atol=1e-3)
+        calmly, crowdedly = a.lane.read(0, 40), b.lane.read(0, 40)
+        np.testing.assert_allclose(calmly.entropy_nats, crowdedly.entropy_nats, atol=1e-3)
+        assert calmly.fork.tolist() == crowdedly.fork.tolist()
+        assert calmly.stopped.tolist() == crowdedly.stopped.tolist()
         assert b.lane.recorded_tokens() == 40
 
 

@@ -23,7 +23,7 @@ from steerdec.server.middleware.keys import Keys
 from steerdec.steering import admission, encoding
 from steerdec.steering.encoding import EncodedRequest
 from steerdec.steering.params import PAPER_THRESHOLD_NATS, Steering
-from steerdec.telemetry.lanes import ENTROPY, TAG, TEMPERATURE, LaneFile, LanePool
+from steerdec.telemetry.lanes import ENTROPY, FLAG_BITS, TAG, TEMPERATURE, LaneFile, LanePool
 from steerdec.vllm_plugin.request import validate
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -108,7 +108,7 @@ class Inner:
                 t = f[encoding.OTHER_T] if not fork else f[FORK_T] if encoded.kind == Split.kind else 1.0
                 record = np.array([h, t], np.float32).view(np.int32)
                 words[lane, token, ENTROPY], words[lane, token, TEMPERATURE] = record
-                words[lane, token, TAG] = generation << 1 | fork
+                words[lane, token, TAG] = generation << FLAG_BITS | fork
 
 
 async def _send(send: Send, status: int, content_type: bytes, parts: list[bytes]) -> None:

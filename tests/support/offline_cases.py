@@ -147,6 +147,7 @@ def as_served(url: str) -> None:
         ({"seed": 3, "stop": ["e"]}, STEERING),
         ({"seed": 4, "top_p": 0.9}, {"policy": "entropy_target", "delta_nats": 0.5, "threshold_nats": 0.6}),
         ({"seed": 5}, {"select": "random", "fork_rate": 0.3, "fork_temperature": 0.2}),
+        ({"seed": 6}, {"select": "quantile", "fork_temperature": 2.0, "guard_mean_entropy_nats": 1.5}),
     ]
     llm = SteeredLLM(str(models.fetch()), **ARGUMENTS)
     params = [SamplingParams(temperature=0.8, max_tokens=16, **options) for options, _ in requests]

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,10 +32,12 @@ from steerdec.kernels import dispatch, reference
 from steerdec.policies import registry
 from steerdec.processor import EntropySteering
 from steerdec.steering import encoding
+from steerdec.steering.memory import Rule
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
 from steerdec.vllm_plugin.runner_v2 import LAYOUT_DTYPES
+from tests.support.memory_episodes import ring_after
 from tests.support.tiny_lm import tiny_lm
 
 dispatch.BACKEND_OF_DEVICE["cpu"] = "triton"
@@ -69,6 +71,16 @@ def runner(llm: LLM) -> Any:
     return core.engine_core.model_executor.driver_worker.worker.model_runner
 
 
+class Expected(NamedTuple):
+    """What one token should have been."""
+
+    h: float
+    fork: bool
+    temperature: float
+    stopped: bool
+    threshold_nats: float
+
+
 @dataclass
 class Asked:
     """One request: its steering and lane, what it returned, and what each of its tokens should have been."""
@@ -80,7 +92,7 @@ class Asked:
     lane: telemetry.Lane | None = None
     tokens: list[int] = field(default_factory=list)
     finished: str | None = None
-    expected: dict[int, tuple[float, bool, float]] = field(default_factory=dict)  # by position: H, fork, T'
+    expected: dict[int, Expected] = field(default_factory=dict)  # by position
 
     @cached_property
     def encoded(self) -> encoding.EncodedRequest:
@@ -175,6 +187,8 @@ class Engine:
             position = pos[r] + 1 - len(one.prompt)
             if position < 0:  # a part of the prompt
                 continue
+            if one.encoded.remembers and pos[r] + 1 < states.prefill_len.np[slots[r]]:
+                continue  # of tokens that are computed again: what is decided there is for nothing
             drafts = fed[r - local[r] + 1 : r + 1] if local[r] else []
             known = states.all_token_ids.gpu[slots[r], : pos[r] + 1 - len(drafts)]
             rows.append(r)
@@ -184,10 +198,11 @@ class Engine:
         if not rows:
             return
         expected, actual = before[rows].clone(), after[rows]
+        ints = torch.tensor([one.encoded.ints(one.sampling.seed) for one in owners])
         outcome = reference.steer_(
-            *(expected, torch.tensor([one.encoded.floats for one in owners])),
-            torch.tensor([one.encoded.ints(one.sampling.seed) for one in owners]),
+            *(expected, torch.tensor([one.encoded.floats for one in owners]), ints),
             *(torch.arange(len(rows)), torch.tensor(positions), torch.tensor(in_scope)),
+            _rings(owners, positions, ints),
         )
         masked = expected.isneginf()
         kept = expected.isfinite()
@@ -195,23 +210,44 @@ class Engine:
         near = torch.where(kept, (expected - actual).abs() <= allowed, masked == actual.isneginf())
         self.rows += len(rows)
         self.wrong_rows += int((~near).any(1).sum())
-        columns = (outcome.entropy_nats.tolist(), outcome.selected.tolist(), outcome.temperature.tolist())
-        for one, position, told in zip(owners, positions, zip(*columns, strict=True), strict=True):
-            one.expected[position] = told
+        assert outcome.stopped is not None
+        assert outcome.threshold_nats is not None
+        columns = (outcome.entropy_nats, outcome.selected, outcome.temperature, outcome.stopped, outcome.threshold_nats)
+        told = zip(*(column.tolist() for column in columns), strict=True)
+        for one, position, values in zip(owners, positions, told, strict=True):
+            one.expected[position] = Expected(*values)
 
     def wrong_records(self, one: Asked) -> list[str]:
         """What its telemetry says wrongly about the tokens that it returned, one line each."""
         assert one.lane is not None
         records, wrong = one.lane.read(0, len(one.tokens)), []
         for i in range(len(one.tokens)):
-            h, fork, t = one.expected[i]
-            near = abs(h - one.encoded.floats[encoding.THRESHOLD]) < CLOSE_NATS
+            h, fork, t, stopped, threshold = one.expected[i]
+            lower = threshold * one.encoded.floats[encoding.LOWER_SHARE]
+            near = min(abs(h - threshold), abs(h - lower)) < CLOSE_NATS
             told = float(records.entropy_nats[i]), bool(records.fork[i]), float(records.temperature[i])
             if not np.isclose(told[0], h, atol=CLOSE_NATS) or (not near and told[1] != fork):
                 wrong.append(f"request {one.name} token {i}: {told}, not {(h, fork, t)}")
+            elif bool(records.stopped[i]) != stopped:
+                wrong.append(f"request {one.name} token {i}: stopped is not {stopped}")
             elif not near and not np.isclose(told[2], t, rtol=2e-3):
                 wrong.append(f"request {one.name} token {i}: T' {told[2]}, not {t}")
         return wrong
+
+
+def _rings(owners: list[Asked], positions: list[int], ints: Tensor) -> Tensor:
+    """What each request's own tokens leave before its first row of a step, [requests, ring, words]; names it in `ints`.
+
+    The reference goes through the rows in order, and remembers those before each.
+    """
+    rings: dict[str, Tensor] = {}
+    for r, (one, position) in enumerate(zip(owners, positions, strict=True)):
+        if one.encoded.remembers:
+            if one.name not in rings:
+                rule = Rule.of(one.encoded.floats)
+                rings[one.name] = ring_after(rule, [one.expected[i].h for i in range(position)])
+            ints[r, encoding.MEMORY] = [*rings].index(one.name)
+    return torch.cat([*rings.values(), ring_after(Rule.of(owners[0].encoded.floats), [])])
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -32,6 +32,9 @@ STEERINGS: list[dict[str, Any]] = [
     {"policy": "uniform_top_k", "k": 7, "threshold_nats": 1.2},
     {"select": "all", "fork_temperature": 0.6, "scope": "thinking"} | SCOPED,
     {"fork_temperature": 1.6, "threshold_nats": 1.0, "scope": "answer"} | SCOPED,
+    {"select": "quantile", "fork_temperature": 1.6, "other_temperature": 0.5, "hysteresis": 0.1},
+    {"select": "all", "fork_temperature": 1.6, "guard_mean_entropy_nats": 1.5, "guard_window_tokens": 6},
+    {"select": "quantile", "quantile": 0.5, "guard_mean_entropy_nats": 1.5, "guard_window_tokens": 4} | SCOPED,
 ]
 SAMPLINGS: list[dict[str, Any]] = [
     {},
@@ -62,6 +65,8 @@ class Episode:
     aborted: int = 0
     preempted: int = 0
     tokens: int = 0  # whose records were compared
+    resumed_with_memory: set[str] = field(default_factory=set)  # requests that were preempted after a token
+    stopped: int = 0  # requests whose steering the guard turned off
     wrong: list[str] = field(default_factory=list)
 
 
@@ -95,7 +100,7 @@ def episode(
     def more() -> bool:
         return (requests is not None and done.requests < requests) or (tokens is not None and done.tokens < tokens)
 
-    with engine.watched(), preemptions(done):
+    with engine.watched(), preemptions(done, engine):
         while live or more():
             while len(live) < at_once and more() and rng.random() < 0.9:
                 live.append(ask_at_random(engine, rng, most_tokens, samplings))
@@ -116,18 +121,22 @@ def leave(engine: Engine, one: Asked, done: Episode) -> None:
     if one.lane is not None:
         done.wrong += engine.wrong_records(one)
         done.tokens += len(one.tokens)
+        done.stopped += bool(one.lane.read(0, len(one.tokens)).stopped.any())
         engine.pool.take_back([one.lane], aborted=one.finished == "abort")
     del engine.asked[one.name]
 
 
 @contextmanager
-def preemptions(done: Episode) -> Iterator[None]:
+def preemptions(done: Episode, engine: Engine) -> Iterator[None]:
     """Count them."""
     original = Scheduler._preempt_request
 
-    def counted(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    def counted(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         done.preempted += 1
-        return original(scheduler, *args, **kwargs)
+        one = engine.asked.get(request.request_id.partition("-")[0])
+        if one is not None and one.steering is not None and one.encoded.remembers and one.tokens:
+            done.resumed_with_memory.add(one.name)
+        return original(scheduler, request, *args, **kwargs)
 
     Scheduler._preempt_request = counted
     try:

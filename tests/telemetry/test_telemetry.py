@@ -50,10 +50,10 @@ def test_a_lane_is_never_read_by_another_request() -> None:
         for loan in range(100_000):
             (lane,) = pool.lend(1)
             tokens = int(rng.integers(0, 4))
-            words[lane.index, :tokens] = [loan, 0, lane.generation << 1 | 1, 0]
+            words[lane.index, :tokens] = [loan, 0, lane.generation << telemetry.FLAG_BITS | 1, 0]
             if previous and rng.random() < 0.5:
                 late = previous[int(rng.integers(len(previous)))]
-                words[late.index, int(rng.integers(4))] = [-1, -1, late.generation << 1 | 1, -1]
+                words[late.index, int(rng.integers(4))] = [-1, -1, late.generation << telemetry.FLAG_BITS | 1, -1]
             records = lane.read(0, 4)
             own = records.fork
             assert (records.entropy_nats.view(np.int32)[own] == loan).all()

@@ -31,6 +31,7 @@ from transformers.generation import utils as transformers_loops
 from steerdec.hf import SteeredGeneration, generate
 from steerdec.policies import registry
 from tests.support.expected_records import Findings, Returned, Truth
+from tests.support.memory_episodes import assert_told
 from tests.support.tiny_models import tiny_model
 
 STORY = "Once upon a time there was a"
@@ -202,6 +203,18 @@ def test_prompt_lookup(model: Any, tokenizer: Any, truth: Truth, drawn: Findings
     check(truth, steered, unpadded(inputs), drawn=drawn)
     evaluated = sum(lengths) - inputs.input_ids.shape[1] + 1
     assert len(lengths) < 16 < evaluated, "no draft was accepted, or none was rejected"
+
+
+@pytest.mark.parametrize("drafts", [{}, {"prompt_lookup_num_tokens": 5}])
+def test_a_memory_follows_the_tokens_that_are_kept(model: Any, tokenizer: Any, drafts: dict[str, Any]) -> None:
+    inputs = tokenizer(REPEATED, return_tensors="pt")
+    steering = {"select": "quantile", "threshold_nats": 0.5, "hysteresis": 0.2, "fork_temperature": 1.6}
+    steering |= {"guard_mean_entropy_nats": 1.5, "guard_window_tokens": 6}
+    torch.manual_seed(1)
+    options = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": 24} | drafts
+    (one,) = generate(model, **inputs, steering=steering, **options).sequences
+    assert one.steering is not None
+    assert_told(one.steering.summary() | one.steering.lists(), steering)
 
 
 def test_prompt_lookup_with_greedy_forks(model: Any, tokenizer: Any, truth: Truth, drawn: Findings) -> None:

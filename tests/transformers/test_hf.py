@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from steerdec.common.errors import InvalidInputError
 from steerdec.common.json import nan_if_null
 from steerdec.hf import EntropySteering
 from steerdec.steering.params import SteeringError
@@ -91,6 +92,8 @@ def test_entropies_and_forks_are_those_of_the_models_own_distribution(model: Any
         {"policy": "edt"},
         {"policy": "p_less", "threshold_nats": 0.6},
         {"policy": "uniform_top_k", "threshold_nats": 0.6},
+        {"select": "quantile", "threshold_nats": 0.3, "hysteresis": 0.2, "fork_temperature": 2.0}
+        | {"guard_mean_entropy_nats": 1.6, "guard_window_tokens": 8},
     ],
     ids=lambda s: s.get("policy", s.get("select", "split")),
 )
@@ -111,7 +114,13 @@ def test_on_the_same_prefixes_it_decides_as_vllm(model: Any, server_url: str, st
     told = choice["steering"]
     h = np.array([float(o.entropy_nats[0]) for o in twin.outcomes])
     np.testing.assert_allclose(h, told["entropy_nats"], atol=1e-4)
-    clear = np.abs(h - steering.get("threshold_nats", 0.672)) > 1e-4  # of the threshold, where one decides
+    threshold = steering.get("threshold_nats", 0.672)
+    if "thresholds_nats" in told:
+        threshold = np.array([float(o.threshold_nats[0]) for o in twin.outcomes])
+        np.testing.assert_allclose(threshold, told["thresholds_nats"], rtol=1e-4)
+        stopped = [bool(o.stopped[0]) for o in twin.outcomes]
+        assert told["guard_token"] == (stopped.index(True) if any(stopped) else None)
+    clear = np.abs(h - threshold) > 1e-4  # of the threshold, where one decides
     selected = np.array([bool(o.selected[0]) for o in twin.outcomes])
     assert (selected == told["fork"])[clear].all()
     assert selected.sum() > 0
@@ -142,6 +151,21 @@ def test_rows_that_have_ended_go_on_having_outcomes(model: Any, inputs: Any) -> 
     out = model.generate(**inputs, **sampled, eos_token_id=list(range(0, 40000, 2)), logits_processor=[asked])
     assert len(asked.outcomes) == out.shape[1] - inputs.input_ids.shape[1]
     assert {len(o.selected) for o in asked.outcomes} == {3}
+
+
+def test_rows_have_a_memory_each_which_a_beam_search_would_mix_up() -> None:
+    asked = EntropySteering(
+        {"guard_mean_entropy_nats": 1.0, "guard_window_tokens": 2, "fork_temperature": 2.0, "threshold_nats": 0.1},
+        temperature=1.0,
+        prompt_tokens=1,
+    )
+    flat, sure = torch.zeros(11), torch.tensor([30.0] + [0.0] * 10)
+    asked(torch.tensor([[1], [1]]), torch.stack((flat, sure)))
+    asked(torch.tensor([[1, 5], [1, 6]]), torch.stack((sure, flat)))
+    asked(torch.tensor([[1, 5, 7], [1, 6, 7]]), torch.stack((flat, sure)))
+    assert [o.stopped.tolist() for o in asked.outcomes] == [[False, False], [True, True], [True, True]]
+    with pytest.raises(InvalidInputError, match="without beams"):
+        asked(torch.tensor([[1, 6, 7, 8], [1, 5, 7, 8]]), torch.stack((flat, sure)))
 
 
 def test_what_cannot_be_done_is_refused_before_the_first_token(inputs: Any) -> None:

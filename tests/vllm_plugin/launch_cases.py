@@ -48,6 +48,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "random": {"fork_rate": 0.5},
     "first": {"first_tokens": 2},
     "all": {},
+    "quantile": {"hysteresis": 0.2, "guard_mean_entropy_nats": 4.0},
 }
 SCOPES = ("all", "thinking", "answer")
 
@@ -58,6 +59,7 @@ class Counted(TorchDispatchMode):
 
     operators: list[str] = field(default_factory=list)
     launches: list[str] = field(default_factory=list)
+    rings: list[int] = field(default_factory=list)  # of kernels that have one; 1: compiled without a memory
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
         counted.launches.append(self.fn.__name__)
+        counted.rings += [kwargs["RING"]] if "RING" in kwargs else []
         with _disable_current_modes():
             return run(self, *args, **kwargs)
 
@@ -145,6 +148,7 @@ def test_three_launches_and_no_operator_whatever_is_switched_on(
         what = f"{policy} {select} {where} {recorded}"
         assert counted.launches == ["measure", "_decide_step", "scale"], what
         assert counted.operators == [], what
+        assert (counted.rings != [1]) == (select == "quantile"), what
         if recorded:
             assert np.isfinite(lanes[0].read(0, 1).entropy_nats[0]), what
             pool.take_back(lanes, aborted=False)
@@ -162,7 +166,7 @@ def test_the_count_sees_operators_and_launches(monkeypatch: pytest.MonkeyPatch) 
     from steerdec.kernels import triton
 
     logits = torch.zeros(2, 5)
-    floats, ints = torch.ones(1, 10), torch.zeros(1, 4, dtype=torch.int32)
+    floats, ints = torch.ones(1, encoding.FLOATS), torch.zeros(1, encoding.INTS, dtype=torch.int32)
     with counting(monkeypatch) as counted:
         triton.steer_(logits, floats, ints, torch.zeros(2), torch.zeros(2))
     assert counted.launches == ["measure", "_decide", "scale"]

@@ -31,11 +31,11 @@ from steerdec.kernels.slots import (
 )
 from steerdec.kernels.triton_step import Step
 from steerdec.policies.registry import parse
-from steerdec.steering import encoding, scope
+from steerdec.steering import encoding, memory, scope
 from steerdec.steering.params import PAPER_THRESHOLD_NATS
 from steerdec.vllm_plugin.recorder import Recorder
 
-MAX_LEN, CAPACITY = 3000, 40
+MAX_LEN, CAPACITY, DRAFTS = 3000, 40, 3
 OPEN, CLOSE = 5, 6
 T = 0.7
 STEERINGS = [
@@ -48,6 +48,9 @@ STEERINGS = [
     {"policy": "entropy_target", "delta_nats": 0.2},
     {"policy": "p_less", "fork_temperature": 2.0, "probe_temperature": "applied"},
     {"policy": "uniform_top_k", "k": 3, "probe_temperature": "applied"},
+    {"select": "quantile", "fork_temperature": 1.2, "hysteresis": 0.3},
+    {"select": "all", "fork_temperature": 1.4, "guard_mean_entropy_nats": 1.0, "guard_window_tokens": 2},
+    {"policy": "p_less", "select": "quantile", "quantile": 0.4, "guard_mean_entropy_nats": 3.0},
 ]
 SLOTS = len(STEERINGS)
 LANES = SLOTS - 2  # `table` gives each slot one of its own, one slot none, and one a lane past the last
@@ -70,6 +73,7 @@ def table(generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     lanes = generator.permutation(np.arange(-1, LANES + 1))  # none, and past the last one; no two requests share one
     for i, one in enumerate(encoded):
         ints[i, : encoding.INTS] = torch.tensor(one.ints(i))
+        ints[i, encoding.MEMORY] = SLOTS - 1 - i if one.remembers else encoding.NO_MEMORY
         ints[i, STEERED] = int(generator.random() < 0.8)
         ints[i, SCOPE] = int(generator.integers(3))
         ints[i, START_ID], ints[i, END_ID] = OPEN, CLOSE
@@ -85,6 +89,14 @@ def fresh(generator: np.random.Generator) -> Request:
     return Request(prompt, kinds.tolist(), prompt)
 
 
+def same_states(actual: Tensor, expected: Tensor) -> None:
+    whole = [memory.POSITION, memory.TOKENS, memory.FLAGS]
+    assert torch.equal(actual[..., whole], expected[..., whole])
+    for column in (memory.MEAN, memory.LEVEL):
+        ours, right = (states[..., column].contiguous().view(torch.float32) for states in (actual, expected))
+        torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("vocab", [1, 2, 63, 4095, 4097, 9000])
 def test_a_step_does_what_the_reference_does(vocab: int) -> None:
     generator = np.random.default_rng(vocab)
@@ -92,6 +104,8 @@ def test_a_step_does_what_the_reference_does(vocab: int) -> None:
     requests = [fresh(generator) for _ in range(SLOTS)]
     history, words = torch.zeros(SLOTS, dtype=torch.int64), torch.zeros(LANES, CAPACITY, 4, dtype=torch.int32)
     expected_words, step = words.clone(), Step(4)
+    states = torch.zeros(SLOTS, memory.ring_entries(DRAFTS), memory.WORDS, dtype=torch.int32)
+    expected_states = states.clone()
     scoped = 0
     for at in range(5):
         if at == 3:  # a slot is taken again: nothing of its last request may matter
@@ -103,7 +117,7 @@ def test_a_step_does_what_the_reference_does(vocab: int) -> None:
             one = requests[slot]
             token_ids[slot, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int32)
             part = int(generator.random() < 0.2 and len(one.tokens) > 1 and len(one.tokens) == one.prompt)
-            drafts = generator.choice([OPEN, CLOSE, 1], size=0 if part else generator.integers(0, 4))
+            drafts = generator.choice([OPEN, CLOSE, 1], size=0 if part else generator.integers(0, DRAFTS + 1))
             last = len(one.tokens) - 1 - part
             rows += [(slot, last + j, j, int(t)) for j, t in enumerate([one.tokens[last], *drafts])]
         rows.insert(len(rows) // 2, (-1, -1, 0, -1))  # padding
@@ -114,10 +128,10 @@ def test_a_step_does_what_the_reference_does(vocab: int) -> None:
             columns = [column[order] for column in columns]
         layout = Layout(columns[0].int(), columns[1], columns[2].int(), columns[3].int())
         lens = (torch.tensor([getattr(r, name) for r in requests], dtype=torch.int32) for name in ("prompt", "prefill"))
-        slots = Slots(floats, ints, *lens, token_ids, history, words)
+        slots = Slots(floats, ints, *lens, token_ids, history, words, states)
         n = len(rows)
-        memory = torch.full((n, vocab + 5), POISON, dtype=torch.int32)
-        logits = memory.view(torch.float32)[:, :vocab]
+        padded = torch.full((n, vocab + 5), POISON, dtype=torch.int32)
+        logits = padded.view(torch.float32)[:, :vocab]
         logits.copy_(torch.from_numpy(generator.normal(size=(n, vocab)) * generator.uniform(0.3, 4, size=(n, 1))))
         logits[int(generator.integers(n))] = torch.nan
         before = logits.clone()
@@ -136,20 +150,23 @@ def test_a_step_does_what_the_reference_does(vocab: int) -> None:
         scoped += int((~inside).sum())
         position = layout.pos + 1 - slots.prompt_len[slot]
         wanted = before.clone()
-        outcome = dispatch.steer_(
-            wanted, floats, ints[:, : encoding.INTS].contiguous(), live, position, inside, backend="reference"
-        )
         kept = (live >= 0) & (layout.pos + 1 >= slots.prefill_len[slot])
+        outcome = dispatch.steer_(
+            *(wanted, floats, ints[:, : encoding.INTS].contiguous(), live, torch.where(kept, position, -1), inside),
+            expected_states,
+            backend="reference",
+        )
         Recorder(expected_words).write(
             torch.where(kept, ints[slot, LANE], -1), ints[slot, GENERATION], position, outcome
         )
 
         step(logits, slots, layout)
-        assert (memory[:, vocab:] == POISON).all(), "wrote past a row's end"
+        assert (padded[:, vocab:] == POISON).all(), "wrote past a row's end"
         untouched = live < 0
         assert torch.equal(logits[untouched].view(torch.int32), before[untouched].view(torch.int32))
         torch.testing.assert_close(logits, wanted, rtol=2e-3, atol=1e-4, equal_nan=True)
-        assert torch.equal(words[:-1, :, 2], expected_words[:-1, :, 2])  # generation and fork
+        assert torch.equal(words[:-1, :, 2], expected_words[:-1, :, 2])  # generation and flags
+        same_states(states, expected_states)
         for column in (0, 1, 3):
             actual, right = (w[:-1, :, column].contiguous().view(torch.float32) for w in (words, expected_words))
             torch.testing.assert_close(actual, right, rtol=2e-3, atol=1e-4, equal_nan=True)

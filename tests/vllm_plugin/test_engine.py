@@ -18,6 +18,7 @@ from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from steerdec.benchmarks.engine import draws
+from steerdec.common.chi_square import chi_square
 from steerdec.kernels import reference
 from steerdec.offline import SteeredLLM
 from steerdec.processor import EntropySteering
@@ -227,6 +228,7 @@ def test_n_sequences_of_one_request_have_a_lane_each(llm: LLM, pool: telemetry.L
         ({"extra_args": {"steering": {}}, "repetition_penalty": 1.1}, "V1 model runner"),
         # A worker that died of these would take the engine with it.
         ({"extra_args": {"steering": {}}, "n": 2, "seed": -2}, "one sequence would get seed -1"),
+        ({"extra_args": {"steering": {"hysteresis": 0.5}}, "n": 2}, "need a seed with n = 2"),
         ({"extra_args": {"steering": {}, "steerdec_lanes": ["a", "b"]}}, "the server's own"),
         ({"extra_args": {"steering": {}, "steerdec_lanes": [1, 2, 3, 4]}}, "the server's own"),
         ({"extra_args": {"steering": {}, "steerdec_lanes": [1, 2, 3, 4]}, "n": 2, "seed": 1}, "the server's own"),
@@ -257,6 +259,25 @@ def test_the_sampled_distribution_is_the_references(llm: LLM, name: str, number:
     assert bins > 1
     assert p > 1e-3
     assert p_neighbor < 1e-6, "the draws must tell a neighbor apart"
+
+
+def test_a_token_is_drawn_as_the_entropy_of_the_one_before_it_asks(llm: LLM) -> None:
+    """Greedy at every token, but for a guard: with the second token the mean exceeds the cap, and it is drawn at T."""
+    steering = {"select": "all", "fork_temperature": 0.0, "guard_mean_entropy_nats": 0.01, "guard_window_tokens": 2}
+    extra = {"extra_args": {"steering": steering}}
+    params = [SamplingParams(temperature=0.8, seed=draws.FIRST_SEED + i, max_tokens=2, **extra) for i in range(FEW)]
+    answers = llm.generate([draws.prompt_of(llm)] * FEW, params, use_tqdm=False)
+    tokens = np.array([answer.outputs[0].token_ids for answer in answers])
+    greedy = SamplingParams(temperature=0.0, max_tokens=2, logprobs=-1)
+    answer = llm.generate([draws.prompt_of(llm)], greedy, use_tqdm=False)[0].outputs[0]
+    assert (tokens[:, 0] == answer.token_ids[0]).all()
+    logits = torch.full((llm.model_config.get_vocab_size(),), -torch.inf, dtype=torch.float64)
+    for token, entry in answer.logprobs[1].items():
+        logits[token] = entry.logprob
+    p, bins = chi_square(tokens[:, 1], draws.expected(logits, None, 0.8))
+    assert bins > 5
+    assert p > 1e-3
+    assert chi_square(tokens[:, 1], draws.expected(logits, None, 1.0))[0] < 1e-6
 
 
 @pytest.mark.parametrize("case", ["one token left", "bad words", "bias"])

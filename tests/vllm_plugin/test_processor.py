@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,9 +27,12 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from steerdec.kernels import dispatch
 from steerdec.processor import EntropySteering
+from steerdec.steering import encoding
+from steerdec.steering.memory import Rule
 from steerdec.telemetry import lanes as telemetry
 from steerdec.vllm_plugin import request
 from steerdec.vllm_plugin.settings import Settings
+from tests.support.memory_episodes import ring_after
 
 VOCAB = 97
 MAX_REQS = 12
@@ -51,6 +54,15 @@ def vllm_config(weights: Path, lane_file: telemetry.LaneFile) -> VllmConfig:
     return config
 
 
+class Record(NamedTuple):
+    """What one token's record must say."""
+
+    h: float
+    fork: bool
+    temperature: float
+    stopped: bool
+
+
 @dataclass
 class Live:
     """One request of an episode, with everything the mirror may know of it."""
@@ -60,7 +72,7 @@ class Live:
     prompt: list[int]
     output: list[int] = field(default_factory=list)
     lane: telemetry.Lane | None = None
-    recorded: list[tuple[float, bool, float]] = field(default_factory=list)  # H, fork, T by token
+    recorded: list[Record] = field(default_factory=list)  # by token
 
 
 def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> Live:
@@ -83,6 +95,11 @@ def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> L
             {"policy": "edt", "theta": 0.3},
             {"policy": "p_less", "fork_temperature": 1.4, "other_temperature": 0.8, "threshold_nats": 1.0},
             {"policy": "uniform_top_k", "k": 3, "threshold_nats": 1.0},
+            {"select": "quantile", "fork_temperature": 1.3},
+            {"select": "quantile", "quantile": 0.5, "hysteresis": 0.4, "fork_temperature": 0.0, "threshold_nats": 2.0},
+            {"policy": "p_less", "hysteresis": 0.6, "threshold_nats": 1.5},
+            {"select": "all", "fork_temperature": 0.7, "guard_mean_entropy_nats": 1.6, "guard_window_tokens": 5},
+            {"select": "quantile", "fork_temperature": 2, "guard_mean_entropy_nats": 1.8, "guard_window_tokens": 8},
         ]
     )
     if rng.random() < 0.4:
@@ -102,8 +119,11 @@ def random_request(rng: random.Random, name: str, pool: telemetry.LanePool) -> L
     return Live(name, params, prompt, lane=lane)
 
 
-def mirrored(live: Live, logits: Tensor, fed: list[int]) -> tuple[Tensor, tuple[float, bool, float] | None]:
-    """What one row [vocab] must become, from the request's whole history; `fed`: drafts after its output."""
+def mirrored(live: Live, logits: Tensor, fed: list[int]) -> tuple[Tensor, Record | None]:
+    """What one row [vocab] must become, from the request's whole history; `fed`: drafts after its output.
+
+    For a request with a memory, `live.recorded` has the entropies of all tokens before, drafts included.
+    """
     asked = request.unpacked(live.params, Settings())
     if asked is None:
         return logits.clone(), None
@@ -111,17 +131,24 @@ def mirrored(live: Live, logits: Tensor, fed: list[int]) -> tuple[Tensor, tuple[
     opened = max((i for i, t in enumerate(tokens) if t == OPEN), default=-1)
     closed = max((i for i, t in enumerate(tokens) if t == CLOSE), default=-1)
     inside = {0: True, 1: opened > closed, 2: closed > opened}[asked.scope]
-    row = logits.clone()[None]
+    row, position = logits.clone()[None], len(live.output) + len(fed)
+    ints, ring = torch.tensor([asked.ints], dtype=torch.int32), None
+    if asked.identity is not None:
+        ints[0, encoding.MEMORY] = 0
+        ring = ring_after(Rule.of(asked.floats), [record.h for record in live.recorded[:position]])
     outcome = dispatch.steer_(
         row,
         torch.tensor([asked.floats]),
-        torch.tensor([asked.ints], dtype=torch.int32),
+        ints,
         torch.tensor([0]),
-        torch.tensor([len(live.output) + len(fed)]),
+        torch.tensor([position]),
         torch.tensor([inside]),
+        ring,
         backend="reference",
     )
-    return row[0], (outcome.entropy_nats.item(), bool(outcome.selected.item()), outcome.temperature.item())
+    stopped = outcome.stopped is not None and bool(outcome.stopped.item())
+    fork = bool(outcome.selected.item())
+    return row[0], Record(outcome.entropy_nats.item(), fork, outcome.temperature.item(), stopped)
 
 
 def random_logits(rows: int, generator: torch.Generator) -> Tensor:
@@ -156,10 +183,11 @@ def assert_same_row(actual: Tensor, expected: Tensor, before: Tensor, live: Live
 def assert_recorded(live: Live) -> None:
     assert live.lane is not None
     records = live.lane.read(0, len(live.recorded))
-    for i, (h, fork, temperature) in enumerate(live.recorded):
+    for i, (h, fork, temperature, stopped) in enumerate(live.recorded):
         at = f"{live.name} token {i}"
         assert records.entropy_nats[i] == pytest.approx(h, abs=1e-5, rel=1e-5, nan_ok=True), at
         assert bool(records.fork[i]) == fork, at
+        assert bool(records.stopped[i]) == stopped, at
         assert records.temperature[i] == pytest.approx(temperature, rel=temperature_rtol(live)), at
 
 

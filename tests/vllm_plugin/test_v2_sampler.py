@@ -15,10 +15,10 @@ import pytest
 
 # Two processes, not seven: each imports vLLM, which takes longer than some of the cases.
 CASES = {
-    "sampler": ("v2_sampler_cases", "launch_cases", "step_cases"),
+    "sampler": ("v2_sampler_cases", "launch_cases", "step_cases", "memory_cases"),
     "engine": ("v2_engine_cases", "v2_draws_cases", "v2_drafts_cases", "v2_draft_model_cases"),
 }
-MINUTES = ("v2_draws_cases", "v2_records_cases")
+MINUTES = ("v2_draws_cases", "v2_drafts_cases", "v2_records_cases")
 
 
 @pytest.mark.timeout(3600)

@@ -64,6 +64,10 @@ def test_zero_temperature_everywhere_is_greedy_under_drafts(engine: Engine) -> N
     assert rejected > 20
 
 
+# Greedy at every token, but for a guard: with the second token the mean exceeds the cap, and it is drawn at T.
+GUARDED = {"select": "all", "fork_temperature": 0.0, "guard_mean_entropy_nats": 0.01, "guard_window_tokens": 2}
+
+
 def called_for(engine: Engine) -> tuple[list[int], list[int], Any]:
     """A prompt after which the greedy token calls for a draft; that token and the draft; the next token's logits.
 
@@ -84,10 +88,11 @@ def called_for(engine: Engine) -> tuple[list[int], list[int], Any]:
     return best
 
 
-def test_tokens_after_a_draft_follow_the_references_distribution(engine: Engine) -> None:
+@pytest.mark.parametrize("case", [HOT, pytest.param(Case(GUARDED, 1.6), marks=pytest.mark.thorough)])
+def test_tokens_after_a_draft_follow_the_references_distribution(engine: Engine, case: Case) -> None:
     prompt, (greedy, draft), row = called_for(engine)
-    p, near = (HOT.expected(row, position=1, off=off) for off in (1.0, OFF))
-    params = [HOT.params(max_tokens=2, seed=FIRST_SEED + i) for i in range(DRAWS)]
+    p, near = (HOT.expected(row, position=1, off=off) for off in (1.0, OFF))  # both cases draw it at T' = 1.6
+    params = [case.params(max_tokens=2, seed=FIRST_SEED + i) for i in range(DRAWS)]
     with drafts_counted() as counted:
         answers = engine.llm.generate([{"prompt_token_ids": prompt}] * DRAWS, params, use_tqdm=False)
     tokens = np.array([answer.outputs[0].token_ids for answer in answers])

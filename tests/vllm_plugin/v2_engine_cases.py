@@ -43,6 +43,8 @@ def test_mixed_batches_are_steered_and_recorded_as_each_requests_own_history_ask
     assert done.tokens > 300
     assert engine.rows > 300
     assert done.preempted > 0, "nothing was preempted, so nothing was shown"
+    assert done.resumed_with_memory, "no request with a memory was preempted"
+    assert done.stopped > 0, "the guard stopped nothing"
     assert done.aborted >= 10
 
 

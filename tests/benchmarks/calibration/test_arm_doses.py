@@ -135,6 +135,9 @@ def arm(**more: Any) -> Arm:
         ({"fork_temperature": 1.0, "threshold_nats": THRESHOLD, "scope": "thinking"}, None),
         ({"fork_temperature": 1.0, "select": "first", "first_tokens": 3}, None),
         ({"policy": "edt"}, None),
+        ({"fork_temperature": 1.0, "select": "quantile", "threshold_nats": THRESHOLD}, None),
+        ({"fork_temperature": 1.0, "threshold_nats": THRESHOLD, "hysteresis": 0.5}, None),
+        ({"fork_temperature": 1.0, "select": "all", "guard_mean_entropy_nats": 2.0}, None),
     ],
 )
 def test_the_parts_of_the_text(steering: dict[str, Any] | None, parts: Any) -> None:

@@ -114,6 +114,14 @@ def test_a_dose_out_of_reach_is_said_so() -> None:
             '"F": its dose cannot be matched',
         ),
         (
+            [arm("F", fork_temperature=1.0, hysteresis=0.2), arm("N", "F", other_temperature="solve")],
+            '"F": its dose cannot be matched',
+        ),
+        (
+            [arm("F", fork_temperature=1.0), arm("N", "F", other_temperature="solve", guard_mean_entropy_nats=2.0)],
+            '"N": its dose cannot be matched',
+        ),
+        (
             [arm("F", "B", fork_temperature="solve"), arm("N", "F", other_temperature="solve")],
             '"F" has a temperature to solve itself',
         ),

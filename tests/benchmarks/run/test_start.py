@@ -14,12 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from steerdec.benchmarks.run import session
+from steerdec.benchmarks.run.answers import Answer
 from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.endpoints import endpoint_url, same_server
 from steerdec.benchmarks.run.local_server import ServerError, local_server
-from steerdec.benchmarks.run.preflight import PreflightError
+from steerdec.benchmarks.run.preflight import PreflightError, _wrong_temperature
 from steerdec.benchmarks.run.targets import Target
 from steerdec.cli.bench import bench_app
+from steerdec.records.arms import Arm
 from steerdec.records.run import SettingsError
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
 
@@ -219,3 +221,22 @@ def test_a_plan_refuses_an_accuracy_that_leaves_nothing_to_see(accuracy: str) ->
     assert result.exit_code == 2
     assert "from 0.01 to 0.99" in result.stderr.replace("\n", " ")
     assert "nan points" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("fork", "temperature", "guard_token", "complaint"),
+    [
+        ([True, False, False], [1.0, 0.6, 0.6], 1, None),
+        ([True, False, True], [1.0, 0.6, 1.0], 1, "token 2 was steered, though the guard had stopped at token 1"),
+        ([True, False, False], [1.0, 0.6, 0.4], 2, "token 2 was steered, though the guard had stopped at token 2"),
+        ([True, True, False], [1.0, 1.0, 0.6], None, "the tokens steered as forks were not the first 3"),
+    ],
+)
+def test_an_arm_whose_guard_stops_has_the_base_temperature_from_there_on(
+    fork: list[bool], temperature: list[float | None], guard_token: int | None, complaint: str | None
+) -> None:
+    steering = {"select": "first", "first_tokens": 3, "fork_temperature": 1.0, "guard_mean_entropy_nats": 1.0}
+    arm = Arm(name="F", role="treatment", temperature=0.6, steering=steering)
+    told: dict[str, Any] = {"fork": fork, "temperature": temperature, "guard_token": guard_token}
+    answer = Answer(text="x", finish_reason="length", completion_tokens=3, **told)
+    assert _wrong_temperature(answer, arm) == complaint
