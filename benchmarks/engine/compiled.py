@@ -34,7 +34,7 @@ _REGISTERS_AT_ONCE: Final = 256  # a warp gets them in such pieces
 # Types of arguments that are not pointers to float32, by name; the kernels say so in comments.
 _POINTERS: Final = {
     **dict.fromkeys(("slots", "ints", "keep_block", "table", "prompt_len", "prefill_len", "token_ids"), "*i32"),
-    **dict.fromkeys(("lanes", "local_pos", "input_ids", "expanded_idx_mapping"), "*i32"),
+    **dict.fromkeys(("lanes", "local_pos", "input_ids", "expanded_idx_mapping", "memory"), "*i32"),
     **dict.fromkeys(("positions", "pos", "history"), "*i64"),
     **dict.fromkeys(("in_scope", "selected"), "*u8"),
 }
@@ -83,12 +83,15 @@ def kernels(vocab: int) -> list[Kernel]:
     """Return the kernels of steering, in the order of a step."""
     from steerdec.kernels import triton, triton_step
     from steerdec.kernels.slots import SLOT_INTS, STEERED
+    from steerdec.steering.memory import ring_entries
 
     sizes = {"VOCAB": vocab, "BLOCK": triton.BLOCK}
     with_slots = {"WIDTH": SLOT_INTS, "COLUMN": STEERED}
+    ring = {"RING": ring_entries(0)}
     return [
         Kernel("measure", triton.measure, sizes | with_slots, triton.OPTIONS),
-        Kernel("decide, a whole step", triton_step._decide_step, sizes, triton.OPTIONS),
+        Kernel("decide, a whole step", triton_step._decide_step, sizes | ring | {"memory_ptr": None}, triton.OPTIONS),
+        Kernel("decide, with a memory", triton_step._decide_step, sizes | ring, triton.OPTIONS),
         Kernel("scale", triton.scale, sizes, triton.OPTIONS),
     ]
 
