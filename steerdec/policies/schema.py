@@ -9,14 +9,20 @@ from steerdec.steering.params import Steering
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 # Behind a validator of ours, pydantic leaves its own names of the bounds.
+# A window without a guard is refused.
+_GUARD: Final = {
+    "if": {"required": ["guard_window_tokens"], "properties": {"guard_window_tokens": {"type": "integer"}}},
+    "then": {"required": ["guard_mean_entropy_nats"], "properties": {"guard_mean_entropy_nats": {"type": "number"}}},
+}
 _BOUNDS: Final = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
 def request_schema() -> dict[str, Any]:
     """Return the schema of a steering object: one alternative per policy, in the registry's order.
 
-    What relates two fields is not in it: that the minimum of a range is not above its maximum, and that a field goes
-    with some values of another only. `x-with` of a field lists these values by the name of the other field.
+    Apart from the guard's window, what relates two fields is not in it: that the minimum of a range is not above its
+    maximum, and that a field goes with some values of another only. `x-with` of a field lists these values by the name
+    of the other field.
     """
     return {"$schema": DIALECT, "title": "steering", "oneOf": [policy_schema(policy) for policy in POLICIES.values()]}
 
@@ -26,7 +32,7 @@ def policy_schema(policy: type[Steering]) -> dict[str, Any]:
     schema: dict[str, Any] = _standard(policy.model_json_schema())
     name = policy.model_fields["policy"].default
     required = [*schema.get("required", []), *([] if name == "split" else ["policy"])]  # it is the default
-    return schema | {"title": name, "required": required}
+    return schema | _GUARD | {"title": name, "required": required}
 
 
 def _standard(value: Any) -> Any:

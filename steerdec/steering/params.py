@@ -134,14 +134,12 @@ class Steering(BaseModel):
         None,
         description='Which quantile of the entropies so far is the threshold; goes with `select: "quantile"`. '
         "Default: 0.8, so that a fifth of the tokens are forks.",
-        examples=[0.9],
         json_schema_extra=only_with(select=["quantile"]),
     )
     hysteresis: Annotated[Number, Field(ge=0.0, lt=1.0)] | None = Field(
         None,
         description="By which share of itself H has to fall below the threshold before a run of forks ends; goes with "
         '`select: "entropy"` and `"quantile"`. Default: 0, each token is decided by itself.',
-        examples=[0.3],
         json_schema_extra=only_with(select=["entropy", "quantile"]),
     )
     fork_rate: Annotated[Number, Field(ge=0.0, le=1.0)] | None = Field(

@@ -53,7 +53,7 @@ WALL_CLOCK = {
     "steerdec/analysis/masks/run.py": "created",
     "steerdec/check/report.py": "created",
     "server/launch/scratch.py": "st_mtime",
-    "benchmarks/view/progress.py": "st_mtime",
+    "benchmarks/view/progress.py": "index.last_s",  # which is the file's time
     "benchmarks/run/session.py": "created",
     "benchmarks/calibration/calibrate.py": "created",
     "benchmarks/run/endpoints.py": "parsedate_to_datetime",

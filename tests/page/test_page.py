@@ -501,7 +501,8 @@ def test_every_policy_selector_and_scope_of_the_server_makes_a_request_that_it_t
         assert stub_server.parse(one).telemetry == "tokens"
     own = {name for one in asked for name in one}
     everything = {name for policy in POLICIES.values() for name in policy.model_fields}
-    blank = {"other_temperature", "thinking_start_id", "thinking_end_id"}
+    blank = {"other_temperature", "thinking_start_id", "thinking_end_id", "quantile", "hysteresis"}
+    blank |= {"guard_mean_entropy_nats", "guard_window_tokens"}
     assert everything - own == {"probe_temperature", "stream_telemetry"} | blank
 
 
