@@ -17,7 +17,7 @@ from ..run.looks import arms_still_needed
 
 @dataclass(frozen=True)
 class Seen:
-    """The numbers of one sample: no text, and nothing that tells its score."""
+    """The numbers of one sample: no text, and nothing that reveals its score."""
 
     problem_id: str
     arm: str

@@ -63,9 +63,9 @@ def compare(found: Found, device: torch.device) -> None:
 def _compare_row(found: Found, r: int, f: list[float], outcome: reference.Outcome, wanted: reference.Outcome) -> None:
     found.rows += 1
     h, threshold = float(wanted.entropy_nats[r]), _number(wanted.threshold_nats, r)
-    told = _number(outcome.threshold_nats, r)
-    if abs(told - threshold) > BAND * threshold:
-        return found.wrong_row(f"threshold {told:g} instead of {threshold:g}")
+    compared = _number(outcome.threshold_nats, r)
+    if abs(compared - threshold) > BAND * threshold:
+        return found.wrong_row(f"threshold {compared:g} instead of {threshold:g}")
     if any(abs(h - level) <= BAND * (1 + h) for level in (threshold, threshold * f[encoding.LOWER_SHARE])):
         return None
     for name in ("selected", "stopped"):
