@@ -149,6 +149,23 @@ def _null(right: float) -> Chain:
     return over_rules(steps)
 
 
+def _null_varied(right: float) -> Chain:
+    """Return a chain on which temperatures change most texts, and no chance to be right.
+
+    The decisive tokens come in three likelihoods, each with the same share of right ones. A temperature moves
+    probability from one likelihood to another, so other tokens are drawn; among equals it changes nothing.
+    """
+    likelihoods = (0.6, 0.3, 0.1)
+
+    def steps(u: float) -> Sequence[Step]:
+        good = min(7, max(1, round(8 * right + 2 * u)))
+        each = tuple(p / 8 for p in likelihoods)
+        decisive = Step(each * good, each * (8 - good))
+        return response(decisive, DECOY, OTHER, OTHER, OTHER)
+
+    return over_rules(steps)
+
+
 def _dose_only(right: float) -> Chain:
     """Return a chain whose forks are its other tokens with every choice in halves.
 
@@ -225,6 +242,13 @@ KINDS: Final = {
             "an even draw decides, which no temperature changes: no arm has any effect",
             (NO_EFFECT, NO_EFFECT, NO_EFFECT, NO_EFFECT),
             _null,
+            0.5,
+        ),
+        Kind(
+            "null-varied",
+            "temperatures change the texts, but no chance to be right: no arm has any effect",
+            (NO_EFFECT, NO_EFFECT, NO_EFFECT, NO_EFFECT),
+            _null_varied,
             0.5,
         ),
         Kind(

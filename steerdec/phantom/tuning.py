@@ -1,6 +1,6 @@
 """Tune phantoms with many seeds, and compare what `steerdec tune` advises with what is exactly true.
 
-    python -m steerdec.phantom.tuning --kind null --seeds 20 --out build/phantom-tuning
+    python -m steerdec.phantom.tuning --kind null-varied --seeds 20 --out build/phantom-tuning
 
 The phantom is served once. Each seed divides its problems anew and is a search of its own, in a folder of its own;
 after any stop, the same command continues. On a phantom on which no setting helps, at most one search in twenty may
@@ -28,7 +28,7 @@ from steerdec.phantom.truth import Truth
 
 START_TIMEOUT_S: Final = 900.0  # of a server on a machine that is busy with other work
 FALSE_ALARMS: Final = 0.05
-WITHOUT_EFFECT: Final = "null"
+WITHOUT_EFFECT: Final = ("null", "null-varied")
 
 
 class TuningError(Exception):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PhantomError, ServerError, TuningError, OSError) as e:
         print(f"steerdec.phantom.tuning: {e}", file=sys.stderr)
         return 1
-    side = None if kind.name == WITHOUT_EFFECT else {"holds": 1, "reversed": -1}.get(kind.claims[1], 0)
+    side = None if kind.name in WITHOUT_EFFECT else {"holds": 1, "reversed": -1}.get(kind.claims[1], 0)
     print_table(found)
     wrong = wrong_searches(found, side)
     print(f"{len(found)} searches of {kind.name}; {len(wrong)} advised wrongly {wrong or ''}".rstrip())
@@ -152,7 +152,7 @@ def print_table(found: Sequence[Tuned]) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m steerdec.phantom.tuning", description=__doc__.split("\n")[0])
-    parser.add_argument("--kind", default="null", help="kind of phantom (default: null)")
+    parser.add_argument("--kind", default="null-varied", help="kind of phantom (default: null-varied)")
     parser.add_argument("--seeds", type=int, default=20, help="searches (default: 20)")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first (default: 0)")
     parser.add_argument("--candidates", type=int, default=18, help="steered settings to try (default: 18)")

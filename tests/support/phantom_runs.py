@@ -3,7 +3,7 @@
     python -m tests.support.phantom_runs [--seeds 20] [--samples 16]
 
 As a program, it counts in how many runs of each kind every verdict is right. The engine's own draws are compared with
-the same distributions by `make phantom`; here are too many samples for an engine (20 runs of seven kinds are two
+the same distributions by `make phantom`; here are too many samples for an engine (20 runs of eight kinds take over two
 million). Random numbers are shared by the arms as vLLM shares them: one exponential draw for each (problem, sample,
 position, token), and the token with the largest p / draw is the one sampled.
 """
