@@ -14,7 +14,8 @@ def majority_of_subset(right: Iterable[int], wrong: Iterable[int], silent: int, 
     samples drawn, this is the vote of exactly these.
 
     Args:
-        right, wrong: how many samples gave each distinct answer, by its grade.
+        right: how many samples gave each distinct right answer.
+        wrong: how many gave each distinct wrong one.
         silent: how many gave none; they have no vote.
         size: 0 to the number of samples.
     """

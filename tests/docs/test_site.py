@@ -10,6 +10,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import griffe
 import pytest
 import yaml
 
@@ -20,7 +21,7 @@ SITE: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "build_site.py"))
 
 def pages(entries: list[Any]) -> list[str]:
     """The pages of a navigation, in order."""
-    found = []
+    found: list[str] = []
     for entry in entries:
         (value,) = entry.values()
         found += pages(value) if isinstance(value, list) else [value]
@@ -54,3 +55,20 @@ def test_diagrams_are_drawn_without_a_script(page: Path) -> None:
         drawn = SITE["_drawn"](diagram)
         assert drawn.startswith('<figure class="diagram"><svg')
         assert "<script" not in drawn
+
+
+def test_docstrings_name_parameters_that_exist(caplog: pytest.LogCaptureFixture) -> None:
+    """What the strict build refuses in the API reference."""
+
+    def parse(thing: griffe.Object) -> None:
+        if thing.docstring:
+            assert thing.docstring.parsed is not None
+        for member in thing.members.values():
+            if isinstance(member, griffe.Object):  # not an import of something that is elsewhere
+                parse(member)
+
+    with caplog.at_level("WARNING", logger="griffe"):
+        package = griffe.load("steerdec", search_paths=[ROOT], try_relative_path=False, docstring_parser="google")
+        assert isinstance(package, griffe.Object)
+        parse(package)
+    assert not caplog.messages
