@@ -87,8 +87,10 @@ class Progress:
         needed = {arm.name for arm in self._plan.arms}
         kept = self._at_an_earlier_end()
         still_needed: set[str] | None = None
-        for look in self._looks:
+        for before, look in zip((None, *self._looks), self._looks, strict=False):
             skip = self._skip(look, needed)
+            if before is not None and (look is self._looks[-1] or not all(skip)):
+                self._announce(before, {arm.name for arm in self._plan.arms} - needed)
             if not all(skip):
                 missing = sum(not have for have in self._skip(self._looks[-1], needed))
                 return Stage(look=look, skip=skip, total=sum(self.done) + missing)
@@ -96,7 +98,6 @@ class Progress:
                 break
             if still_needed is None:
                 still_needed = set(arms_still_needed(self._folder)) | kept
-                self._announce(look, needed - still_needed)
             needed &= still_needed
         return None
 

@@ -90,7 +90,7 @@ def test_an_arm_whose_claims_are_decided_is_dropped_at_a_planned_look(
     assert have["down"] in (2 * 20, 4 * 20, 8 * 20)
     assert finished == session.Finished(sum(have.values()), 0)
     said = capsys.readouterr().err
-    assert "down no longer needed" in said
+    assert f"look at {have['down'] // 20} of 16 samples: down no longer needed" in said
     assert "holds" not in said, "a look says which arms are dropped, not what came out"
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["looks"] == [{"samples": n, "planned": 16} for n in (2, 4, 8, 16)]
