@@ -150,7 +150,7 @@ def _null(right: float) -> Chain:
 
 
 def _null_varied(right: float) -> Chain:
-    """Return a chain on which temperatures change most texts, and no chance to be right.
+    """Return a chain on which temperatures change the texts, and no chance to be right.
 
     The decisive tokens come in three likelihoods, each with the same share of right ones. A temperature moves
     probability from one likelihood to another, so other tokens are drawn; among equals it changes nothing.
