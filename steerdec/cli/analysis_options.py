@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -64,6 +64,12 @@ Temperature = Annotated[
     typer.Option(
         parser=number(0, 100), metavar="T", help="Sampling temperature; 0 is greedy. Default: 0.6 on embedded, else 1."
     ),
+]
+
+
+Grade = Annotated[
+    Literal["correct", "incorrect"] | None,
+    typer.Option(help="Use only responses with this grade.", show_default=False),
 ]
 
 

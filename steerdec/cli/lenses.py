@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -51,6 +51,10 @@ def lenses(
     temperature: cli.Temperature = None,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
+    grade: Annotated[
+        Literal["correct", "incorrect"] | None,
+        typer.Option(help="Analyze only chains whose answer has this grade.", show_default=False),
+    ] = None,
     gap_sentences: Annotated[
         int | None,
         typer.Option(
@@ -121,6 +125,7 @@ def lenses(
                 temperature=temperature,
                 prompt=prompt,
                 thinking=thinking,
+                grade=grade,
                 dtype=dtype,
                 device=device,
             )

@@ -25,6 +25,7 @@ def profile(
     temperature: shared.Temperature = None,
     prompt: options.Prompt = None,
     thinking: options.Thinking = None,
+    grade: shared.Grade = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -65,6 +66,7 @@ def profile(
             temperature=temperature,
             prompt=prompt,
             thinking=thinking,
+            grade=grade,
             dtype=dtype,
             device=device,
         )

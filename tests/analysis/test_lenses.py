@@ -321,6 +321,22 @@ def test_a_model_that_never_reasons_is_told_and_leaves_no_page(model: Path, prob
     assert not (tmp_path / "out" / "lenses.json").exists()
 
 
+def test_of_a_grade_only_chains_with_it_are_analyzed(model: Path, problems: Path, done: Path, tmp_path: Path) -> None:
+    """The tiny model is never right, so its samples are regraded, as if the last of p1 and no other were right."""
+    asked, out = resolved(model, problems, grade="correct"), tmp_path / "out"
+    with pytest.raises(AnalysisError, match="none of 5 problems has a chain to analyze: no correct sample reasons"):
+        lens_report.lenses(asked, out, SETTINGS)
+    (out / "lenses.jsonl").unlink()
+    traces = [json.loads(line) for line in (out / "traces.jsonl").read_text("utf-8").splitlines()]
+    assert {trace["grade"] for trace in traces} == {"incorrect"}
+    for trace in traces:
+        trace["grade"] = "correct" if (trace["problem_id"], trace["sample"]) == ("p1", 3) else "incorrect"
+    (out / "traces.jsonl").write_text("".join(json.dumps(trace) + "\n" for trace in traces), "utf-8")
+    lens_report.lenses(asked, out, SETTINGS)
+    (record,) = (record for record in records_of(out) if not record.get("skipped"))
+    assert (record["problem_id"], record["sample"], record["grade"], record["rollouts"]) == ("p1", 3, "correct", 4)
+
+
 def test_a_failure_is_one_plain_line_and_a_status(model: Path, problems: Path, tmp_path: Path) -> None:
     asked = ["--model", str(model), "--problems", str(problems), "--out", str(tmp_path / "out"), "--samples", "2"]
     ran = subprocess.run([sys.executable, "-m", "steerdec", "lenses", *asked], capture_output=True, text=True)

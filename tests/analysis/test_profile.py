@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from steerdec.analysis.traces.trace import read_run
 from steerdec.benchmarks.run import session
 from steerdec.benchmarks.run.endpoint_health import Retry
 from steerdec.benchmarks.run.targets import Target
+from steerdec.common.errors import InputError
 from steerdec.problems.sets import load_problems
 from tests.support.scripted_endpoint import Script, ScriptedEndpoint
 from tests.support.tiny_lm import tiny_lm
@@ -120,6 +122,36 @@ def test_the_token_that_ends_a_response_belongs_to_it_though_its_text_is_not_sto
     (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in bare), "utf-8")
     for trace in read_run(tmp_path / "run", tokenizer):
         assert (list(trace.response_ids), trace.ids_are) == ([*ids, end] if ended else ids, origin)
+
+
+def test_of_a_grade_only_the_responses_with_it_are_profiled(model: Path, tmp_path: Path) -> None:
+    scripted_run(tmp_path / "run")
+    found = lines(tmp_path / "run" / "samples.jsonl")
+    of_arm = [sample for sample in found if sample["arm"] == "A/A"]
+    of_arm[0]["grade"], of_arm[1]["grade"] = "incorrect", "correct"
+    (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found), "utf-8")
+    asked = resolve(Source(run=tmp_path / "run", model=str(model), grade="correct", limit=1))
+    _, told = profile(asked, tmp_path / "p")
+    assert told["grades"] == {"correct": 1}
+    (trace,) = read_run(tmp_path / "run", load_tokenizer(str(model)), grade="correct", limit=1)
+    assert (trace.problem_id, trace.text) == (of_arm[1]["problem_id"], of_arm[1]["text"])
+    assert told["tokens"] == len(trace.response_ids)
+    of_arm[1]["grade"] = "incorrect"
+    (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found), "utf-8")
+    with pytest.raises(InputError, match=r"^--grade: arm A/A of .* has no correct response$"):
+        profile(asked, tmp_path / "p")
+
+
+def test_of_a_grade_only_the_sampled_responses_with_it_are_profiled(model: Path, tmp_path: Path) -> None:
+    asked = Source(model=str(model), problems="embedded", limit=3, samples=2, max_tokens=40, temperature=1.0)
+    with pytest.raises(InputError, match="--grade: none of the 6 responses is correct"):
+        profile(resolve(replace(asked, grade="correct")), tmp_path / "p")
+    path = tmp_path / "p" / "traces.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"grade": "incorrect"', '"grade": "correct"', 2), "utf-8")
+    assert sum(trace["grade"] == "correct" for trace in lines(path)) == 2
+    _, told = profile(resolve(replace(asked, grade="correct")), tmp_path / "p")
+    assert told["grades"] == {"correct": 2}
+    assert len(lines(tmp_path / "p" / "scores.jsonl")) == 2
 
 
 def test_of_a_run_an_arm_that_goes_on_from_prefixes_is_not_the_one_in_which_nothing_is_changed(

@@ -74,7 +74,7 @@ def look(loaded: Loaded, resolved: Resolved, settings: LensSettings, kept: store
             for problem in missing:
                 chain = _chain(loaded, resolved, endings, problem, traces[problem.id])
                 if chain is None:
-                    record = _skipped(problem)
+                    record = _skipped(problem, resolved.source.grade)
                 else:
                     again = problems.index(problem) % settings.again_every == 0
                     seed = _seed(resolved.source.seed or 0, problem.id)
@@ -136,12 +136,13 @@ def _chain(
 ) -> Chain | None:
     """Return the chain of a problem: from its first sample that reasons for FEWEST_TOKENS before it states an answer.
 
-    The rule is fixed in advance. None if there is no such sample.
+    With `--grade`, from its first such sample with that grade. The rule is fixed in advance. None if there is no such
+    sample. The spread over chains is over all samples, whatever their grades.
     """
     stops = stop_texts(str(resolved.source.prompt))
     cut = [reasoning(loaded.tokenizer, trace.response_ids, stops) for trace in traces]
     for trace, tokens in zip(traces, cut, strict=True):
-        if len(tokens) >= FEWEST_TOKENS:
+        if len(tokens) >= FEWEST_TOKENS and resolved.source.grade in (None, trace.grade):
             return Chain(
                 problem_id=problem.id,
                 sample=trace.sample,
@@ -156,8 +157,9 @@ def _chain(
     return None
 
 
-def _skipped(problem: Problem) -> dict[str, Any]:
-    why = f"no sample reasons for {FEWEST_TOKENS} tokens before it states an answer"
+def _skipped(problem: Problem, grade: str | None) -> dict[str, Any]:
+    sample = "sample" if grade is None else f"{grade} sample"
+    why = f"no {sample} reasons for {FEWEST_TOKENS} tokens before it states an answer"
     return {"problem_id": problem.id, "arm": ARM, "sample": -1, "error": None, "skipped": why}
 
 

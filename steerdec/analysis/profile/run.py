@@ -37,7 +37,7 @@ def profile(
     """
     with store.opened(out, {"analysis": "profile"} | resolved.settings()) as kept:
         loaded = source.load(resolved)
-        found = source.all_traces(resolved, loaded, kept)
+        found = source.of_grade(source.all_traces(resolved, loaded, kept), resolved.source.grade)
         scores = source.all_scores(found, loaded, kept)
         least = MIN_COUNT if min_count is None else min_count
         result = pattern(found, scores, lambda i: str(loaded.tokenizer.decode([i])), min_count=least)

@@ -36,6 +36,7 @@ class Source:
     temperature: float | None = None
     prompt: str | None = None
     thinking: bool | None = None
+    grade: str | None = None  # only responses with this grade
     dtype: str | None = None
     device: str | None = None
 
@@ -108,7 +109,9 @@ def all_traces(resolved: Resolved, loaded: Loaded, store: Store) -> list[Trace]:
     """
     requested = resolved.source
     if requested.run is not None:
-        return traces.read_run(requested.run, loaded.tokenizer, arm=requested.arm, limit=requested.limit)
+        return traces.read_run(
+            requested.run, loaded.tokenizer, arm=requested.arm, grade=requested.grade, limit=requested.limit
+        )
     from steerdec.analysis.traces.sampling import Sampling, sample_traces
 
     problem_set = resolved.problem_set
@@ -133,6 +136,14 @@ def all_traces(resolved: Resolved, loaded: Loaded, store: Store) -> list[Trace]:
         sample_traces(loaded, problem_set, plan, done=list(kept), on_trace=keep)
     order = {problem.id: i for i, problem in enumerate(problem_set.problems)}
     return sorted(kept.values(), key=lambda trace: (order[trace.problem_id], trace.sample))
+
+
+def of_grade(found: list[Trace], grade: str | None) -> list[Trace]:
+    """Return the traces with a grade, or all of them. Raises InputError: there is none."""
+    kept = [trace for trace in found if grade is None or trace.grade == grade]
+    if found and not kept:
+        raise InputError(f"--grade: none of the {len(found)} responses is {grade}")
+    return kept
 
 
 def all_scores(found: list[Trace], loaded: Loaded, store: Store, name: str = "scores") -> list[Scores]:

@@ -85,13 +85,16 @@ def run_model(folder: Path) -> tuple[str, str | None]:
     return name, settings.server.get("dtype")
 
 
-def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int | None = None) -> list[Trace]:
+def read_run(
+    folder: Path, tokenizer: Any, *, arm: str | None = None, grade: str | None = None, limit: int | None = None
+) -> list[Trace]:
     """Return the traces of one arm of a bench run, in the order of its file, without failed and empty ones.
 
     Args:
         tokenizer: of the model that made the run.
         arm: default: the arm that changes nothing (identity, because it has telemetry; else baseline) and that writes
             whole responses.
+        grade: only traces with this grade.
         limit: maximum number of traces.
 
     Raises:
@@ -112,11 +115,13 @@ def read_run(folder: Path, tokenizer: Any, *, arm: str | None = None, limit: int
                 raise InputError(f"{folder / SAMPLES}: problem {sample.problem_id} is not of this run")
             problem = problems[sample.problem_id]
             trace = _trace(sample, sample.text, problem, prompts[problem.id], tokenizer, end)
-            if trace.response_ids:
+            if trace.response_ids and grade in (None, trace.grade):
                 found.append(trace)
         if limit is not None and len(found) >= limit:
             break
     if not found:
+        if grade is not None:
+            raise InputError(f"--grade: arm {arm} of {folder} has no {grade} response")
         raise InputError(f"{folder} is empty: arm {arm} has no sample with a text; run `steerdec bench run` first")
     return found
 
