@@ -186,10 +186,11 @@ def interim_sentence(data: RunData, missing: int) -> str:
     """Return the sentence about an unfinished run; empty if it is finished."""
     if not missing:
         return ""
-    at = ", ".join(dict.fromkeys(str(look.samples) for look in data.looks))
+    at = list(dict.fromkeys(look.samples for look in data.looks))
+    looks = plural(at[0], "sample") if len(at) == 1 else f"{', '.join(map(str, at))} samples"
     return (
         f"The run is not finished: {plural(missing, 'sample')} missing. All figures are interim; verdicts are "
-        f"made only at the planned looks ({at} samples of every problem)."
+        f"made only at the planned looks ({looks} of every problem)."
     )
 
 

@@ -173,9 +173,10 @@ def _judgement(
 ) -> Judgement:
     found = state.evidence
     if found is None:
-        reason = f"interim: the first planned look is at {looks[0].samples} samples of every problem in both arms"
+        first = plural(looks[0].samples, "sample")
+        reason = f"interim: the first planned look is at {first} of every problem in both arms"
         if len(looks) == 1:
-            reason = f"interim: the run is not finished, and no look is planned before its {looks[0].samples} samples"
+            reason = f"interim: the run is not finished, and no look is planned before {first} of every problem"
         return Judgement(
             Ruling(claim.id, claim.statement, "undecided", reason), -1, None, corrected, (np.nan,) * 2, False
         )
@@ -187,11 +188,11 @@ def _judgement(
     if found.ungraded and not np.isnan(found.bounds[0]):
         score = claim.metric in metrics.SCORES
         low, high = (amount(bound, score=score) for bound in found.bounds)
-        more.append(f"the {found.ungraded} ungraded samples could make it anything from {low} to {high}")
+        more.append(f"the {plural(found.ungraded, 'ungraded sample')} could make it anything from {low} to {high}")
     last = state.look == len(looks) - 1
     given_up = verdict == "undecided" and not last and (state.chance < FUTILE or bool(obstacle))
     if len(looks) > 1:
-        at = f"look {state.look + 1} of {len(looks)}, at {looks[state.look].samples} samples"
+        at = f"look {state.look + 1} of {len(looks)}, at {plural(looks[state.look].samples, 'sample')}"
         if (problems := looks[state.look].problems) is not None:
             at += f" of {plural(problems, 'problem')}"
         more.append(at if verdict != "undecided" or last or given_up else f"interim: {at}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from steerdec.benchmarks.report import sentences
 from steerdec.benchmarks.stats.comparisons import PROBLEMS_LIKE_THESE, SCOPES
 from steerdec.benchmarks.verdicts.summary import SummaryError, summarize
 from tests.support.studies import STEERED, Truth, coverage, studies, study, verdicts, write_study
@@ -97,6 +98,18 @@ def test_between_planned_looks_there_is_no_verdict_and_a_decided_one_stays(tmp_p
     decided = next(claim for claim in (found[4], found[9]) if claim.verdict == "holds")
     assert found[32].model_copy(update={"p_adjusted": None}) == decided.model_copy(update={"p_adjusted": None})
     assert decided.samples in (4, 8)
+
+
+def test_a_run_of_one_sample_is_spoken_of_in_the_singular(tmp_path: Path) -> None:
+    write_study(Truth(30, 1), tmp_path, seed=1)
+    edit_samples(tmp_path, lambda sample: None if sample["problem_id"] == "p29" and sample["arm"] == "B" else sample)
+    summary = summarize(tmp_path)
+    assert "no look is planned before 1 sample of every problem" in summary.claims[0].reason
+    assert "1 sample missing." in summary.interim_reason
+    assert "planned looks (1 sample of every problem)" in summary.interim_reason
+    assert "is not finished; 1 sample is missing" in str(
+        sentences.interim_sentence(summary.model_copy(update={"interim_reason": ""}))
+    )
 
 
 def test_a_verdict_stays_that_of_the_problems_it_was_made_from(tmp_path: Path) -> None:
