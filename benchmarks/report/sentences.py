@@ -74,7 +74,9 @@ def interim_sentence(summary: Summary) -> str | None:
     missing = missing_samples(summary)
     if not (summary.interim or missing):
         return None
-    counted = f"{missing:,} sample{'s are' if missing != 1 else ' is'} missing" if missing else "the verdicts are not final"
+    counted = f"{missing:,} sample{' is' if missing == 1 else 's are'} missing"
+    if not missing:
+        counted = "the verdicts are not final"
     reason = summary.interim_reason.strip() or f"this run is not finished; {counted}"
     return sentence(f"Interim: {reason[0].lower()}{reason[1:]}")
 

@@ -55,6 +55,7 @@ def plan(
     import math
 
     from steerdec.benchmarks.design import arm_sets, power
+    from steerdec.benchmarks.verdicts.wording import plural
 
     if (run is None) != (target is None):
         raise typer.BadParameter("--from and --target go together: the run to plan from, the difference to plan for")
@@ -70,7 +71,7 @@ def plan(
             problems, samples, count, p_bar=accuracy, p_sd=spread, mean_tokens=mean_tokens or math.nan
         )
     these, like_these = 100 * expected.mde_these_problems, 100 * expected.mde_problems_like_these
-    print(f"{problems} problems x {samples} samples x {count} arms = {expected.samples} samples")
+    print(f"{plural(problems, 'problem')} x {plural(samples, 'sample')} x {count} arms = {expected.samples} samples")
     print(f"smallest difference seen with 80% power, these problems:      {these:.1f} points")
     print(f"smallest difference seen with 80% power, problems like these: {like_these:.1f} points")
     print("of one arm against the baseline: one two-sided 5% test, before Holm's correction over the claims")
@@ -93,6 +94,7 @@ def _plan_from(
     run: Path, target: float, problems: int | None, samples: int | None, tokens_per_s: float | None, price: float | None
 ) -> None:
     from steerdec.benchmarks.design import from_run
+    from steerdec.benchmarks.verdicts.wording import plural
     from steerdec.records.folder import load_run
 
     load_run(run)  # says what is wrong with its run.json
@@ -111,7 +113,8 @@ def _plan_from(
         found = from_run.chances(seen, target, n, k)
         tokens = found.share * n * k * seen.arms * seen.mean_tokens
         line = (
-            f"{n} problems x {k} samples: holds {found.holds:.0%}, no effect {found.no_effect:.0%}, "
+            f"{plural(n, 'problem')} x {plural(k, 'sample')}: "
+            f"holds {found.holds:.0%}, no effect {found.no_effect:.0%}, "
             f"reversed {found.reversed:.0%}, undecided {found.undecided:.0%}; "
             f"{tokens:.3g} tokens expected ({found.share:.0%} of the planned)"
         )

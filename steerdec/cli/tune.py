@@ -158,12 +158,13 @@ def tune(
 def summary_lines(result: TuneResult, model: str) -> list[str]:
     """Return the lines that say what came out."""
     from steerdec.benchmarks.tune import final
+    from steerdec.benchmarks.verdicts.wording import plural
 
     claims = {claim.id: claim for claim in result.claims}
     plain = "none above the baseline" if result.plain is None else f"{result.plain.temperature:g}"
     lines = [
         f"best on {result.tuning_problems} tuning problems: {result.steered.name}; best plain temperature: {plain}",
-        f"on {result.held_out_problems} held-out problems, {result.test_samples} samples each "
+        f"on {result.held_out_problems} held-out problems, {plural(result.test_samples, 'sample')} each "
         f"(instrument: {result.instrument}):",
     ]
     for name, what in (
