@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# An escaped brace is text; `\boxed {x}` and MATH's `\fbox{x}` are boxes too.
-_TOKEN = re.compile(r"\\[{}]|\\(?:boxed|fbox)\s*\{|[{}]")
+# An escaped brace is text, but not after a line break, `\\}`; `\boxed {x}` and MATH's `\fbox{x}` are boxes too.
+_TOKEN = re.compile(r"\\\\(?!(?:boxed|fbox)\s*\{)|\\[{}]|\\(?:boxed|fbox)\s*\{|[{}]")
 _SPACES = re.compile(r"\s*")
 
 

@@ -59,7 +59,7 @@ def _number(parsed: list[Any]) -> Any:
     expression = parsed[0] if parsed else None
     if not isinstance(expression, sympy.Expr) or not expression.is_number:
         return None
-    return sympy.nsimplify(expression, rational=True) if expression.has(sympy.Float) else expression
+    return expression.xreplace({one: sympy.Rational(str(one)) for one in expression.atoms(sympy.Float)})
 
 
 def _differ(answer: list[Any], gold: list[Any]) -> bool:

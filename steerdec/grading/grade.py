@@ -27,21 +27,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from steerdec.common.boxes import last_box
-from steerdec.common.numerals import MAX_CHARS, NUMBER, canonical_number, read_integer, read_number
+from steerdec.common.numerals import MAX_CHARS, read_integer, read_number
 from steerdec.grading import exact
-from steerdec.grading.measures import (
-    FULL_WIDTH,
-    Measure,
-    bare,
-    is_words,
-    plain,
-    read_measure,
-    without_letter,
-    without_unit,
-)
+from steerdec.grading.measures import MAX_STATED_CHARS, Measure, read_measure, read_stated, without_unit
+from steerdec.grading.spelling import CHARACTERS, bare, is_words, leaves_open, plain, without_label, without_letter
 from steerdec.problems import gym
 
 Verdict = Literal["correct", "incorrect", "ungraded"]
@@ -90,8 +82,9 @@ def decide(text: str, problem_answer: str, kind: str, finish_reason: str | None)
         return _decide_box(box, problem_answer, kind)
     if kind == "number":
         for path, pattern in _MARKED_NUMBERS:
-            if marked := list(pattern.finditer(response)):
-                return _equal(canonical_number(marked[-1]), read_number(problem_answer), path)
+            for marked in list(pattern.finditer(response))[: -MAX_STATEMENTS - 1 : -1]:
+                if (stated := read_stated(response[marked.end() : marked.end() + MAX_STATED_CHARS])) is not None:
+                    return _equal(stated, read_number(problem_answer), path)
     return Grade(None, "incorrect", "no-answer")
 
 
@@ -129,29 +122,20 @@ def last_tagged(text: str) -> str | None:
     return (inside.strip() or None) if closing and opening else None
 
 
-# "N" must not start a sum, a product, a ratio, a mixed number, a list, or a time of day: then it is not the
-# answer. The group is atomic, so that the 1 of "1 234*2" does not match either.
-_ALONE = r"(?!\s*[-+*/xX×÷=^:]\s*[0-9]|[0-9]|,[0-9]|\.[0-9]| +[0-9]+/[0-9])"
-# Nor is it the answer where a second number measures the same thing: "2 hours and 30 minutes" is not 2.
-_UNITS = (
-    r"hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in|yards?|miles?"
-    r"|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|km|kilomet(?:er|re)s?|m|met(?:er|re)s?|cm|kg|grams?|g|degrees?"
-)
-_HALF = rf"(?!\s*(?:{_UNITS})\b[,.]?\s*(?:and\s+|&\s*)?[0-9])"
-_NUMBER_ALONE = rf"(?>{NUMBER}){_ALONE}{_HALF}"
-_LEAD = r"[\s:=*]*(?:\\\(|\\?\$)?"
 # The prompts ask for the box, "####" is GSM8K's own form, and the few-shot examples end with the sentence. They are
-# tried in this order, and the last match of each counts.
+# tried in this order, and the last one that states a number counts.
+_NUMBER_FOLLOWS = r"[\s:=*]*(?:\\\()?(?=[-+\u2212\u2013]? ?(?:\\?[$€£¥₹])? ?[-+\u2212\u2013]?\.?[0-9])"
+MAX_STATEMENTS: Final = 10  # a response that states its answer a thousand times takes no longer than another
 _MARKED_NUMBERS = (
-    ("hashes", re.compile(rf"####{_LEAD}{_NUMBER_ALONE}")),
-    ("answer-is", re.compile(rf"\banswer\s+is{_LEAD}{_NUMBER_ALONE}", re.IGNORECASE)),
+    ("hashes", re.compile(rf"####{_NUMBER_FOLLOWS}")),
+    ("answer-is", re.compile(rf"\banswer\s+is{_NUMBER_FOLLOWS}", re.IGNORECASE)),
 )
 # math-verify drops a final operator and reads "x = 70 +" as 70.
 _INCOMPLETE = re.compile(r"(?:[-+*/=^_<>×÷\u2212]|\\(?:times|cdot|div|pm|mp|leq?|geq?|neq|approx))\s*$")
 
 
 def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
-    box = box.translate(FULL_WIDTH)
+    box = box.translate(CHARACTERS)
     integers = read_integer(box), read_integer(gold)
     if None not in integers:
         return _equal(*integers, "boxed-int")
@@ -160,22 +144,27 @@ def _decide_box(box: str, gold: str, kind: str) -> Grade | Comparison:
         return _equal(*numbers, "boxed-number")
     if len(box) > MAX_CHARS:
         return Comparison(box, gold, kind)
-    if bare(plain(box)) == bare(plain(gold)) and plain(box):
+    answer, expected = plain(box), plain(gold)
+    if not without_label(expected)[0]:  # "Total: 18" is 18, but not where it matters what the label says
+        answer = without_label(answer)[1]
+    if bare(answer) == bare(expected) and answer:
         return Grade(_counted(gold), "correct", "boxed-text")
-    if _INCOMPLETE.search(box):
+    if _INCOMPLETE.search(answer):
         return Grade(box, "incorrect", "boxed-incomplete")
-    if is_words(plain(gold)):  # to math-verify letters are factors, and their order does not matter
-        answer = bare(plain(box))
-        return _grade(answer.casefold(), answer.casefold() == bare(plain(gold)).casefold(), "boxed-text")
-    letter, _ = without_letter(plain(box))
-    if letter and bare(plain(gold)).strip("()") == letter:
+    if is_words(expected):  # to math-verify letters are factors, and their order does not matter
+        word = bare(answer).casefold()
+        return _grade(word, word == bare(expected).casefold(), "boxed-text")
+    letter, _ = without_letter(answer)
+    if letter and bare(expected).strip("()") == letter:
         return Grade(_counted(gold), "correct", "boxed-text")
-    measure, of_gold = read_measure(box), read_measure(gold)
+    measure, of_gold = read_measure(answer), read_measure(expected)
     if measure is not None and of_gold is not None and not _percent(measure, of_gold):
         return _grade(str(measure), measure.equals(of_gold), "boxed-measure")
     if any(one is not None and (len(one.numbers) > 1 or one.base) for one in (measure, of_gold)):
-        return Grade(bare(plain(box)), "incorrect", "boxed-measure")  # math-verify would take one number of several
-    return Comparison(without_unit(box), without_unit(gold), kind)
+        return Grade(bare(answer), "incorrect", "boxed-measure")  # math-verify would take one number of several
+    if of_gold is not None and leaves_open(answer):  # math-verify would drop them: "2 and a half" is not 2
+        return Grade(bare(answer), "incorrect", "boxed-text")
+    return Comparison(without_unit(answer), without_unit(expected), kind)
 
 
 def _percent(answer: Measure, gold: Measure) -> bool:
@@ -185,7 +174,7 @@ def _percent(answer: Measure, gold: Measure) -> bool:
 
 def _counted(gold: str) -> str:
     """Return the form in which a right answer is counted, however it was written."""
-    measure = read_measure(gold)
+    measure = read_measure(plain(gold))
     return bare(plain(gold)) if measure is None else str(measure)
 
 

@@ -1,40 +1,39 @@
 r"""Read answers that are numbers with something beside them: `18 eggs`, `336^\circ`, `2 hours and 30 minutes`.
 
 People and models write a number with a unit, a contest letter, a base, or as a time of day. This file takes such an
-answer apart, so that `18 eggs` is 18, and never half of it: `2 hours and 30 minutes` is not 2. A letter that stands
-alone is a variable, not a unit: `5m` is not 5. In `5\text{ m}` it is a unit, because it was set as text.
+answer apart, so that `18 eggs` is 18, and never half of it: `2 hours and 30 minutes` is not 2. What counts as a unit
+is in :mod:`steerdec.grading.units`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 
 from steerdec.common.numerals import MAX_CHARS, NUMBER, canonical_number
+from steerdec.grading.spelling import CHARACTERS, bare, plain, without_letter
+from steerdec.grading.units import is_unit_word, read_unit, same_unit
 
-FULL_WIDTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ".", 0x3000: " "}
-_WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname)"
-    r"\s*\{([^{}]*)\}"
+_BASES: Final = {"two": "2", "three": "3", "four": "4", "eight": "8", "ten": "10", "twelve": "12", "sixteen": "16"}
+_BASE = re.compile(  # 101_2, (101)_{2}, 101_{two}, 101 (base 2)
+    r"\(?(?P<digits>[0-9A-Fa-f]+)\)?\s*(?:_\s*\{?|\(?base)\s*(?:base)?\s*"
+    rf"\(?(?P<base>[0-9]{{1,2}}|{'|'.join(_BASES)})\)?\s*\}}?\)?"
 )
-_TEXT, _END = "\x01", "\x02"  # around what was set as text
-_DEGREE = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b|[°º]")
-_PERCENT = re.compile(r"\\?%")
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|bf|rm)(?![A-Za-z])|(?<!\\)\\!|[~\u00a0\u2009\u202f]")
-_SPACE = re.compile(r"(?<!\\)\\[,;: ]")
-_LETTER = re.compile(r"^\(?(?P<letter>[A-J])[).:](?=\s|[-+$\\(0-9])\s*(?P<rest>.*[0-9].*)$")
-_LETTER_AFTER = re.compile(r"^(?P<rest>.*[0-9].*?)\s*\((?P<letter>[A-J])\)$")
-_BASE = re.compile(r"(?P<digits>[0-9]+|[0-9A-F]+)_\{?\s*(?P<base>[0-9]{1,2})\s*\}?")
 _SEVERAL = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
 _NUMBER = re.compile(NUMBER)
-# A unit: text, words of two letters or more, or a degree or percent sign; `per`, slashes and powers join units.
-_WORDS = r"[A-Za-zµ][A-Za-z.]+"
-_UNIT = re.compile(
-    rf"(?:\x01degree\x02\s*[CFK](?![A-Za-z])|\x01[^\x01\x02]*\x02|{_WORDS}|\^\{{?[23]\}}?|/|\s|·|\\cdot)+"
-)
 _JOIN = re.compile(r"\s*(?:,|and|&)?\s*", re.IGNORECASE)
-_PLURALS: Final = {"feet": "foot", "inches": "inch", "people": "person", "children": "child", "mice": "mouse"}
+MAX_STATED_CHARS: Final = 200  # of a sentence that states an answer
+# Where a statement of an answer ends: with its sentence, or where it begins to say why.
+_SAID = re.compile(
+    r"\n|[.;!?](?=\s|$)|,(?=\s+[^\s0-9$\\])|\s*\((?=[^)]*[0-9 ])|\s+and\s+(?!(?:a|half)\b|[0-9$\\])"
+    r"|\s+(?:because|since|so|as|which|when|where|if|after|is|are)\b"
+)
+_VALUE = re.compile(
+    r"(?P<value>.*(?:[0-9})\]]|\\pi))"
+    r"(?P<unit>\s*(?:\s*\x01[^\x01\x02]*\x02(?:\s*\^\s*\{?\s*-?[1-4]\s*\}?)?|\s[A-Za-z.]+)+)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ class Measure:
         units = zip(self.units, other.units, strict=True)
         if len(self.numbers) > 1 and not self.separator and self.units != other.units:
             return False
-        agree = all(not a or not b or a == b for a, b in units) and (
-            not self.base or not other.base or self.base == other.base
-        )
+        agree = all(same_unit(a, b) for a, b in units) and (not self.base or not other.base or self.base == other.base)
         return agree and self.numbers == other.numbers
 
     def __str__(self) -> str:
@@ -70,58 +67,41 @@ class Measure:
         return " ".join(f"{number} {unit}".strip() for number, unit in zip(self.numbers, self.units, strict=True))
 
 
-def plain(latex: str) -> str:
-    r"""Return the answer without layout: no `\left`, thin spaces, final period, or wrapper around the whole of it.
+def read_measure(text: str) -> Measure | None:
+    """Return what a plain answer (see `spelling`) says, None where it is no number with a unit.
 
-    What was set as text inside stands between the characters 1 and 2; :func:`bare` removes them.
+    A base, a ratio and a time of day are measures too.
     """
-    text = latex.translate(FULL_WIDTH)
-    text = text.replace("{,}", ",")
-    text = _LAYOUT.sub(lambda found: "" if found[0].startswith("\\") else " ", text)
-    text = _SPACE.sub(" ", text)
-    while (unwrapped := _WRAPPER.sub(rf"{_TEXT}\1{_END}", text)) != text:
-        text = unwrapped
-    text = _DEGREE.sub(f" {_TEXT}degree{_END} ", text)
-    text = _PERCENT.sub(f" {_TEXT}percent{_END} ", text)
-    text = " ".join(text.split())
-    # A wrapper around a number, `\textbf{18}` or `\text{18 eggs}`, says nothing about it.
-    text = re.sub(r"\x01(?=[^\x02]*[0-9])([^\x01\x02]*)\x02", r"\1", text)
-    text = re.sub(r"[.,;]+\s*\x02$", _END, text.strip())
-    return text.rstrip(".,;").strip()
-
-
-def bare(text: str) -> str:
-    """Return a :func:`plain` text without the marks of what was set as text."""
-    return " ".join(text.replace(_TEXT, " ").replace(_END, " ").split())
-
-
-def is_words(text: str) -> bool:
-    r"""Return whether a :func:`plain` text is words that were set as text, and nothing else: `\\text{even}`."""
-    return re.fullmatch(r"\x01\s*[^\W\d_]{2}[^\d\x01\x02]*\x02", text) is not None
-
-
-def without_letter(text: str) -> tuple[str, str]:
-    """Return (contest letter or "", the answer beside it): `(C) 12` and `12 (C)` give ("C", "12")."""
-    unmarked = re.sub(r"[\x01\x02]", "", text)
-    for pattern in (_LETTER, _LETTER_AFTER):
-        if found := pattern.match(unmarked):
-            return found["letter"], found["rest"].strip()
-    return "", text
-
-
-def read_measure(latex: str) -> Measure | None:
-    """Return what the answer says, None where it is not numbers with units, a base, a ratio or a time of day."""
-    if len(latex) > MAX_CHARS:
+    if len(text) > MAX_CHARS:
         return None
-    _, text = without_letter(plain(latex))
+    _, text = without_letter(text)
     text = re.sub(r"^[$({\[\s]+(?=[^()\[\]{}]*$)|[$\s]+$", "", text.replace("**", "").replace("\\$", "$"))
-    if found := _BASE.fullmatch(text):
-        return Measure((found["digits"].lstrip("0") or "0",), ("",), base=found["base"])
+    if found := _BASE.fullmatch(bare(text)):
+        base = found["base"]
+        digits = found["digits"].upper().lstrip("0") or "0"
+        return Measure((digits,), ("",), base=_BASES.get(base, base))
     if found := _SEVERAL.match(text):
         numbers = tuple(part.strip().lstrip("0") or "0" for part in found[0].split(":"))
-        unit = _read_unit(text[found.end() :])
-        return None if unit is None else Measure(numbers, (unit,) + ("",) * (len(numbers) - 1), separator=":")
+        unit = read_unit(text, found.end())
+        if unit is None or unit.scale or text[unit.end :].strip():
+            return None
+        return Measure(numbers, (unit.name,) + ("",) * (len(numbers) - 1), separator=":")
     return _read_pairs(text)
+
+
+def read_stated(text: str) -> str | None:
+    """Return the number that a text begins with, unless it is a part of something longer: `18 eggs, as I said`.
+
+    It is read up to the end of the sentence or of what is said about it. None where more than a unit is left there:
+    another number, an operator, a variable.
+    """
+    line = _SAID.split(text[:MAX_STATED_CHARS], maxsplit=1)[0].translate(CHARACTERS)
+    line = re.sub(r"\\?\$|\\[()\[\]]|\*\*", " ", line)
+    # In a sentence a letter after a space is a unit: nobody writes "the answer is 5 m" for a product.
+    measure = read_measure(plain(re.sub(r"(?<=[0-9]) +([mghslLJNWV])\s*$", r"\\text{ \1}", line)))
+    if measure is None or len(measure.numbers) != 1 or measure.base:
+        return None
+    return measure.numbers[0]
 
 
 def _read_pairs(text: str) -> Measure | None:
@@ -133,42 +113,32 @@ def _read_pairs(text: str) -> Measure | None:
             joined = _JOIN.match(text, at)
             at = joined.end() if joined else at
         number = _NUMBER.match(text, at)
-        if number is None:
+        unit = read_unit(text, number.end()) if number else None
+        if number is None or unit is None:
             return None
-        at = number.end()
-        unit = _UNIT.match(text, at)
-        raw = unit[0] if unit else ""
-        at += len(raw)
-        if at < len(text):  # in `2 hours and 30 minutes` the word that joins two measures is not part of a unit
-            raw = re.sub(r"(?:\band|&)[\s\x02]*$", _END if raw.rstrip().endswith(_END) else "", raw)
-        name = _read_unit(raw)
-        if name is None:
-            return None
-        numbers.append(canonical_number(number))
-        units.append(name)
+        numbers.append(_scaled(canonical_number(number), unit.scale))
+        units.append(unit.name)
+        at = unit.end
     if len(numbers) > 1 and "" in units:
         return None  # a list of numbers is no measure
     return Measure(tuple(numbers), tuple(units)) if numbers else None
 
 
-def _read_unit(raw: str) -> str | None:
-    """Return a unit in the singular and in lower case, None where the text is none: a letter alone is a variable."""
-    if not raw.strip(" \x01\x02"):
-        return ""
-    if not _UNIT.fullmatch(raw):
-        return None
-    words = re.findall(r"[A-Za-zµ]+|\^|[0-9]|/", raw)
-    return " ".join(_PLURALS.get(word, _singular(word)) for word in (word.lower() for word in words))
+def _scaled(number: str, power: int) -> str:
+    """Return `2` and a power of 6, from `2 million`, as 2000000."""
+    if not power:
+        return number
+    digits = f"{Decimal(number).scaleb(power):f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-
-
-def without_unit(latex: str) -> str:
-    r"""Return the answer for a computer algebra system, without the unit after it: `\frac{1}{2}\text{ cup}`."""
-    _, text = without_letter(plain(latex))
-    found = re.fullmatch(rf"(?P<value>.*[0-9}})\]])\s*(?:\x01[^\x01\x02]*\x02|\s{_WORDS})+", text)
-    if found and "percent" not in text and not re.search(rf"{_TEXT}|(?<![\\A-Za-z]){_WORDS}", found["value"]):
-        return found["value"]
+def without_unit(text: str) -> str:
+    r"""Return a plain answer for a computer algebra system, without the unit after it: `\frac{1}{2}\text{ cup}`."""
+    _, text = without_letter(text)
+    found = _VALUE.fullmatch(text)
+    if found and "percent" not in text and "\x01" not in found["value"]:
+        outside = re.sub(r"\x01[^\x01\x02]*\x02", " ", found["unit"])
+        words = re.findall(r"[A-Za-z.]+", outside) + re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", found["value"])
+        if all(is_unit_word(word, attached=False) for word in words):
+            return found["value"]
     return bare(text).replace(" percent", "\\%")

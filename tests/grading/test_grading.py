@@ -48,7 +48,7 @@ def test_golden_case(case: dict[str, Any]) -> None:
 
 def test_golden_cases_say_where_they_are_from_and_reach_every_path() -> None:
     assert all(case["source"] for case in CASES)
-    assert len({case["name"] for case in CASES}) == len(CASES) >= 400
+    assert len({case["name"] for case in CASES}) == len(CASES) >= 1000
     assert {case["path"] for case in CASES} == PATHS
 
 
@@ -102,8 +102,27 @@ def test_a_box_holds_balanced_braces(text: str) -> None:
         assert plain.count("{") == plain.count("}")
 
 
-WRAPPERS = ["{}", "\\text{{{}}}", "\\textbf{{{}}}", "\\mathrm{{{}}}", "\\mathbf{{{}}}"]
-UNITS = ["", " eggs", "\\text{ eggs}", "\\text{ cm}", "\\,\\mathrm{kg}", "^\\circ", "°", "\\text{ degrees}"]
+WRAPPERS = [
+    "{}",
+    "\\text{{{}}}",
+    "\\textbf{{{}}}",
+    "\\mathrm{{{}}}",
+    "\\mathbf{{{}}}",
+    "\\boldsymbol{{{}}}",
+    "\\color{{red}}{{{}}}",
+]
+UNITS = [
+    *("", " eggs", "\\text{ eggs}", "\\text{ cm}", "\\,\\mathrm{kg}", " cm^2", "\\text{ m}^{2}", " km/h"),
+    *("^\\circ", "°", "\\text{ degrees}", "^o", "^{\\circ}", "{}^\\circ", "˚", "\\degree", "^\\circ C", "℃"),
+    *("\\text{ m/s}", " €", " dollars per hour", " (eggs)", " o'clock", " more than Tom"),
+]  # fmt: skip
+# What goes on from a number and makes it another one, or a product, a power, a range, a choice.
+GOES_ON = [
+    *("x", "xy", "ab", " ABC", "^2", "²", "\\pi", " pi", "π", "\\sqrt{3}", " sqrt(3)", "√3", "\\frac{1}{2}", "½"),
+    *(" 1/2", " and a half", " or more", "\\text{ or more}", " million", "\\text{ thousand}", " tenths", " squared"),
+    *(" plus 2", "!", " to 1000001", " hours and 30 minutes", ", 1000001", " x 10^3", "\\cdot 10^{3}", "e2"),
+    *("\\%\\text{ of }7", "-inch and 2"),
+]  # fmt: skip
 THOUSANDS = [",", "{,}", "\\,", "\\ ", " ", "\u2009"]
 
 
@@ -127,6 +146,14 @@ def test_how_a_number_is_written_never_changes_its_grade(
         got = decide(written, str(n + 1), kind, "stop")
         assert isinstance(got, Grade)
         assert got.grade == "incorrect"
+
+
+@pytest.mark.parametrize("more", GOES_ON)
+def test_a_number_that_goes_on_is_not_that_number(more: str) -> None:
+    for n in (3, 18, 336):  # not 0 or 1, which some of these leave as they are
+        for kind in ("integer", "number", "math"):
+            assert grade(f"\\boxed{{{n}{more}}}", str(n), kind, "stop").grade == "incorrect"
+        assert grade(f"The answer is {n}{more}.", str(n), "number", "stop").grade == "incorrect"
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6))
@@ -164,6 +191,13 @@ def test_long_repetitive_responses_take_no_longer_than_others() -> None:
         "<think>",
         "</think>",
         "1,",
+        "%",
+        "a ",
+        "ab and ",
+        "\\text{a}",
+        "#### 1",
+        "1 1/2 ",
+        "√(",
     ):
         for kind in ("integer", "number", "gym:chain_sum#0"):
             decide(loop * 20_000, "70", kind, "stop")
