@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,7 @@ def _of_seed(folder: Path, seed: int) -> Path:
 
 def _tune(folder: Path, seed: int, url: str, options: argparse.Namespace) -> None:
     command = [
+        *(sys.executable, "-m", "steerdec.common.tether", os.getpid()),  # it would go on asking a server that is gone
         *(sys.executable, "-m", "steerdec", "tune", "--endpoint", url),
         *("--problems", folder / "phantom" / "problems.jsonl", "--max-tokens", MAX_TOKENS, "--seed", seed),
         *("--candidates", options.candidates, "--samples", options.samples, "--out", _of_seed(folder, seed)),
