@@ -53,6 +53,7 @@ def _environment(folder: Path) -> jinja2.Environment:
         "scaled": lambda value, digits=2: wording.number(None if value is None else 100 * value, digits),
         "ratio": lambda log_ratio: wording.number(None if log_ratio is None else math.exp(log_ratio)),
         "sentence": wording.sentence,
+        "counted": wording.counted,
         "plain": lambda value: wording.MISSING if value is None else f"{value:g}",
         "json": lambda value: wording.MISSING if value is None else json.dumps(value, ensure_ascii=False),
         "tint": lambda nats: round(60 * min(1.0, max(0.0, nats) / _FULL_TINT_NATS), 1),

@@ -23,6 +23,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return MINUS + text if value < 0 and float(text.replace(",", "")) != 0 else text
 
 
+def counted(count: int, word: str) -> str:
+    """Return `1 sample` or `1,440 samples`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a fraction as percent: `0.4321` -> `43.2%`."""
     return MISSING if value is None or not math.isfinite(value) else number(100 * value, digits) + "%"

@@ -257,6 +257,15 @@ def test_a_run_without_a_single_sample_still_makes_a_report(quick: Path) -> None
     assert "no sample of this run kept" in Page(html(quick)).text
 
 
+def test_one_sample_of_each_problem_is_one_sample(quick: Path) -> None:
+    settings = quick / "run.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | {"samples": 1}), "utf-8")
+    write_report(quick)
+    assert "1 samples" not in markdown(quick) + flat(Page(html(quick)).text)
+    assert ", 1 sample each, " in markdown(quick)
+    assert ", 1 sample each, " in flat(Page(html(quick)).text)
+
+
 def test_an_interim_report_looks_interim(quick: Path) -> None:
     write_report(quick)
     assert 'class="interim"' not in html(quick)
