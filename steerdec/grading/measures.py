@@ -68,7 +68,7 @@ class Measure:
 
 
 def read_measure(text: str) -> Measure | None:
-    """Return what a plain answer (see `spelling`) says, None where it is no number with a unit.
+    """Return what a plain answer (see `spelling`) says, None if it is not a number with a unit.
 
     A base, a ratio and a time of day are measures too.
     """

@@ -1,8 +1,8 @@
 r"""Tell a unit beside a number from variables, functions and operators.
 
 `18 eggs` is 18 and `18xy` is a product. Letters are a unit where they were set as text, where they are a known short
-unit, or where they are long enough for a word that is no function and no operator. A letter that stands alone is a
-variable, unless it was set as text or follows a slash: `5m` is not 5, and `5 km/h` is 5.
+unit, or where they are long enough for a word that is not a function or an operator. A letter that stands alone is
+a variable, unless it was set as text or follows a slash: `5m` is not 5, and `5 km/h` is 5.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Unit(NamedTuple):
 
 
 def read_unit(text: str, start: int = 0) -> Unit | None:
-    """Return the unit that begins at `start`, named "" where there is none; None where letters there are no unit.
+    """Return the unit that begins at `start`, named "" where there is none; None if the letters there are not a unit.
 
     It is read token by token, because one pattern for all of this takes exponential time on some texts.
     """
